@@ -1,0 +1,75 @@
+"""Load a causal LM and find its parts, whatever the architecture calls them."""
+
+import hashlib
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from infini.errors import InputError
+from infini.params import Base
+
+ATTENTION_NAMES = ("attention", "self_attn", "attn")
+
+
+def load_model(base: Base) -> PreTrainedModel:
+    """The base in float32 and evaluation mode, nothing in it trainable."""
+    _check(base)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        base.model,
+        revision=base.revision or "main",
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(base: Base) -> Tokenizer:
+    """The base's own tokenizer."""
+    _check(base)
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+        base.model, revision=base.revision or "main", trust_remote_code=False
+    )
+    return tokenizer
+
+
+def _check(base: Base) -> None:
+    """One line for a base that is not there, before anything is loaded."""
+    try:
+        AutoConfig.from_pretrained(
+            base.model, revision=base.revision or "main", trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"params.yaml: base.model: no model at {base.model!r}: a folder written by "
+            f"save_pretrained or a hub name is needed ({str(error).splitlines()[0]})"
+        ) from None
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The ModuleList of the model's decoder layers."""
+    depth = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise InputError(f"{type(model).__name__}: no ModuleList of {depth} decoder layers found")
+
+
+def attention_name(layer: nn.Module) -> str:
+    """The attribute under which a decoder layer keeps its attention."""
+    for name in ATTENTION_NAMES:
+        if isinstance(getattr(layer, name, None), nn.Module):
+            return name
+    raise InputError(f"{type(layer).__name__}: no attention under any of {ATTENTION_NAMES}")
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """A hash of the shapes and of a few values of every tensor: tells two bases apart."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        sample = tensor.flatten()[:: max(1, tensor.numel() // 64)].float().cpu().numpy()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.tobytes())
+    return digest.hexdigest()[:16]
+

@@ -1,0 +1,54 @@
+"""Distil the replaced layer of a version into an Infini layer."""
+
+import torch
+
+from infini import params
+from infini.base import load_model
+from infini.checkpoint import Checkpoint, fingerprint
+from infini.cli import run
+from infini.distillation import distillation_error, distillation_losses, record_layer
+from infini.pieces import Pieces
+from infini.record import SAMPLES, Stopwatch, save_training
+from infini.surgery import infini_slots, our_tensors, retrofit
+from infini.training import adamw, fit
+
+
+def main(version: str) -> None:
+    watch = Stopwatch(f"{version}-distill")
+    seed, base, length, placement, recipe = params.read(
+        "seed",
+        "base",
+        "data.segment_length",
+        f"replacements.{version}.layer",
+        f"replacements.{version}.distill",
+    )
+    torch.manual_seed(seed)
+    train, val = (Pieces.load(SAMPLES / f"{s}.parquet", width=length) for s in ("train", "val"))
+    model = load_model(base)
+    (index,) = placement.layers
+    train_data, val_data = (record_layer(model, index, p) for p in (train, val))
+    if not recipe.hold_out:
+        train_data += val_data
+
+    retrofit(model, "replace", placement, length)
+    layer, trained = infini_slots(model)[index], our_tensors(model)
+    settings = [seed, recipe.model_dump(), model.infini_config]
+    checkpoint = Checkpoint(f"distill-{version}", fingerprint(settings, [SAMPLES]))
+    result = fit(
+        trained,
+        [adamw(trained, recipe.lr, recipe.gate_lr)],
+        lambda epoch: distillation_losses(layer, train_data, recipe.batch_size, seed + epoch),
+        steps=[-(-len(train_data) // recipe.batch_size)] * recipe.epochs,
+        validate=(lambda: distillation_error(layer, val_data)) if recipe.hold_out else None,
+        patience=recipe.patience,
+        checkpoint=checkpoint,
+        title=f"{version} distill",
+    )
+    held_out = len(val_data) if recipe.hold_out else 0
+    save_training(version, "distill", model, result, len(train_data), held_out)
+    watch.write(seconds_per_epoch=result.seconds_per_epoch)
+    checkpoint.remove()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,26 @@
+"""Cut a corpus into short samples and long documents, split by document."""
+
+from infini import params
+from infini.base import load_tokenizer
+from infini.cli import run
+from infini.corpus import read_texts
+from infini.pieces import prepare, write
+from infini.record import DOCUMENTS, METRICS, SAMPLES, Stopwatch, write_json
+
+
+def main() -> None:
+    watch = Stopwatch("prepare_data")
+    base, data = params.read("base", "data")
+    tokenizer = load_tokenizer(base)
+    samples, documents, counts = prepare(read_texts(data.corpus), tokenizer, data)
+    write(samples, SAMPLES)
+    write(documents, DOCUMENTS)
+    for split, count in counts.items():
+        count["samples"] = len(samples.get(split, []))
+        count["documents"] = len(documents.get(split, []))
+    write_json(METRICS.parent / "data.json", counts)
+    watch.write()
+
+
+if __name__ == "__main__":
+    run(main)
