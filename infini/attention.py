@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infini.memory import (
+    EPSILON,
     Frames,
     MemoryState,
     Update,
-    feature_map,
     make_frames,
     merge_frames,
     read_and_write,
@@ -26,7 +26,7 @@ Position = Literal["none", "alibi"]
 
 
 def alibi_slopes(num_heads: int) -> Tensor:
-    """One slope a head (arXiv 2108.12409, section 3), a geometric series from 2^(-8/H) to 2^-8; (H,)."""
+    """One slope a head, a geometric series from 2^(-8/H) to 2^-8 (arXiv 2108.12409); (H,)."""
     return torch.tensor([2 ** (-8 * (h + 1) / num_heads) for h in range(num_heads)])
 
 
@@ -44,7 +44,9 @@ class InfiniAttention(nn.Module):
     ):
         super().__init__()
         if hidden_size % num_heads:
-            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
+            raise ValueError(
+                f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}"
+            )
         self.num_heads = num_heads
         self.segment_length = segment_length
         self.update: Update = update
@@ -98,13 +100,14 @@ class InfiniAttention(nn.Module):
 
     def _linear(self, frames: Frames) -> Tensor:
         """Causal linear attention within every segment, weights σ(q)σ(k)ᵀ; (B, H, S, L, D)."""
-        weights = feature_map(frames.q) @ feature_map(frames.k).transpose(-1, -2)  # (B, H, S, L, L)
+        weights = frames.queries @ frames.keys.transpose(-1, -2)  # (B, H, S, L, L)
         decay = _causal(frames).to(weights.dtype)  # (L, L)
         if self.position == "alibi":
             slopes = alibi_slopes(self.num_heads).to(weights)[:, None, None]
             decay = (decay * torch.exp(-slopes * _distances(frames)))[:, None]  # (H, 1, L, L)
         weights = weights * decay
-        out = weights @ frames.v.to(weights.dtype) / weights.sum(-1, keepdim=True)
+        total = weights.sum(-1, keepdim=True).clamp_min(EPSILON)  # zero on padding
+        out = weights @ frames.v.to(weights.dtype) / total
         return out.to(frames.v.dtype)
 
 

@@ -72,4 +72,3 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
         sample = tensor.flatten()[:: max(1, tensor.numel() // 64)].float().cpu().numpy()
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.tobytes())
     return digest.hexdigest()[:16]
-

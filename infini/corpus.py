@@ -36,7 +36,9 @@ def read_texts(corpus: str) -> Iterator[Text]:
     """Yield the documents of `corpus`: "sotu", "kjv", a folder, or a hub dataset's name."""
     for row in _open(corpus):
         if not isinstance(row.get("text"), str):
-            raise InputError(f"params.yaml: data.corpus: {corpus!r} has rows without a `text` string")
+            raise InputError(
+                f"params.yaml: data.corpus: {corpus!r} has rows without a `text` string"
+            )
         if row["text"].strip():
             yield Text(str(row.get("id") or content_id(row["text"])), row["text"])
 
@@ -86,3 +88,9 @@ def split_of(text_id: str, shares: Shares) -> str:
         if point < total:
             return split
     return SPLITS[-1]
+
+
+def base_texts(corpus: str, shares: Shares) -> list[Text]:
+    """The documents that train the embedded base: the `base` split of `sotu`, other text whole."""
+    texts = read_texts(corpus)
+    return [t for t in texts if corpus != "sotu" or split_of(t.id, shares) == "base"]

@@ -50,17 +50,13 @@ class Evaluator:
 
     def double_shift(self, model: PreTrainedModel) -> Metrics:
         documents = self._documents(self.protocols.double_shift.documents)
-        score = perplexity.double_shift(
-            model, documents, self.segment_length, title="double shift"
-        )
+        score = perplexity.double_shift(model, documents, self.segment_length, title="double shift")
         return {"ppl": score.metrics()["ppl"]}  # the bytes of a token after next mean nothing
 
     def sliding(self, model: PreTrainedModel) -> Metrics:
         recipe = self.protocols.sliding
         documents = self._documents(recipe.documents)
-        score = perplexity.sliding(
-            model, documents, recipe.context, recipe.stride, title="sliding"
-        )
+        score = perplexity.sliding(model, documents, recipe.context, recipe.stride, title="sliding")
         return score.metrics()
 
 

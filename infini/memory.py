@@ -8,6 +8,8 @@ one (D, D) product a segment is batched. Everything accumulates in float32 at le
 Shapes: B batch, H heads, T tokens, L segment length, S segments, D key width, Dv value width.
 """
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -32,7 +34,8 @@ class MemoryState(NamedTuple):
         return MemoryState(*(t.detach() for t in self))
 
 
-class Frames(NamedTuple):
+@dataclass
+class Frames:
     """Queries, keys and values laid out by segment, the state's incomplete one in front."""
 
     q: Tensor  # (B, H, S, L, D)
@@ -42,6 +45,16 @@ class Frames(NamedTuple):
     pending: int  # P: tokens in front that were read before
     tokens: int  # T: tokens that are new
 
+    @cached_property
+    def queries(self) -> Tensor:
+        """σ(Q): (B, H, S, L, D)."""
+        return feature_map(self.q)
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """σ(K), zero on padding: (B, H, S, L, D)."""
+        return feature_map(self.k) * self.mask[:, None, :, :, None]
+
 
 def feature_map(x: Tensor) -> Tensor:
     """σ(x) = ELU(x) + 1, in float32 at least."""
@@ -49,7 +62,12 @@ def feature_map(x: Tensor) -> Tensor:
 
 
 def make_frames(
-    q: Tensor, k: Tensor, v: Tensor, segment_length: int, state: MemoryState | None, mask: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segment_length: int,
+    state: MemoryState | None,
+    mask: Tensor | None,
 ) -> Frames:
     """Prepend the state's pending tokens, pad to whole segments, split by segment."""
     batch, _, tokens, _ = q.shape
@@ -85,10 +103,8 @@ def read_and_write(
     Returns the reads (B, H, S, L, Dv), zero while the memory is empty; whether anything had been
     written before each segment (B, S); and the state after the last token.
     """
-    keys = feature_map(frames.k) * frames.mask[:, None, :, :, None]  # (B, H, S, L, D)
-    queries = feature_map(frames.q)
-    values = frames.v.to(keys.dtype)
-    batch, heads, segments, length, width = keys.shape
+    keys, values = frames.keys, frames.v.to(frames.keys.dtype)
+    batch, heads, _, length, width = keys.shape
     if state is None:
         matrix = keys.new_zeros(batch, heads, width, values.shape[-1])
         normalizer = keys.new_zeros(batch, heads, width)
@@ -98,18 +114,22 @@ def read_and_write(
     # z before every segment and after the last: (B, H, S + 1, D)
     normalizers = torch.cat([normalizer[:, :, None], keys.sum(3)], 2).cumsum(2)
     writes = keys.transpose(-1, -2) @ values  # (B, H, S, D, Dv)
+    # A document's first segment finds nothing to read or to correct.
+    fresh = 1 if state is None else 0
     if update == "linear":
         # M before every segment and after the last: (B, H, S + 1, D, Dv)
         matrices = torch.cat([matrix[:, :, None], writes], 2).cumsum(2)
     else:
-        matrices = _delta_scan(keys, normalizers[:, :, :-1], writes, matrix)
+        erasures = _erasures(keys[:, :, fresh:], normalizers[:, :, fresh:-1])
+        matrices = _delta_scan(matrix, F.pad(erasures, (0, 0, 0, 0, fresh, 0)), writes)
 
-    numerator = queries @ matrices[:, :, :-1]  # (B, H, S, L, Dv)
-    denominator = (queries @ normalizers[:, :, :-1, :, None]).clamp_min(EPSILON)
+    queries, before = frames.queries[:, :, fresh:], normalizers[:, :, fresh:-1, :, None]
+    reads = queries @ matrices[:, :, fresh:-1] / (queries @ before).clamp_min(EPSILON)
+    reads = F.pad(reads, (0, 0, 0, 0, fresh, 0))  # (B, H, S, L, Dv)
     written = (normalizers[:, 0, :-1] > 0).any(-1)  # (B, S)
 
-    whole = (frames.pending + frames.tokens) // length
     end = frames.pending + frames.tokens
+    whole = end // length
 
     def rest(x: Tensor) -> Tensor:
         return x.flatten(2, 3)[:, :, whole * length : end]
@@ -121,14 +141,18 @@ def read_and_write(
         rest(frames.v),
         frames.mask.flatten(1, 2)[:, whole * length : end],
     )
-    return numerator / denominator, written, after
+    return reads, written, after
 
 
-def _delta_scan(keys: Tensor, normalizers: Tensor, writes: Tensor, matrix: Tensor) -> Tensor:
-    """M_s = (I - A_s) M_{s-1} + σ(K)ᵀV with A_s = σ(K)ᵀ diag(1 / σ(K)z) σ(K); (B, H, S + 1, D, Dv)."""
+def _erasures(keys: Tensor, normalizers: Tensor) -> Tensor:
+    """A = σ(K)ᵀ diag(1 / σ(K)z) σ(K) of every segment; (B, H, S, D, D)."""
     known = keys @ normalizers[..., None]  # σ(K)z: (B, H, S, L, 1), zero while the memory is empty
     weights = torch.where(known > 0, 1 / known.clamp_min(EPSILON), 0)
-    erasures = keys.transpose(-1, -2) @ (keys * weights)  # A: (B, H, S, D, D)
+    return keys.transpose(-1, -2) @ (keys * weights)
+
+
+def _delta_scan(matrix: Tensor, erasures: Tensor, writes: Tensor) -> Tensor:
+    """M_s = (I - A_s) M_{s-1} + σ(K)ᵀV, as read_and_write needs it; (B, H, S + 1, D, Dv)."""
     matrices = [matrix]
     for erasure, write in zip(erasures.unbind(2), writes.unbind(2), strict=True):
         matrices.append(matrices[-1] - erasure @ matrices[-1] + write)
@@ -148,8 +172,8 @@ def compressive_memory(
     """Read the memory with `q`, write `k` → `v` into it, segment by segment.
 
     q, k: (B, H, T, D) before σ; v: (B, H, T, Dv); mask: (B, T), False where a token is neither
-    read for nor written; any T. Returns (B, H, T, Dv), zeros while the memory is empty, and the state.
-    Feeding a document in any chunks, the state passed on, gives what feeding it whole gives.
+    read for nor written; any T. Returns (B, H, T, Dv), zeros while the memory is empty, and
+    the state. Feeding a document in any chunks, the state passed on, gives what feeding it whole gives.
     """
     frames = make_frames(q, k, v, segment_length, state, mask)
     reads, _, state = read_and_write(frames, update, state)

@@ -247,8 +247,8 @@ def load(file: Path | None = None) -> Params:
         raise InputError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     try:
         return Params.model_validate(content)
-    except ValidationError as errors:
-        error = errors.errors()[0]
+    except ValidationError as invalid:
+        error = invalid.errors()[0]
         key = ".".join(map(str, error["loc"])) or "versions"
         raise InputError(f"{file}: {key}: {_message(error)}") from None
 

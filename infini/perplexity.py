@@ -32,7 +32,9 @@ def cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
         return F.cross_entropy(head(h).float(), t, reduction="none", ignore_index=UNSCORED)
 
     parts = []
-    for h, t in zip(hidden.flatten(0, -2).split(CHUNK), targets.flatten().split(CHUNK), strict=True):
+    for h, t in zip(
+        hidden.flatten(0, -2).split(CHUNK), targets.flatten().split(CHUNK), strict=True
+    ):
         if torch.is_grad_enabled():
             parts.append(checkpoint(chunk_loss, h, t, use_reentrant=False))
         else:
@@ -71,7 +73,11 @@ def next_token(tokens: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def segmented(
-    model: PreTrainedModel, pieces: Pieces, segment_length: int, memory: bool = True, title: str = ""
+    model: PreTrainedModel,
+    pieces: Pieces,
+    segment_length: int,
+    memory: bool = True,
+    title: str = "",
 ) -> Score:
     """Pieces read by segments, next token scored; memory=False keeps the memory empty.
 

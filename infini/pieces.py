@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from infini.errors import InputError
 from infini.corpus import SPLITS, Text, split_of
+from infini.errors import InputError
 from infini.params import Data
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,9 @@ def prepare(
         "documents": (data.document_length, data.document_length),
     }
     # kind → split → one list of pieces a text
-    found: dict[str, dict[str, list[list[Piece]]]] = {k: {s: [] for s in q} for k, q in quotas.items()}
+    found: dict[str, dict[str, list[list[Piece]]]] = {
+        k: {s: [] for s in q} for k, q in quotas.items()
+    }
     read: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     for text in texts:
         split = split_of(text.id, data.shares)

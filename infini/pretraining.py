@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from infini.checkpoint import Checkpoint, fingerprint
+from infini.checkpoint import Checkpoint
 from infini.corpus import Text
 from infini.muon import Muon
 from infini.params import Pretrain
@@ -120,11 +120,15 @@ def losses(model: GPTNeoXForCausalLM, rows: Tensor, batch_tokens: int) -> Iterat
 def validation_loss(model: GPTNeoXForCausalLM, rows: Tensor, batch_tokens: int) -> float:
     """Mean next-token loss in nats over (rows, length)."""
     scored = list(losses(model, rows, batch_tokens))
-    return sum(s.value.item() * s.count for s in scored) / sum(s.count for s in scored)
+    return sum(s.value.item() * s.items for s in scored) / sum(s.items for s in scored)
 
 
 def pretrain(
-    recipe: Pretrain, seed: int, texts: dict[str, list[Text]], validation: list[Text]
+    recipe: Pretrain,
+    seed: int,
+    texts: dict[str, list[Text]],
+    validation: list[Text],
+    checkpoint: Checkpoint,
 ) -> tuple[GPTNeoXForCausalLM, PreTrainedTokenizerFast, Fit]:
     """Train tokenizer and model on `texts` (corpus → its base documents)."""
     torch.manual_seed(seed)
@@ -151,7 +155,7 @@ def pretrain(
         optimizers(model, recipe),
         epoch_losses,
         steps=steps,
-        checkpoint=Checkpoint("pretrain_base", fingerprint([recipe.model_dump(), seed], [])),
+        checkpoint=checkpoint,
         validate=lambda: validation_loss(model, held_out, recipe.batch_tokens),
         schedule=lambda step: cosine(step, total, recipe.warmup),
         clip=1.0,

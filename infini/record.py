@@ -8,10 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
-
-from infini import surgery
-from infini.training import Fit
 
 log = logging.getLogger(__name__)
 
@@ -45,22 +41,3 @@ class Stopwatch:
         log.info("%s: %.1f s", self.name, seconds)
         content = {"seconds": seconds, **more, "threads": torch.get_num_threads()}
         write_json(TIMES / f"{self.name}.json", content | {"machine": platform.machine()})
-
-
-def save_training(
-    version: str, step: str, model: PreTrainedModel, result: Fit, train: int, val: int
-) -> None:
-    """A training's model, curve and summary."""
-    surgery.save(model, MODELS / version / step)
-    summary: dict[str, Any] = {
-        "train_size": train,
-        "val_size": val,
-        "epochs": len(result.curve),
-        "best_epoch": result.best_epoch,
-        "stopped_early": int(result.stopped_early),
-        "train_loss": result.best["train_loss"],
-    }
-    if val:
-        summary["val_loss"] = result.best["val_loss"]
-    write_json(TRAINING / version / f"{step}.json", summary)
-    result.table().to_csv(TRAINING / version / f"{step}.csv", index=False)

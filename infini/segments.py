@@ -21,7 +21,7 @@ States = dict[int, MemoryState]  # by layer
 
 @dataclass
 class SegmentedRun:
-    """What our layers must know of the batch: whose segments its rows are, and the memory so far."""
+    """What our layers must know: whose segments the batch's rows are, the memory so far."""
 
     mask: Tensor  # real tokens: (B, T), bool
     segment_length: int
@@ -42,7 +42,7 @@ class MemoryModule(nn.Module):
         """(B*N, L, d) within a segmented run, (B, T, d) outside of one; same shape out."""
         run = self.run
         if run is None:
-            return self.attention(rows)[0]  # type: ignore[no-any-return]
+            return self.attention(rows)[0]
         batch, tokens = run.mask.shape
         documents = rows.reshape(batch, -1, rows.shape[-1])  # (B, N*L, d)
         out, run.states[self.layer_index] = self.attention(
@@ -101,4 +101,3 @@ def run_segments(
 def detach(states: States) -> States:
     """The same memory without the graph that led to it."""
     return {layer: state.detach() for layer, state in states.items()}
-

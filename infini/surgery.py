@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from infini.errors import InputError
 from infini.attention import InfiniAttention
 from infini.base import attention_name, decoder_layers, load_model, weights_fingerprint
+from infini.errors import InputError
 from infini.params import Base, Method, Placement
 from infini.segments import MemoryModule
 
@@ -33,18 +33,20 @@ class ReplacedAttention(MemoryModule):
 class InfiniLayer(nn.Module):
     """Stands where a layer stood: a fresh copy of it whose attention is ours."""
 
+    original: nn.Module
+
     def __init__(self, original: nn.Module, attention: ReplacedAttention, std: float):
         super().__init__()
         # Kept out of the submodules: not trained, not saved, given back by remove().
         self.__dict__["original"] = original
-        self.layer = copy.deepcopy(original)
+        self.layer: nn.Module = copy.deepcopy(original)
         setattr(self.layer, attention_name(self.layer), attention)
         for module in self.layer.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif hasattr(module, "reset_parameters"):
+            elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -53,6 +55,8 @@ class InfiniLayer(nn.Module):
 
 class InfiniAdapter(MemoryModule):
     """Stands where a layer stood: that layer, untouched, plus α times ours beside it."""
+
+    original: nn.Module
 
     def __init__(
         self, original: nn.Module, attention: InfiniAttention, layer_index: int, alpha: float

@@ -11,7 +11,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from infini.checkpoint import Checkpoint
 from infini.errors import InputError
 from infini.progress import on_terminal
+from infini.record import write_json
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +31,8 @@ log = logging.getLogger(__name__)
 class Loss(NamedTuple):
     """What one backward pass needs."""
 
-    value: Tensor  # mean over `count` scored items
-    count: int
+    value: Tensor  # mean over `items` scored tokens or samples
+    items: int
     weight: float = 1.0  # of its gradient, where several make one step
     step: bool = True  # take an optimizer step after this one
 
@@ -57,6 +59,21 @@ class Fit:
     def table(self) -> pd.DataFrame:
         """Columns epoch, train_loss, val_loss (empty without validation)."""
         return pd.DataFrame(self.curve, columns=["epoch", "train_loss", "val_loss"])
+
+    def write(self, file: Path, train: int, val: int) -> None:
+        """The summary as `file`.json and the curve as `file`.csv; sizes of what was trained on."""
+        summary: dict[str, Any] = {
+            "train_size": train,
+            "val_size": val,
+            "epochs": len(self.curve),
+            "best_epoch": self.best_epoch,
+            "stopped_early": int(self.stopped_early),
+            "train_loss": self.best["train_loss"],
+        }
+        if val:
+            summary["val_loss"] = self.best["val_loss"]
+        write_json(file.with_suffix(".json"), summary)
+        self.table().to_csv(file.with_suffix(".csv"), index=False)
 
 
 def adamw(trained: dict[str, nn.Parameter], lr: float, gate_lr: float) -> Optimizer:
@@ -85,8 +102,8 @@ def fit(
     """Train `trained` (name → parameter) in place.
 
     losses(epoch) yields the epoch's losses one by one; each is backpropagated before
-    the next is asked for. steps: optimizer steps of each epoch. validate() gives the validation loss; without it the last
-    epoch is kept. patience: epochs without a better validation loss before stopping.
+    the next is asked for. steps: optimizer steps of each epoch. validate() gives the
+    validation loss; without it the last epoch is kept. patience: epochs without a better validation loss before stopping.
     schedule(step) multiplies every learning rate. clip: maximum gradient norm.
     """
     result = Fit()
@@ -118,7 +135,7 @@ def fit(
                     "lower the learning rate"
                 )
             (loss.value * loss.weight).backward()
-            total, count = total + loss.value.item() * loss.count, count + loss.count
+            total, count = total + loss.value.item() * loss.items, count + loss.items
             if not loss.step:
                 continue
             if clip is not None:

@@ -7,8 +7,8 @@ from infini.base import load_model
 from infini.checkpoint import Checkpoint, fingerprint
 from infini.cli import run
 from infini.documents import train_on_documents
-from infini.record import DOCUMENTS, Stopwatch, save_training
-from infini.surgery import retrofit
+from infini.record import DOCUMENTS, MODELS, TRAINING, Stopwatch
+from infini.surgery import retrofit, save
 
 
 def main(version: str) -> None:
@@ -23,7 +23,8 @@ def main(version: str) -> None:
     result, train, val = train_on_documents(
         model, recipe, length, seed, checkpoint, f"{version} adapter"
     )
-    save_training(version, "finetune", model, result, train, val)
+    save(model, MODELS / version / "finetune")
+    result.write(TRAINING / version / "finetune", train, val)
     watch.write(seconds_per_epoch=result.seconds_per_epoch)
     checkpoint.remove()
 

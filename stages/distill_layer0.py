@@ -8,8 +8,8 @@ from infini.checkpoint import Checkpoint, fingerprint
 from infini.cli import run
 from infini.distillation import distillation_error, distillation_losses, record_layer
 from infini.pieces import Pieces
-from infini.record import SAMPLES, Stopwatch, save_training
-from infini.surgery import infini_slots, our_tensors, retrofit
+from infini.record import MODELS, SAMPLES, TRAINING, Stopwatch
+from infini.surgery import infini_slots, our_tensors, retrofit, save
 from infini.training import adamw, fit
 
 
@@ -45,7 +45,8 @@ def main(version: str) -> None:
         title=f"{version} distill",
     )
     held_out = len(val_data) if recipe.hold_out else 0
-    save_training(version, "distill", model, result, len(train_data), held_out)
+    save(model, MODELS / version / "distill")
+    result.write(TRAINING / version / "distill", len(train_data), held_out)
     watch.write(seconds_per_epoch=result.seconds_per_epoch)
     checkpoint.remove()
 

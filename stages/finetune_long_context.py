@@ -5,8 +5,8 @@ from infini.base import load_model
 from infini.checkpoint import Checkpoint, fingerprint
 from infini.cli import run
 from infini.documents import train_on_documents
-from infini.record import DOCUMENTS, MODELS, Stopwatch, save_training
-from infini.surgery import load
+from infini.record import DOCUMENTS, MODELS, TRAINING, Stopwatch
+from infini.surgery import load, save
 
 
 def main(version: str) -> None:
@@ -17,13 +17,12 @@ def main(version: str) -> None:
     distilled = MODELS / version / "distill"
     model = load(distilled, load_model(base))
     settings = [seed, length, recipe.model_dump()]
-    checkpoint = Checkpoint(
-        f"finetune-{version}", fingerprint(settings, [distilled, DOCUMENTS])
-    )
+    checkpoint = Checkpoint(f"finetune-{version}", fingerprint(settings, [distilled, DOCUMENTS]))
     result, train, val = train_on_documents(
         model, recipe, length, seed, checkpoint, f"{version} finetune"
     )
-    save_training(version, "finetune", model, result, train, val)
+    save(model, MODELS / version / "finetune")
+    result.write(TRAINING / version / "finetune", train, val)
     watch.write(seconds_per_epoch=result.seconds_per_epoch)
     checkpoint.remove()
 
