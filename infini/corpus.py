@@ -36,9 +36,7 @@ def read_texts(corpus: str) -> Iterator[Text]:
     """Yield the documents of `corpus`: "sotu", "kjv", a folder, or a hub dataset's name."""
     for row in _open(corpus):
         if not isinstance(row.get("text"), str):
-            raise InputError(
-                f"params.yaml: data.corpus: {corpus!r} has rows without a `text` string"
-            )
+            raise InputError(f"params.yaml: data.corpus: {corpus!r} has a row without `text`")
         if row["text"].strip():
             yield Text(str(row.get("id") or content_id(row["text"])), row["text"])
 

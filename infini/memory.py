@@ -171,9 +171,9 @@ def compressive_memory(
 ) -> tuple[Tensor, MemoryState]:
     """Read the memory with `q`, write `k` → `v` into it, segment by segment.
 
-    q, k: (B, H, T, D) before σ; v: (B, H, T, Dv); mask: (B, T), False where a token is neither
-    read for nor written; any T. Returns (B, H, T, Dv), zeros while the memory is empty, and
-    the state. Feeding a document in any chunks, the state passed on, gives what feeding it whole gives.
+    q, k: (B, H, T, D) before σ; v: (B, H, T, Dv); mask: (B, T), False where a token is padding,
+    never written; any T. Returns (B, H, T, Dv), zeros while the memory is empty, and the state.
+    Feeding a document in any chunks, the state passed on, gives what feeding it whole gives.
     """
     frames = make_frames(q, k, v, segment_length, state, mask)
     reads, _, state = read_and_write(frames, update, state)

@@ -248,9 +248,9 @@ def load(file: Path | None = None) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as invalid:
-        error = invalid.errors()[0]
-        key = ".".join(map(str, error["loc"])) or "versions"
-        raise InputError(f"{file}: {key}: {_message(error)}") from None
+        first = invalid.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "versions"
+        raise InputError(f"{file}: {key}: {_message(first)}") from None
 
 
 def _message(error: Any) -> str:

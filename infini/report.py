@@ -51,7 +51,9 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def metrics_table(metrics: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """Rows: every metric; columns: versions, in the given order."""
-    return pd.DataFrame({version: flatten(tree) for version, tree in metrics.items()}, dtype=object)
+    columns = {version: pd.Series(flatten(tree), dtype=object) for version, tree in metrics.items()}
+    order = dict.fromkeys(key for column in columns.values() for key in column.index)
+    return pd.DataFrame(columns).reindex(list(order))
 
 
 def settings_table(versions: dict[str, Replacement | Adapter]) -> pd.DataFrame:

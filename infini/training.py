@@ -103,7 +103,8 @@ def fit(
 
     losses(epoch) yields the epoch's losses one by one; each is backpropagated before
     the next is asked for. steps: optimizer steps of each epoch. validate() gives the
-    validation loss; without it the last epoch is kept. patience: epochs without a better validation loss before stopping.
+    validation loss; without it the last epoch is kept. patience: epochs without a better
+    validation loss before stopping.
     schedule(step) multiplies every learning rate. clip: maximum gradient norm.
     """
     result = Fit()

@@ -1,9 +1,80 @@
-"""Shared by all tests: one thread, so that a sum has one order; no hub."""
+"""Shared by all tests: one thread, so that a sum has one order; no hub; a toy project."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from pathlib import Path
+
+import pytest
 import torch
+import yaml
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
+
+from infini.base import load_model
+from infini.corpus import Text
+from infini.params import Base
+from infini.pretraining import train_tokenizer
+from toy import sentence, write_params
 
 torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer GPT-NeoX with random weights and a tokenizer, as save_pretrained writes them."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = train_tokenizer([Text(str(i), sentence(200, i)) for i in range(4)], 300, 64)
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=300,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(base_folder: Path) -> PreTrainedModel:
+    return load_model(Base(model=str(base_folder)))
+
+
+@pytest.fixture
+def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of toy size in a temporary directory: a params.yaml and a folder of text."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").mkdir()
+    for i in range(24):
+        (tmp_path / "text" / f"{i}.txt").write_text(sentence(80 + i, 100 + i))
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["base"]["model"] = str(base_folder)
+    content["data"] |= {
+        "corpus": "text",
+        "shares": {"base": 0.0, "train": 0.6, "val": 0.2, "test": 0.2},
+        "samples": 12,
+        "documents": 6,
+        "document_length": 64,
+        "segment_length": 16,
+        "test": {"samples": 6, "documents": 2},
+    }
+    for version in content["replacements"].values():
+        version["distill"]["epochs"] = 3
+        version["finetune"] |= {"epochs": 2, "documents": 3, "lr": 1.0e-3}
+    content["adapters"]["v3"] |= {"epochs": 2, "documents": None}
+    content["evaluate"] = {
+        "short": {"samples": 6},
+        "segmented": {"documents": 2},
+        "memory_off": {"documents": 2},
+        "double_shift": {"documents": 2},
+        "sliding": {"documents": 2, "context": 32, "stride": 8},
+    }
+    write_params(content)
+    return tmp_path

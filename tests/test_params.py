@@ -1,0 +1,55 @@
+"""params.yaml: a wrong file is one line that names the key."""
+
+from pathlib import Path
+
+import pytest
+
+from infini import params
+from infini.errors import InputError
+from toy import read_params, write_params
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("seed", -1, "seed: input should be greater than or equal to 0, got -1"),
+        ("data.samples", "many", "data.samples: input should be a valid integer, got 'many'"),
+        ("data.shares.test", 0.9, "data.shares: must sum to 1, got 1.7"),
+        ("replacements.v2.distill.epochs", 0, "replacements.v2.distill.epochs: input should be"),
+        ("replacements.v2.finetune.lr", "1e-5", "YAML needs a dot in a number: 1.0e-4, not 1e-4"),
+        ("replacements.v2.finetune.bptt_segments", 2, "bptt_segments must be 0 with update"),
+        ("replacements.v2.layer.layers", [0, 1], "a replacement distils exactly one layer"),
+        ("replacements.v1.distill.patience", 2, "replacements.v1.distill: patience needs hold_out"),
+        ("adapters.v3.layer.local", "soft", "adapters.v3.layer.local: input should be 'softmax'"),
+        ("adapters.v3.learning_rate", 1.0, "adapters.v3.learning_rate: unknown key; remove it"),
+        ("adapters.v1", None, "adapters.v1: "),
+    ],
+)
+def test_one_line_names_the_key(project: Path, key: str, value: object, message: str) -> None:
+    content = read_params()
+    *parents, last = key.split(".")
+    block = content
+    for parent in parents:
+        block = block[parent]
+    block[last] = value
+    write_params(content)
+    with pytest.raises(InputError) as error:
+        params.read("seed")
+    assert message in str(error.value)
+    assert str(error.value).startswith("params.yaml: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_and_a_missing_file(project: Path) -> None:
+    content = read_params()
+    del content["data"]["documents"]
+    write_params(content)
+    with pytest.raises(InputError, match=r"params.yaml: data.documents: is missing; add it"):
+        params.load()
+    Path("params.yaml").unlink()
+    with pytest.raises(InputError, match=r"params.yaml: not found"):
+        params.load()
+
+
+def test_read_gives_just_the_values_asked_for(project: Path) -> None:
+    assert params.read("seed", "replacements.v2.finetune.patience") == [0, 2]

@@ -1,0 +1,122 @@
+"""Every stage's main, run whole in a temporary directory at toy size."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from infini import report
+from infini.errors import InputError
+from toy import read_params, write_params
+
+
+def stage(name: str, *words: str) -> None:
+    importlib.import_module(f"stages.{name}").main(*words)
+
+
+def run_all() -> None:
+    params = read_params()
+    stage("prepare_data")
+    stage("evaluate_ppl", "base")
+    for version in params["replacements"]:
+        stage("distill_layer0", version)
+        stage("finetune_long_context", version)
+        stage("evaluate_ppl", version)
+    for version in params["adapters"]:
+        stage("adapter_parallel", version)
+        stage("evaluate_ppl", version)
+    stage("compare_report")
+
+
+def files(folder: str) -> set[str]:
+    return {str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def test_the_whole_pipeline(project: Path) -> None:
+    content = read_params()
+    content["replacements"]["v9"] = content["replacements"]["v2"]
+    write_params(content)
+    run_all()
+
+    versions = ["base", "v1", "v2", "v9", "v3"]
+    assert files("data/models") == {
+        f"{v}/{step}/{file}"
+        for v, steps in {"v1": 2, "v2": 2, "v9": 2, "v3": 1}.items()
+        for step in ("finetune", "distill")[:steps]
+        for file in ("infini_config.json", "infini.safetensors")
+    }
+    assert files("reports/metrics") == {f"{v}.json" for v in versions}
+    assert {f"plots/{n}.png" for n in ("distill", "finetune", "perplexity")} < files("reports")
+    assert not Path(".checkpoints").exists()
+
+    metrics = {v: json.loads(Path(f"reports/metrics/{v}.json").read_text()) for v in versions}
+    keys = {v: set(report.flatten(m)) for v, m in metrics.items()}
+    assert keys["v2"] == keys["v9"]
+    assert keys["v2"] - keys["v1"] == {"distill.val_loss", "finetune.val_ppl"}
+    assert {k for k in keys["v2"] if not k.startswith("distill.")} | {"alpha.layer0"} == keys["v3"]
+    assert metrics["v2"] == metrics["v9"]  # the same recipe and seed: the same figures
+    assert metrics["v1"]["distill"]["train_size"] == 12
+    assert metrics["v2"]["distill"]["train_size"] == 11
+
+    page = Path("reports/compare.md").read_text()
+    for word in ("v9 vs v1", "Context recovery", "PPL gap (distillation)", "finetune.lr"):
+        assert word in page
+    curves = pd.read_csv("reports/plots/distill.csv")
+    assert set(curves["version"]) == {"v1", "v2", "v9"}
+    assert set(curves.loc[curves["version"] == "v1", "split"]) == {"train"}
+
+
+def test_a_model_of_pythia_70m_shape_from_a_local_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seed's own base and a local corpus by params alone: random weights, real shape."""
+    import torch
+    from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+
+    content = read_params()
+    tokenizer = AutoTokenizer.from_pretrained(content["base"]["model"])
+    torch.manual_seed(0)
+    GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=50304,
+            hidden_size=512,
+            num_hidden_layers=6,
+            num_attention_heads=8,
+            intermediate_size=2048,
+            max_position_embeddings=2048,
+            rotary_pct=0.25,
+        )
+    ).save_pretrained("pythia-70m")
+    tokenizer.save_pretrained("pythia-70m")
+    Path("lines").mkdir()
+    lines = [{"text": p.read_text()} for p in sorted(Path("text").iterdir())]
+    Path("lines/a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    content["base"]["model"] = "pythia-70m"
+    content["data"]["corpus"] = "lines"
+    content["replacements"]["v1"]["distill"]["epochs"] = 1
+    write_params(content)
+    stage("prepare_data")
+    stage("distill_layer0", "v1")
+    from safetensors.torch import load_file
+
+    tensors = load_file("data/models/v1/distill/infini.safetensors")
+    assert tensors["layers.0.layer.attention.attention.q_proj.weight"].shape == (512, 512)
+    assert tensors["layers.0.layer.attention.attention.beta"].shape == (8,)
+    assert tensors["layers.0.layer.mlp.dense_h_to_4h.weight"].shape == (2048, 512)
+
+
+def test_stages_refuse_what_is_missing(project: Path) -> None:
+    with pytest.raises(InputError, match=r"train.parquet: not found; run stage prepare_data"):
+        stage("distill_layer0", "v1")
+    content = read_params()
+    content["base"]["model"] = "no/such-model"
+    write_params(content)
+    with pytest.raises(InputError, match=r"params.yaml: base.model: no model at 'no/such-model'"):
+        stage("prepare_data")
+
+
+def test_an_unknown_version_is_named(project: Path) -> None:
+    with pytest.raises(InputError, match=r"replacements.v8.layer: no such key"):
+        stage("distill_layer0", "v8")

@@ -1,0 +1,184 @@
+"""The one loop: early stopping, best weights, resuming to the same bits; its losses."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from infini.base import decoder_layers
+from infini.checkpoint import Checkpoint, fingerprint
+from infini.distillation import distillation_error, layer_error, record_layer
+from infini.documents import document_losses
+from infini.errors import InputError
+from infini.params import LongRecipe, Placement
+from infini.pieces import Pieces
+from infini.surgery import infini_slots, our_tensors, retrofit
+from infini.training import Fit, Loss, adamw, fit
+
+L = 16
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def quadratic(
+    epochs: int,
+    fail_in: int | None = None,
+    patience: int | None = None,
+    vals: list[float] | None = None,
+) -> tuple[Fit, torch.Tensor]:
+    weight = nn.Parameter(torch.tensor([3.0, -2.0]))
+    trained = {"w": weight}
+
+    def losses(epoch: int) -> Iterator[Loss]:
+        for i in range(4):
+            if epoch == fail_in and i == 2:
+                raise KeyboardInterrupt
+            noise = torch.randn(2, generator=torch.Generator().manual_seed(10 * epoch + i))
+            yield Loss((weight + noise).square().sum(), 1)
+
+    left = iter(vals or [])
+    result = fit(
+        trained,
+        [adamw(trained, 0.1, 0.1)],
+        losses,
+        steps=[4] * epochs,
+        checkpoint=Checkpoint("quadratic", "key"),
+        validate=(lambda: next(left)) if vals else None,
+        patience=patience,
+    )
+    return result, weight.detach().clone()
+
+
+def test_a_killed_run_continues_to_the_same_bits() -> None:
+    undisturbed, expected = quadratic(6)
+    Checkpoint("quadratic", "key").remove()
+    with pytest.raises(KeyboardInterrupt):
+        quadratic(6, fail_in=4)
+    resumed, got = quadratic(6)
+    assert torch.equal(got, expected)
+    assert [r["train_loss"] for r in resumed.curve] == [r["train_loss"] for r in undisturbed.curve]
+
+
+def test_early_stopping_keeps_the_best_epoch() -> None:
+    _, at_two = quadratic(2)
+    Checkpoint("quadratic", "key").remove()
+    result, weight = quadratic(9, patience=2, vals=[3.0, 1.0, 2.0, 1.5, 0.5])
+    assert (len(result.curve), result.best_epoch, result.stopped_early) == (4, 2, True)
+    assert torch.equal(weight, at_two)
+    assert result.best["val_loss"] == 1.0
+
+
+def test_a_diverging_loss_stops_with_its_place() -> None:
+    weight = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(InputError, match="the loss is nan in epoch 1, step 0"):
+        fit(
+            {"w": weight},
+            [adamw({"w": weight}, 0.1, 0.1)],
+            lambda _: iter([Loss(weight * float("nan"), 1)]),
+            steps=[1],
+            checkpoint=Checkpoint("nan", "key"),
+        )
+
+
+def test_the_key_follows_settings_and_inputs(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("a")
+    first = fingerprint({"lr": 1.0}, [tmp_path / "in"])
+    assert fingerprint({"lr": 1.0}, [tmp_path / "in"]) == first
+    assert fingerprint({"lr": 2.0}, [tmp_path / "in"]) != first
+    (tmp_path / "in").write_text("b")
+    assert fingerprint({"lr": 1.0}, [tmp_path / "in"]) != first
+
+
+def test_gates_have_their_own_rate_and_no_decay() -> None:
+    names = ["layers.0.alpha", "layers.0.attention.beta", "layers.0.attention.q_proj.weight"]
+    groups = adamw({n: nn.Parameter(torch.ones(1)) for n in names}, 0.1, 0.5).param_groups
+    assert [(len(g["params"]), g["lr"]) for g in groups] == [(1, 0.1), (2, 0.5)]
+    assert groups[1]["weight_decay"] == 0
+
+
+def some_pieces(lengths: list[int], width: int, seed: int = 0) -> Pieces:
+    tokens = torch.randint(
+        300, (len(lengths), width), generator=torch.Generator().manual_seed(seed)
+    )
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    return Pieces(tokens * mask, mask, torch.tensor(lengths))
+
+
+def test_distillation_ignores_padding_and_carries_no_memory(model: PreTrainedModel) -> None:
+    text = some_pieces([16, 9], L)
+    teacher = record_layer(model, 0, text)
+    retrofit(model, "replace", Placement(layers=[0], local="linear"), L)
+    layer = infini_slots(model)[0]
+    both = distillation_error(layer, teacher)
+    total = 0.0
+    for i, length in enumerate((16, 9)):  # each by itself, without its padding
+        out = layer(teacher.inputs[i : i + 1, :length])
+        total += (out - teacher.outputs[i : i + 1, :length]).square().mean().item() * length
+    assert both == pytest.approx(total / 25, rel=1e-5)
+    teacher.inputs[1, 9:] = 1e3
+    teacher.outputs[1, 9:] = -1e3
+    assert distillation_error(layer, teacher) == pytest.approx(both, rel=1e-6)
+    assert layer_error(layer, teacher, torch.tensor([0, 1])).requires_grad
+
+
+def test_the_teacher_is_the_bases_own_layer(model: PreTrainedModel) -> None:
+    text = some_pieces([16, 16], L)
+    hidden = model(text.tokens, output_hidden_states=True).hidden_states
+    teacher = record_layer(model, 0, text)
+    torch.testing.assert_close(teacher.inputs, hidden[0])
+    torch.testing.assert_close(teacher.outputs, hidden[1])
+    assert len(decoder_layers(model)) == 2
+
+
+def recipe(**changed: object) -> LongRecipe:
+    values = {
+        "epochs": 1, "lr": 1e-3, "gate_lr": 1e-2, "batch_size": 1, "hold_out": False,
+        "patience": None, "documents": None, "update": "document", "bptt_segments": None,
+    }  # fmt: skip
+    return LongRecipe(**(values | changed))
+
+
+def gradients(model: PreTrainedModel, how: LongRecipe) -> tuple[float, list[bool], torch.Tensor]:
+    text = some_pieces([64, 64], 64)
+    model.zero_grad()
+    total, count, steps = 0.0, 0, []
+    for loss in document_losses(model, text, L, how, seed=0):
+        (loss.value * loss.weight).backward()
+        total, count = total + loss.value.item() * loss.items, count + loss.items
+        steps.append(loss.step)
+    flat = torch.cat([p.grad.flatten() for p in our_tensors(model).values() if p.grad is not None])
+    return total / count, steps, flat
+
+
+def test_document_losses_cover_every_token_whatever_the_chunks(model: PreTrainedModel) -> None:
+    torch.manual_seed(0)
+    retrofit(model, "parallel", Placement(layers=[0]), L, alpha=1.0)
+    whole, steps, exact = gradients(model, recipe())
+    assert steps == [True, True]
+    pairs, steps, truncated = gradients(model, recipe(bptt_segments=1))
+    assert steps == [False, True, False, True]
+    segments, steps, detached = gradients(model, recipe(update="segment", bptt_segments=0))
+    assert steps == [True] * 8
+    # No optimizer runs here: the values agree, the gradients through the memory do not.
+    assert pairs == pytest.approx(whole, rel=1e-5)
+    assert segments == pytest.approx(whole, rel=1e-5)
+    assert not torch.allclose(truncated, exact, rtol=1e-3)
+    assert not torch.allclose(detached, exact, rtol=1e-3)
+
+
+def test_gradient_of_a_document_is_that_of_its_mean_loss(model: PreTrainedModel) -> None:
+    retrofit(model, "parallel", Placement(layers=[0]), L, alpha=1.0)
+    how = recipe(bptt_segments=0)
+    _, _, weighted = gradients(model, how)
+    text = some_pieces([64, 64], 64)
+    model.zero_grad()
+    for loss in document_losses(model, text, L, how, seed=0):
+        (loss.value * loss.items / 63).backward()
+    flat = torch.cat([p.grad.flatten() for p in our_tensors(model).values() if p.grad is not None])
+    torch.testing.assert_close(flat, weighted)
