@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from infini.checkpoint import Checkpoint
 from infini.params import LongRecipe
-from infini.perplexity import UNSCORED, cross_entropy, next_token, segmented
+from infini.perplexity import UNSCORED, cross_entropy, head_of, next_token, segmented
 from infini.pieces import Pieces, train_val_sizes
 from infini.record import DOCUMENTS
 from infini.segments import States, detach, run_segments
@@ -28,7 +28,7 @@ def document_losses(
     model: PreTrainedModel, documents: Pieces, segment_length: int, recipe: LongRecipe, seed: int
 ) -> Iterator[Loss]:
     """An epoch's losses, chunk after chunk, in the order of documents that `seed` gives."""
-    head = model.get_output_embeddings()
+    head = head_of(model)
     for batch in documents.shuffled(recipe.batch_size, seed):
         targets = next_token(batch.tokens, batch.mask)
         length = batch.tokens.shape[1]

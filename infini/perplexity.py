@@ -6,40 +6,59 @@ the next segment's first token. Every protocol takes any model, an untouched bas
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from infini.pieces import Pieces
 from infini.progress import progress
 from infini.segments import run_segments
 
-CHUNK = 1024  # tokens whose logits exist at a time
+CHUNK = 256  # tokens whose logits exist at a time
 BATCH_TOKENS = 8192  # tokens of a forward pass
 UNSCORED = -100  # the target of a position that is not scored
 
 
-def cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
-    """Losses in nats without ever holding all logits: each chunk's are made again for its gradient.
+class _CrossEntropy(torch.autograd.Function):
+    """Logits of a chunk are turned into its losses and its gradient at once, then dropped."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        losses = hidden.new_empty(len(hidden), dtype=torch.float32)
+        gradient = torch.empty_like(hidden) if wanted else hidden[:0]
+        for start in range(0, len(hidden), CHUNK):
+            part = slice(start, start + CHUNK)
+            scored = targets[part, None] != UNSCORED  # (c, 1)
+            index = targets[part, None].where(scored, 0)
+            logits = F.linear(hidden[part], weight, bias).float()  # (c, V)
+            total = logits.logsumexp(-1, keepdim=True)
+            losses[part] = ((total - logits.gather(1, index)) * scored)[:, 0]
+            if wanted:
+                error = logits.sub_(total).exp_()  # the probabilities
+                error.scatter_add_(1, index, -torch.ones_like(total)).mul_(scored)
+                torch.mm(error.to(weight.dtype), weight, out=gradient[part])
+        ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer[0][:, None].to(gradient.dtype), None, None, None
+
+
+def cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+    """Losses in nats through a frozen head, without ever holding more than a chunk of logits.
 
     hidden: (..., d), targets: (...) with UNSCORED where nothing is scored; (...), zero there.
     """
-
-    def chunk_loss(h: Tensor, t: Tensor) -> Tensor:
-        return F.cross_entropy(head(h).float(), t, reduction="none", ignore_index=UNSCORED)
-
-    parts = []
-    for h, t in zip(
-        hidden.flatten(0, -2).split(CHUNK), targets.flatten().split(CHUNK), strict=True
-    ):
-        if torch.is_grad_enabled():
-            parts.append(checkpoint(chunk_loss, h, t, use_reentrant=False))
-        else:
-            parts.append(chunk_loss(h, t))
-    return torch.cat(parts).view(targets.shape)
+    losses = _CrossEntropy.apply(hidden.flatten(0, -2), head.weight, head.bias, targets.flatten())
+    return losses.view(targets.shape)
 
 
 @dataclass
@@ -87,7 +106,7 @@ def segmented(
     for batch in progress(pieces.batches(BATCH_TOKENS), title):
         hidden, _ = run_segments(model, batch.tokens, segment_length, memory=memory)
         targets = next_token(batch.tokens, batch.mask)
-        score.nats += cross_entropy(hidden, _head(model), targets).double().sum().item()
+        score.nats += cross_entropy(hidden, head_of(model), targets).double().sum().item()
         score.tokens += int((targets != UNSCORED).sum())
     return score
 
@@ -107,7 +126,7 @@ def double_shift(
         hidden, _ = run_segments(model, segments[:, :, :-1].flatten(1), fed)
         hidden = hidden.unflatten(1, (-1, fed))[:, :, :-1]  # (B, N, L-2, d)
         targets = segments[:, :, 2:]  # (B, N, L-2)
-        score.nats += cross_entropy(hidden, _head(model), targets).double().sum().item()
+        score.nats += cross_entropy(hidden, head_of(model), targets).double().sum().item()
         score.tokens += targets.numel()
     return score
 
@@ -130,7 +149,7 @@ def sliding(
             hidden = model.get_decoder()(batch.tokens[:, start:end], use_cache=False)
             new = slice(scored_to - start, end - start)
             nats = cross_entropy(
-                hidden.last_hidden_state[:, new], _head(model), targets[:, scored_to:end]
+                hidden.last_hidden_state[:, new], head_of(model), targets[:, scored_to:end]
             )
             score.nats += nats.double().sum().item()
             score.tokens += int((targets[:, scored_to:end] != UNSCORED).sum())
@@ -140,7 +159,8 @@ def sliding(
     return score
 
 
-def _head(model: PreTrainedModel) -> nn.Module:
+def head_of(model: PreTrainedModel) -> nn.Linear:
+    """The frozen layer that turns hidden states into logits."""
     head = model.get_output_embeddings()
-    assert isinstance(head, nn.Module)
+    assert isinstance(head, nn.Linear)
     return head

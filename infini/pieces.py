@@ -84,12 +84,25 @@ class Pieces:
             yield Batch(self.tokens[chosen], self.mask[chosen])
 
 
-def cut(text: Text, tokenizer: Tokenizer, length: int, minimum: int) -> list[Piece]:
-    """A text's consecutive pieces of `length` tokens; the last one from `minimum` tokens on."""
+class Encoded(NamedTuple):
+    """A text and its tokens."""
+
+    text: Text
+    ids: list[int]
+    offsets: list[tuple[int, int]]  # characters of the text that each token covers
+
+
+def encode(text: Text, tokenizer: Tokenizer) -> Encoded:
+    """All of a text's tokens, no special ones."""
     encoded = tokenizer(
         text.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    return Encoded(text, encoded["input_ids"], encoded["offset_mapping"])
+
+
+def cut(encoded: Encoded, length: int, minimum: int) -> list[Piece]:
+    """A text's consecutive pieces of `length` tokens; the last one from `minimum` tokens on."""
+    text, ids, offsets = encoded
     pieces = []
     for start in range(0, len(ids) - minimum + 1, length):
         end = min(start + length, len(ids))
@@ -124,12 +137,12 @@ def prepare(
     read: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     for text in texts:
         split = split_of(text.id, data.shares)
-        count = len(tokenizer(text.text, add_special_tokens=False, verbose=False)["input_ids"])
-        read[split].update(texts=1, tokens=count, characters=len(text.text))
+        encoded = encode(text, tokenizer)
+        read[split].update(texts=1, tokens=len(encoded.ids), characters=len(text.text))
         if split == "base":
             continue
         for kind, (length, minimum) in lengths.items():
-            if pieces := cut(text, tokenizer, length, minimum):
+            if pieces := cut(encoded, length, minimum):
                 found[kind][split].append(pieces)
         if all(len(found[k][s]) >= n for k, q in quotas.items() for s, n in q.items()):
             break

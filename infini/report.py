@@ -57,11 +57,15 @@ def metrics_table(metrics: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 
 def settings_table(versions: dict[str, Replacement | Adapter]) -> pd.DataFrame:
-    """Rows: every setting; columns: versions."""
-    return pd.DataFrame(
-        {version: flatten(recipe.model_dump()) for version, recipe in versions.items()},
-        dtype=object,
-    )
+    """Rows: every setting; columns: versions. An adapter's training stands beside finetuning."""
+    columns = {}
+    for version, recipe in versions.items():
+        settings = recipe.model_dump()
+        if isinstance(recipe, Adapter):
+            own = {name: settings.pop(name) for name in ("layer", "alpha")}
+            settings = own | {"finetune": settings}
+        columns[version] = flatten(settings)
+    return pd.DataFrame(columns, dtype=object)
 
 
 def show(value: Any) -> str:
@@ -142,8 +146,9 @@ def findings(table: pd.DataFrame) -> list[str]:
         recovered = math.log(base / ours) / math.log(base / ceiling)
         sentences.append(
             f"**{version}**: {ours:.2f}, {abs(100 * (ours / base - 1)):.1f} % "
-            f"{'above' if ours > base else 'below'} the base by segments; its memory alone brings "
-            f"{100 * (1 - ours / empty):+.2f} % ({empty:.2f} with the memory kept empty). "
+            f"{'above' if ours > base else 'below'} the base by segments. Its memory "
+            f"{'lowers' if ours < empty else 'raises'} perplexity by "
+            f"{abs(100 * (ours / empty - 1)):.2f} % (memory kept empty: {empty:.2f}). "
             f"Context recovery {100 * recovered:.0f} %."
         )
     return sentences
@@ -152,10 +157,10 @@ def findings(table: pd.DataFrame) -> list[str]:
 def times_table(times: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """Rows: stages; columns: seconds in all, and an epoch."""
     rows = {
-        name: {"seconds": time["seconds"], "seconds an epoch": time.get("seconds_per_epoch")}
+        name: {"seconds": f"{time['seconds']:.1f}", "an epoch": time.get("seconds_per_epoch")}
         for name, time in times.items()
     }
-    rows["sum"] = {"seconds": round(sum(time["seconds"] for time in times.values()), 1)}
+    rows["sum"] = {"seconds": f"{sum(time['seconds'] for time in times.values()):.1f}"}
     return pd.DataFrame.from_dict(rows, "index", dtype=object)
 
 

@@ -12,7 +12,7 @@ from infini import params
 from infini.corpus import SPLITS, Text, content_id, read_texts, split_of
 from infini.errors import InputError
 from infini.params import Shares
-from infini.pieces import Pieces, cut, prepare
+from infini.pieces import Pieces, cut, encode, prepare
 from toy import sentence
 
 SHARES = Shares(base=0.4, train=0.3, val=0.1, test=0.2)
@@ -53,7 +53,7 @@ def test_pieces_stay_within_a_text_and_count_their_bytes(base_folder: Path) -> N
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     text = Text("a", sentence(60, 0) + " by the way " + sentence(20, 1))
     ids = tokenizer(text.text)["input_ids"]
-    pieces = cut(text, tokenizer, 16, 8)
+    pieces = cut(encode(text, tokenizer), 16, 8)
     assert [piece.start for piece in pieces] == list(range(0, len(ids) - 8 + 1, 16))
     for piece in pieces:
         assert piece.tokens == ids[piece.start : piece.start + len(piece.tokens)]

@@ -39,9 +39,9 @@ def test_findings_are_computed() -> None:
     sentences = report.findings(report.metrics_table(METRICS))
     assert "10.0 % is what a memory could win" in sentences[0]
     assert "44.00, 10.0 % above the base" in sentences[1]
-    assert "memory alone brings +0.00 %" in sentences[1]
+    assert "memory raises perplexity by 0.00 %" in sentences[1]
     assert "38.00, 5.0 % below the base" in sentences[2]
-    assert "memory alone brings +5.00 %" in sentences[2]
+    assert "memory lowers perplexity by 5.00 %" in sentences[2]
     assert "Context recovery 49 %" in sentences[2]  # ln(40/38) / ln(40/36)
 
 
