@@ -2,6 +2,8 @@
 # Both set up .venv first; repeated, that costs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
+# the stages' `python` is this environment's
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: setup run test
 setup: .venv/done
@@ -14,6 +16,7 @@ setup: .venv/done
 	touch $@
 
 run: setup
+	$(BIN)/python -m infini.params
 	$(BIN)/dvc repro
 
 test: setup

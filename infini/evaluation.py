@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from infini import perplexity
 from infini.distillation import distillation_error, record_layer
+from infini.errors import InputError
 from infini.params import Evaluate
 from infini.pieces import Pieces
 from infini.record import DOCUMENTS, METRICS, MODELS, SAMPLES, TRAINING, read_json
@@ -55,6 +56,12 @@ class Evaluator:
 
     def sliding(self, model: PreTrainedModel) -> Metrics:
         recipe = self.protocols.sliding
+        longest = model.config.get_text_config().max_position_embeddings
+        if recipe.context > longest:
+            raise InputError(
+                f"params.yaml: evaluate.sliding.context: the base reads {longest} tokens at most, "
+                f"got {recipe.context}"
+            )
         documents = self._documents(recipe.documents)
         score = perplexity.sliding(model, documents, recipe.context, recipe.stride, title="sliding")
         return score.metrics()

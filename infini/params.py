@@ -7,8 +7,9 @@ a wrong value or an unknown key is one line that names the key, before any work.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from infini.errors import InputError
 
@@ -240,10 +241,11 @@ def load(file: Path | None = None) -> Params:
     """The whole file, checked. InputError: one line that names the first wrong key."""
     file = file or FILE
     try:
-        content = yaml.safe_load(file.read_text())
+        # YAML 1.2 as DVC writes it: 1e-05 is a number, which PyYAML takes for text.
+        content = YAML(typ="safe", pure=True).load(file)
     except FileNotFoundError:
         raise InputError(f"{file}: not found; run from the repository's root") from None
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         raise InputError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     try:
         return Params.model_validate(content)
@@ -261,10 +263,7 @@ def _message(error: Any) -> str:
             return "is missing; add it"
         case "value_error":
             return str(error["ctx"]["error"])
-    hint = ""
-    if isinstance(error["input"], str) and error["type"] == "float_type":
-        hint = " (YAML needs a dot in a number: 1.0e-4, not 1e-4)"
-    return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}{hint}"
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 
 
 def read(*keys: str) -> list[Any]:
@@ -283,3 +282,10 @@ def read(*keys: str) -> list[Any]:
                 raise InputError(f"{FILE}: {key}: no such key") from None
         values.append(value)
     return values
+
+
+if __name__ == "__main__":
+    try:
+        load()
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -16,7 +16,7 @@ from toy import read_params, write_params
         ("data.samples", "many", "data.samples: input should be a valid integer, got 'many'"),
         ("data.shares.test", 0.9, "data.shares: must sum to 1, got 1.7"),
         ("replacements.v2.distill.epochs", 0, "replacements.v2.distill.epochs: input should be"),
-        ("replacements.v2.finetune.lr", "1e-5", "YAML needs a dot in a number: 1.0e-4, not 1e-4"),
+        ("replacements.v2.finetune.lr", "low", "finetune.lr: input should be a valid number"),
         ("replacements.v2.finetune.bptt_segments", 2, "bptt_segments must be 0 with update"),
         ("replacements.v2.layer.layers", [0, 1], "a replacement distils exactly one layer"),
         ("replacements.v1.distill.patience", 2, "replacements.v1.distill: patience needs hold_out"),
@@ -48,6 +48,18 @@ def test_a_missing_key_and_a_missing_file(project: Path) -> None:
         params.load()
     Path("params.yaml").unlink()
     with pytest.raises(InputError, match=r"params.yaml: not found"):
+        params.load()
+
+
+def test_numbers_as_dvc_writes_them(project: Path) -> None:
+    text = Path("params.yaml").read_text().replace("gate_lr: 0.01", "gate_lr: 1e-05")
+    Path("params.yaml").write_text(text)
+    assert params.read("adapters.v3.gate_lr") == [1e-5]
+
+
+def test_broken_yaml_is_one_line(project: Path) -> None:
+    Path("params.yaml").write_text("seed: [")
+    with pytest.raises(InputError, match=r"^params.yaml: not YAML: [^\n]*$"):
         params.load()
 
 
