@@ -134,7 +134,7 @@ def prepare(
     found: dict[str, dict[str, list[list[Piece]]]] = {
         k: {s: [] for s in q} for k, q in quotas.items()
     }
-    read: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    read = {split: Counter(texts=0, tokens=0, characters=0) for split in SPLITS}
     for text in texts:
         split = split_of(text.id, data.shares)
         encoded = encode(text, tokenizer)

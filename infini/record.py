@@ -12,6 +12,7 @@ import torch
 log = logging.getLogger(__name__)
 
 SAMPLES, DOCUMENTS = Path("data/prepared/samples"), Path("data/prepared/documents")
+SUMMARY = Path("data/prepared/summary.json")
 MODELS, TRAINING = Path("data/models"), Path("data/training")
 METRICS, TIMES = Path("reports/metrics"), Path("reports/times")
 

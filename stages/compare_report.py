@@ -4,7 +4,7 @@ import pandas as pd
 
 from infini import params, plots, report
 from infini.cli import run
-from infini.record import METRICS, TIMES, TRAINING, Stopwatch, read_json, write_json
+from infini.record import METRICS, SUMMARY, TIMES, TRAINING, Stopwatch, read_json, write_json
 
 REPORTS = METRICS.parent
 UNITS = {"distill": "mean squared error", "finetune": "nats a token"}
@@ -38,7 +38,7 @@ def main() -> None:
         base=base,
         data=data,
         sliding=sliding,
-        prepared=read_json(REPORTS / "data.json"),
+        prepared=read_json(SUMMARY),
         # Measured, not tracked: a stage restored from the cache brings its own.
         times={file.stem: read_json(file) for file in sorted(TIMES.glob("*.json"))},
     )

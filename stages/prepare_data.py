@@ -1,11 +1,15 @@
 """Cut a corpus into short samples and long documents, split by document."""
 
+import logging
+
 from infini import params
 from infini.base import load_tokenizer
 from infini.cli import run
 from infini.corpus import read_texts
 from infini.pieces import prepare, write
-from infini.record import DOCUMENTS, METRICS, SAMPLES, Stopwatch, write_json
+from infini.record import DOCUMENTS, SAMPLES, SUMMARY, Stopwatch, write_json
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -18,7 +22,8 @@ def main() -> None:
     for split, count in counts.items():
         count["samples"] = len(samples.get(split, []))
         count["documents"] = len(documents.get(split, []))
-    write_json(METRICS.parent / "data.json", counts)
+        log.info("%-5s %s", split, ", ".join(f"{n:,} {what}" for what, n in count.items()))
+    write_json(SUMMARY, counts)
     watch.write()
 
 
