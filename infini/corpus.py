@@ -1,4 +1,4 @@
-"""Where text comes from, and how its documents are dealt out.
+"""Where text comes from.
 
 A corpus is an embedded one (`sotu`: US presidential messages, `kjv`: the King James
 Bible, both public domain), a folder of `.txt` / `.jsonl` files, or any hub dataset with
@@ -10,21 +10,13 @@ import importlib.metadata
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 
 from infini.errors import InputError
 from infini.params import Shares
-
-SPLITS = ("base", "train", "val", "test")
-
-
-class Text(NamedTuple):
-    """One document of the corpus."""
-
-    id: str
-    text: str
+from infini.splits import Text, split_of
 
 
 def content_id(text: str) -> str:
@@ -75,17 +67,6 @@ def _king_james_books() -> list[dict[str, str]]:
     for verse in map(json.loads, path.read_text().splitlines()):
         books.setdefault(str(verse["book"]), []).append(verse["text"])
     return [{"id": f"kjv-{book}", "text": "\n".join(verses)} for book, verses in books.items()]
-
-
-def split_of(text_id: str, shares: Shares) -> str:
-    """The split of a document: a hash of its id against the cumulated shares."""
-    point = int.from_bytes(hashlib.sha256(text_id.encode()).digest()[:8], "big") / 2**64
-    total = 0.0
-    for split in SPLITS:
-        total += getattr(shares, split)
-        if point < total:
-            return split
-    return SPLITS[-1]
 
 
 def base_texts(corpus: str, shares: Shares) -> list[Text]:

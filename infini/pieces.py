@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from infini.corpus import SPLITS, Text, split_of
 from infini.errors import InputError
 from infini.params import Data
+from infini.splits import SPLITS, Text, split_of
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from infini.checkpoint import Checkpoint
-from infini.corpus import Text
 from infini.muon import Muon
 from infini.params import Pretrain
+from infini.splits import Text
 from infini.training import Fit, Loss, fit
 
 END_OF_TEXT = "<|endoftext|>"

@@ -5,9 +5,10 @@ from pathlib import Path
 from infini import params
 from infini.checkpoint import Checkpoint, fingerprint
 from infini.cli import run
-from infini.corpus import base_texts, read_texts, split_of
+from infini.corpus import base_texts, read_texts
 from infini.pretraining import pretrain
 from infini.record import Stopwatch
+from infini.splits import split_of
 
 FOLDER = Path("data/base")
 

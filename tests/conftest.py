@@ -12,9 +12,9 @@ import yaml
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
 from infini.base import load_model
-from infini.corpus import Text
 from infini.params import Base
 from infini.pretraining import train_tokenizer
+from infini.splits import Text
 from toy import sentence, write_params
 
 torch.set_num_threads(1)

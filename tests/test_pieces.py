@@ -9,10 +9,11 @@ import torch
 from transformers import AutoTokenizer
 
 from infini import params
-from infini.corpus import SPLITS, Text, content_id, read_texts, split_of
+from infini.corpus import content_id, read_texts
 from infini.errors import InputError
 from infini.params import Shares
 from infini.pieces import Pieces, cut, encode, prepare
+from infini.splits import SPLITS, Text, split_of
 from toy import sentence
 
 SHARES = Shares(base=0.4, train=0.3, val=0.1, test=0.2)
