@@ -8,6 +8,8 @@ from typing import TypeVar
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 
@@ -17,7 +19,9 @@ def on_terminal() -> bool:
 
 
 def progress(items: Sequence[T], title: str) -> "tqdm[T]":
-    """Iterate under a bar that vanishes when done."""
+    """Iterate under a bar that vanishes when done; off a terminal, one line says what runs."""
+    if not on_terminal() and title:
+        log.info("%s …", title)
     return tqdm(items, desc=title, leave=False, disable=not on_terminal() or not title)
 
 

@@ -160,10 +160,8 @@ def fit(
         result.stopped_early = patience is not None and epoch - result.best_epoch >= patience
         bar.set_postfix(train=f"{row['train_loss']:.4g}", val=f"{val_loss:.4g}")
         if bar.disable:
-            log.info(
-                "%s: epoch %d/%d train=%.6g val=%.6g%s",
-                *(title, epoch, epochs, row["train_loss"], val_loss, " *" if better else ""),
-            )
+            val = f" val={val_loss:.6g}{' *' if better else ''}" if validate else ""
+            log.info("%s: epoch %d/%d train=%.6g%s", title, epoch, epochs, row["train_loss"], val)
         result.seconds += time.perf_counter() - started
         checkpoint.save(stored, optimizers, vars(result))
     bar.close()

@@ -39,8 +39,12 @@ def main() -> None:
         data=data,
         sliding=sliding,
         prepared=read_json(SUMMARY),
-        # Measured, not tracked: a stage restored from the cache brings its own.
-        times={file.stem: read_json(file) for file in sorted(TIMES.glob("*.json"))},
+        # Not tracked: of the last time that each stage really ran.
+        times={
+            file.stem: read_json(file)
+            for file in sorted(TIMES.glob("*.json"))
+            if file.stem.rpartition("-")[0] in ("prepare", "base", *versions)
+        },
     )
     (REPORTS / "compare.md").write_text(page)
     watch.write()

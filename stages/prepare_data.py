@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    watch = Stopwatch("prepare_data")
+    watch = Stopwatch("prepare-data")
     base, data = params.read("base", "data")
     tokenizer = load_tokenizer(base)
     samples, documents, counts = prepare(read_texts(data.corpus), tokenizer, data)

@@ -16,8 +16,8 @@ FOLDER = Path("data/base")
 def main() -> None:
     watch = Stopwatch("pretrain_base")
     seed, shares, recipe = params.read("seed", "data.shares", "pretrain")
-    corpora = {corpus for phase in recipe.phases for corpus in phase.corpora}
-    texts = {corpus: base_texts(corpus, shares) for corpus in sorted(corpora)}
+    corpora = dict.fromkeys(corpus for phase in recipe.phases for corpus in phase.corpora)
+    texts = {corpus: base_texts(corpus, shares) for corpus in corpora}
     first = recipe.phases[0].corpora[0]
     validation = [text for text in read_texts(first) if split_of(text.id, shares) == "val"]
     checkpoint = Checkpoint(
