@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter
+from matplotlib.ticker import PercentFormatter
 
 
 def curves(table: pd.DataFrame, title: str, unit: str, file: Path) -> None:
@@ -23,9 +23,7 @@ def curves(table: pd.DataFrame, title: str, unit: str, file: Path) -> None:
             )
             best = curve[curve["event"] == "best"]
             axes.plot(best["epoch"], best["loss"], "o", color=f"C{i}")
-    axes.set(title=title, xlabel="epoch", ylabel=unit, yscale="log")
-    axes.yaxis.set_major_formatter(FormatStrFormatter("%.3g"))
-    axes.yaxis.set_minor_formatter(FormatStrFormatter("%.3g"))
+    axes.set(title=title, xlabel="epoch", ylabel=unit)
     axes.grid(alpha=0.3)
     if len(table):
         axes.legend()
@@ -33,29 +31,34 @@ def curves(table: pd.DataFrame, title: str, unit: str, file: Path) -> None:
 
 
 def perplexity(table: pd.DataFrame, file: Path) -> None:
-    """Every version on long documents, with memory and without, and the base's two marks."""
-    shown = table.reindex(["segmented.ppl", "memory_off.ppl"])
-    versions = [v for v in table.columns if v != "base"]
+    """Long test documents: every version against the base by segments, in per cent."""
+    base = table.loc["segmented.ppl", "base"]
+
+    def against_base(ppl: float) -> float:
+        return 100 * (ppl / base - 1)
+
+    versions = [version for version in table.columns if version != "base"]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for offset, (row, label) in enumerate(
-        {"segmented.ppl": "memory", "memory_off.ppl": "memory kept empty"}.items()
-    ):
-        at = [i + 0.4 * (offset - 0.5) for i in range(len(versions))]
-        bars = axes.bar(at, shown.loc[row, versions].astype(float), width=0.38, label=label)
-        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
-    for row, label, style in (
-        ("segmented.ppl", "base by segments", "--"),
-        ("sliding.ppl", "base, full attention", ":"),
-    ):
-        axes.axhline(table.loc[row, "base"], color="black", linestyle=style, label=label)
-    axes.set(title="Perplexity on long test documents", ylabel="perplexity (lower is better)")
-    values = pd.concat(
-        [shown[versions].stack(), table.loc[["segmented.ppl", "sliding.ppl"], "base"]]
+    rows = {"segmented.ppl": "with its memory", "memory_off.ppl": "memory kept empty"}
+    for offset, (row, label) in zip((-0.2, 0.2), rows.items(), strict=True):
+        heights = [against_base(table.loc[row, version]) for version in versions]
+        at = [i + offset for i in range(len(versions))]
+        bars = axes.bar(at, heights, width=0.38, label=label)
+        axes.bar_label(bars, fmt="%+.1f %%", padding=2, fontsize=8)
+    axes.axhline(0, color="black", linewidth=1)
+    ceiling = against_base(table.loc["sliding.ppl", "base"])
+    axes.axhline(ceiling, color="black", linestyle=":", label="base, full attention")
+    # Linear near zero, logarithmic beyond: a version may be far off and another near.
+    axes.set_yscale("symlog", linthresh=10)
+    axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+    axes.margins(y=0.15)
+    axes.set(
+        title=f"Long test documents: perplexity against the base by segments ({base:.2f})",
+        ylabel="above (+) or below (-) the base",
     )
-    axes.set_ylim(0.8 * values.min(), 1.12 * values.max())
     axes.set_xticks(range(len(versions)), versions)
-    axes.legend(loc="upper right")
+    axes.legend()
     _save(figure, file)
 
 
