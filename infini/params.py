@@ -250,7 +250,8 @@ def load(file: Path | None = None) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as invalid:
-        first = invalid.errors()[0]
+        # A misspelt key is missing too: its name is the more helpful of the two.
+        first = min(invalid.errors(), key=lambda error: error["type"] != "extra_forbidden")
         key = ".".join(map(str, first["loc"])) or "versions"
         raise InputError(f"{file}: {key}: {_message(first)}") from None
 

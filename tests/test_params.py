@@ -51,6 +51,14 @@ def test_a_missing_key_and_a_missing_file(project: Path) -> None:
         params.load()
 
 
+def test_a_misspelt_key_is_named_rather_than_the_one_it_misses(project: Path) -> None:
+    content = read_params()
+    content["data"]["sampels"] = content["data"].pop("samples")
+    write_params(content)
+    with pytest.raises(InputError, match=r"params.yaml: data.sampels: unknown key"):
+        params.load()
+
+
 def test_numbers_as_dvc_writes_them(project: Path) -> None:
     text = Path("params.yaml").read_text().replace("gate_lr: 0.01", "gate_lr: 1e-05")
     Path("params.yaml").write_text(text)
