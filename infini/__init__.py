@@ -9,8 +9,9 @@ _HOMES = {
     "compressive_memory": "infini.memory",
     "retrofit": "infini.surgery",
     "remove": "infini.surgery",
-    "save": "infini.surgery",
     "load": "infini.surgery",
+    "save_memory": "infini.cache",
+    "load_memory": "infini.cache",
 }
 __all__ = list(_HOMES)
 

@@ -1,162 +1,61 @@
 """Compressive memory: Infini-attention's associative matrix, parallel over segments.
 
 arXiv 2404.07143, equations 3-5. A token reads the memory as it stood after the
-segment before its own; a segment is written once it is complete. The linear rule
-is an exclusive cumulative sum; the delta rule is affine in the memory, so all but
-one (D, D) product a segment is batched. Everything accumulates in float32 at least.
+segment before its own; a segment is written once it is complete.
 
-Shapes: B batch, H heads, T tokens, L segment length, S segments, D key width, Dv value width.
+Shapes: B batch, H query heads, G key-value heads, T tokens, L segment length, S segments,
+D key width, V value width, C columns of the memory (see `recall`).
 """
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Update = Literal["linear", "delta"]
-EPSILON = 1e-6  # floor of a read's denominator
+from infini.ragged import Packing, Part, drive, split
+from infini.recall import Update, columns, recall
+
+# Attention within a segment: (N, H, t, D) queries at given slots (N or 1, t) of a segment whose
+# keys and values, (N, G, n, ·), start at slot 0; None: slots 0 to t - 1, and t = n.
+Local = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 class MemoryState(NamedTuple):
-    """All that later tokens need: a value, of the same size at any length."""
+    """All that later tokens need: a value, of the same size after any number of tokens."""
 
-    matrix: Tensor  # M: (B, H, D, Dv)
-    normalizer: Tensor  # z: (B, H, D)
-    keys: Tensor  # of the incomplete last segment, before σ: (B, H, P, D), P < L
-    values: Tensor  # (B, H, P, Dv)
-    mask: Tensor  # which of them are real tokens: (B, P), bool
+    matrix: Tensor  # M: (B, G, D, V)
+    normalizer: Tensor  # z: (B, G, D)
+    keys: Tensor  # of the segment begun, before σ, zero beyond `pending`: (B, G, L, D)
+    values: Tensor  # (B, G, L, V)
+    pending: Tensor  # tokens of the segment begun, less than L: (B,) int64, on the CPU
+
+    @classmethod
+    def empty(cls, k: Tensor, v: Tensor, segment_length: int) -> "MemoryState":
+        """Nothing written; k: (B, G, T, D), v: (B, G, T, V) give sizes, types and device."""
+        batch, heads, _, width = k.shape
+        dtype = k.dtype if k.dtype == torch.float64 else torch.float32
+        return cls(
+            k.new_zeros(batch, heads, width, v.shape[-1], dtype=dtype),
+            k.new_zeros(batch, heads, width, dtype=dtype),
+            k.new_zeros(batch, heads, segment_length, width),
+            v.new_zeros(batch, heads, segment_length, v.shape[-1]),
+            torch.zeros(batch, dtype=torch.int64),
+        )
 
     def detach(self) -> "MemoryState":
         """The same state without the graph that led to it."""
-        return MemoryState(*(t.detach() for t in self))
+        return MemoryState(*(tensor.detach() for tensor in self))
 
+    def select(self, samples: Tensor) -> "MemoryState":
+        """The state of these samples, in this order; samples: (n,) int64."""
+        return MemoryState(*(t.index_select(0, samples.to(t.device)) for t in self))
 
-@dataclass
-class Frames:
-    """Queries, keys and values laid out by segment, the state's incomplete one in front."""
-
-    q: Tensor  # (B, H, S, L, D)
-    k: Tensor  # (B, H, S, L, D)
-    v: Tensor  # (B, H, S, L, Dv)
-    mask: Tensor  # real tokens: (B, S, L), bool
-    pending: int  # P: tokens in front that were read before
-    tokens: int  # T: tokens that are new
-
-    @cached_property
-    def queries(self) -> Tensor:
-        """σ(Q): (B, H, S, L, D)."""
-        return feature_map(self.q)
-
-    @cached_property
-    def keys(self) -> Tensor:
-        """σ(K), zero on padding: (B, H, S, L, D)."""
-        return feature_map(self.k) * self.mask[:, None, :, :, None]
-
-
-def feature_map(x: Tensor) -> Tensor:
-    """σ(x) = ELU(x) + 1, in float32 at least."""
-    return F.elu(x if x.dtype == torch.float64 else x.float()) + 1
-
-
-def make_frames(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segment_length: int,
-    state: MemoryState | None,
-    mask: Tensor | None,
-) -> Frames:
-    """Prepend the state's pending tokens, pad to whole segments, split by segment."""
-    batch, _, tokens, _ = q.shape
-    if mask is None:
-        mask = q.new_ones(batch, tokens, dtype=torch.bool)
-    pending = 0 if state is None else state.keys.shape[2]
-    if state is not None and pending:
-        k = torch.cat([state.keys.to(k.dtype), k], 2)
-        v = torch.cat([state.values.to(v.dtype), v], 2)
-        mask = torch.cat([state.mask, mask], 1)
-    padding = -(pending + tokens) % segment_length
-    q = F.pad(q, (0, 0, pending, padding))
-    k, v = (F.pad(x, (0, 0, 0, padding)) for x in (k, v))
-    mask = F.pad(mask, (0, padding))
-
-    def split(x: Tensor) -> Tensor:
-        return x.unflatten(2, (-1, segment_length))  # (B, H, S*L, D) → (B, H, S, L, D)
-
-    segments = mask.unflatten(1, (-1, segment_length))  # (B, S*L) → (B, S, L)
-    return Frames(split(q), split(k), split(v), segments, pending, tokens)
-
-
-def merge_frames(x: Tensor, frames: Frames) -> Tensor:
-    """(B, H, S, L, Dv) → the new tokens' (B, H, T, Dv)."""
-    return x.flatten(2, 3)[:, :, frames.pending : frames.pending + frames.tokens]
-
-
-def read_and_write(
-    frames: Frames, update: Update, state: MemoryState | None
-) -> tuple[Tensor, Tensor, MemoryState]:
-    """Read before every segment, write every complete one.
-
-    Returns the reads (B, H, S, L, Dv), zero while the memory is empty; whether anything had been
-    written before each segment (B, S); and the state after the last token.
-    """
-    keys, values = frames.keys, frames.v.to(frames.keys.dtype)
-    batch, heads, _, length, width = keys.shape
-    if state is None:
-        matrix = keys.new_zeros(batch, heads, width, values.shape[-1])
-        normalizer = keys.new_zeros(batch, heads, width)
-    else:
-        matrix, normalizer = state.matrix.to(keys.dtype), state.normalizer.to(keys.dtype)
-
-    # z before every segment and after the last: (B, H, S + 1, D)
-    normalizers = torch.cat([normalizer[:, :, None], keys.sum(3)], 2).cumsum(2)
-    writes = keys.transpose(-1, -2) @ values  # (B, H, S, D, Dv)
-    # A document's first segment finds nothing to read or to correct.
-    fresh = 1 if state is None else 0
-    if update == "linear":
-        # M before every segment and after the last: (B, H, S + 1, D, Dv)
-        matrices = torch.cat([matrix[:, :, None], writes], 2).cumsum(2)
-    else:
-        erasures = _erasures(keys[:, :, fresh:], normalizers[:, :, fresh:-1])
-        matrices = _delta_scan(matrix, F.pad(erasures, (0, 0, 0, 0, fresh, 0)), writes)
-
-    queries, before = frames.queries[:, :, fresh:], normalizers[:, :, fresh:-1, :, None]
-    reads = queries @ matrices[:, :, fresh:-1] / (queries @ before).clamp_min(EPSILON)
-    reads = F.pad(reads, (0, 0, 0, 0, fresh, 0))  # (B, H, S, L, Dv)
-    written = (normalizers[:, 0, :-1] > 0).any(-1)  # (B, S)
-
-    end = frames.pending + frames.tokens
-    whole = end // length
-
-    def rest(x: Tensor) -> Tensor:
-        return x.flatten(2, 3)[:, :, whole * length : end]
-
-    after = MemoryState(
-        matrices[:, :, whole],
-        normalizers[:, :, whole],
-        rest(frames.k),
-        rest(frames.v),
-        frames.mask.flatten(1, 2)[:, whole * length : end],
-    )
-    return reads, written, after
-
-
-def _erasures(keys: Tensor, normalizers: Tensor) -> Tensor:
-    """A = σ(K)ᵀ diag(1 / σ(K)z) σ(K) of every segment; (B, H, S, D, D)."""
-    known = keys @ normalizers[..., None]  # σ(K)z: (B, H, S, L, 1), zero while the memory is empty
-    weights = torch.where(known > 0, 1 / known.clamp_min(EPSILON), 0)
-    return keys.transpose(-1, -2) @ (keys * weights)
-
-
-def _delta_scan(matrix: Tensor, erasures: Tensor, writes: Tensor) -> Tensor:
-    """M_s = (I - A_s) M_{s-1} + σ(K)ᵀV, as read_and_write needs it; (B, H, S + 1, D, Dv)."""
-    matrices = [matrix]
-    for erasure, write in zip(erasures.unbind(2), writes.unbind(2), strict=True):
-        matrices.append(matrices[-1] - erasure @ matrices[-1] + write)
-    return torch.stack(matrices, 2)
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(tensor.nbytes for tensor in self)
 
 
 def compressive_memory(
@@ -171,10 +70,134 @@ def compressive_memory(
 ) -> tuple[Tensor, MemoryState]:
     """Read the memory with `q`, write `k` → `v` into it, segment by segment.
 
-    q, k: (B, H, T, D) before σ; v: (B, H, T, Dv); mask: (B, T), False where a token is padding,
-    never written; any T. Returns (B, H, T, Dv), zeros while the memory is empty, and the state.
-    Feeding a document in any chunks, the state passed on, gives what feeding it whole gives.
+    q: (B, H, T, D) and k: (B, G, T, D) before σ; v: (B, G, T, V); G divides H; any T; mask:
+    (B, T), False on padding, which is skipped: neither read from nor written. Returns
+    (B, H, T, V), zeros while the memory is empty and on padding, and the state. Feeding a
+    document in any chunks, the state passed on, gives what feeding it whole gives.
     """
-    frames = make_frames(q, k, v, segment_length, state, mask)
-    reads, _, state = read_and_write(frames, update, state)
-    return merge_frames(reads, frames).to(v.dtype), state
+    packing = Packing.of(q.shape[0], q.shape[2], mask)
+    q, k, v = (packing.pack(x, 2) for x in (q, k, v))
+    out, state = attend(q, k, v, packing.lengths, segment_length, update, state)
+    return packing.unpack(out, 2).to(v.dtype), state
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor,
+    segment_length: int,
+    update: Update,
+    state: MemoryState | None = None,
+    local: Local | None = None,
+    gate: Tensor | None = None,
+) -> tuple[Tensor, MemoryState]:
+    """Reads of the memory, mixed by `gate` (H,) with `local` attention where that is given.
+
+    Shapes as in `compressive_memory`; lengths: (B,) int64 on the CPU, a sample's real tokens,
+    padding behind them. Returns (B, H, T, V), zero on padding, and the state.
+    """
+    state = MemoryState.empty(k, v, segment_length) if state is None else state
+    if state.keys.shape[2] != segment_length:
+        raise ValueError(
+            f"the state is of segments of {state.keys.shape[2]} tokens, not of {segment_length}"
+        )
+
+    def step(part: Part) -> Tensor:
+        nonlocal state
+        assert state is not None
+        run = _whole_segments if part is whole else _begun_segment
+        inputs = (part.take(x, 2) for x in (q, k, v))
+        out, state = run(*inputs, part.counts, state, update, local, gate)
+        return out
+
+    parts = split(state.pending, lengths, segment_length)
+    whole = parts[1]
+    out = drive(step, parts, q.shape[2], 2)
+    return q.new_zeros(*q.shape[:3], v.shape[-1]) if out is None else out, state
+
+
+def _extended(state: MemoryState) -> Tensor:
+    """[M | z | 0]: (B, G, D, C)."""
+    values = state.matrix.shape[-1]
+    both = torch.cat([state.matrix, state.normalizer[..., None]], -1)
+    return F.pad(both, (0, columns(values) - values - 1))
+
+
+def _whole_segments(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    counts: Tensor,
+    state: MemoryState,
+    update: Update,
+    local: Local | None,
+    gate: Tensor | None,
+) -> tuple[Tensor, MemoryState]:
+    """Samples of whole segments, nothing pending where there are any: (B, H, S·L, V)."""
+    length, values = state.keys.shape[2], v.shape[-1]
+
+    def segments(x: Tensor) -> Tensor:  # (B, H, S·L, D) → (S, B, H, L, D), a view
+        return x.unflatten(2, (-1, length)).permute(2, 0, 1, 3, 4)
+
+    mixed = None
+    if local is not None:
+        # (B, H, S·L, D) → (B·S, H, L, D): views of what a projection returns
+        rows = (x.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+        here = local(*rows, None)  # (B·S, H, L, V)
+        mixed = here.unflatten(0, (len(q), -1)).transpose(0, 1)  # (S, B, H, L, V)
+    out, memory = recall(
+        segments(q), segments(k), segments(v),
+        _extended(state), counts // length, update, mixed, gate,
+    )  # fmt: skip
+    # (S, B, H, L, V) → (B, H, S·L, V)
+    return out.permute(1, 2, 0, 3, 4).flatten(2, 3), state._replace(
+        matrix=memory[..., :values], normalizer=memory[..., values]
+    )
+
+
+def _begun_segment(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    counts: Tensor,
+    state: MemoryState,
+    update: Update,
+    local: Local | None,
+    gate: Tensor | None,
+) -> tuple[Tensor, MemoryState]:
+    """Some more tokens of the segment begun, up to its end at most: (B, H, t, V)."""
+    length, values, tokens = state.keys.shape[2], v.shape[-1], q.shape[2]
+    filled = state.pending + counts
+    used = int(filled.max())
+    at = (state.pending[:, None] + torch.arange(tokens)).to(k.device)  # slots: (B, t)
+    keys, begun = _insert(state.keys, k, state.pending), _insert(state.values, v, state.pending)
+    mixed = None
+    if local is not None:
+        fresh = not state.pending.any() and tokens == used
+        slots = None if fresh else at.clamp(max=length - 1)
+        mixed = local(q, keys[:, :, :used], begun[:, :, :used], slots)[None]  # (1, B, H, t, V)
+    complete = filled // length  # 0 or 1
+    written = length if complete.any() else 0
+    out, memory = recall(
+        q[None], keys[None, :, :, :written], begun[None, :, :, :written],
+        _extended(state), complete, update, mixed, gate,
+    )  # fmt: skip
+    pending = filled % length
+    kept = (torch.arange(length) < pending[:, None])[:, None, :, None].to(k.device)  # (B, 1, L, 1)
+    return out[0], MemoryState(
+        memory[..., :values], memory[..., values], keys.where(kept, 0), begun.where(kept, 0), pending
+    )
+
+
+def _insert(slots: Tensor, new: Tensor, at: Tensor) -> Tensor:
+    """`slots` (B, G, L, D) with `new` (B, G, t, D) from slot `at` (B,) on; the excess is cut."""
+    length, tokens = slots.shape[2], new.shape[2]
+    new = new.to(slots.dtype)
+    if (at == at[0]).all():
+        start = int(at[0])
+        return torch.cat([slots[:, :, :start], new, slots[:, :, start + tokens :]], 2)[
+            :, :, :length
+        ]
+    index = (at[:, None] + torch.arange(tokens)).to(new.device)[:, None, :, None].expand_as(new)
+    return F.pad(slots, (0, 0, 0, tokens)).scatter(2, index, new)[:, :, :length]

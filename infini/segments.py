@@ -1,75 +1,126 @@
 """Run a model over documents by segments: the memory alone crosses from one to the next.
 
 The N segments of a document are N rows of one batch for every layer but ours, which
-see the whole document (`SegmentedRun`). Positions restart in every segment.
+see the whole document (`Run`). Positions restart in every segment.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from infini.attention import InfiniAttention
 from infini.memory import MemoryState
+from infini.ragged import Packing
 
 States = dict[int, MemoryState]  # by layer
+Compute = Callable[[Tensor, MemoryState | None], tuple[Tensor, MemoryState]]
 
 
 @dataclass
-class SegmentedRun:
+class Run:
     """What our layers must know: whose segments the batch's rows are, the memory so far."""
 
-    mask: Tensor  # real tokens: (B, T), bool
+    packing: Packing  # where the real tokens of each document are
+    tokens: int  # T of a document, padding included
     segment_length: int
     states: States = field(default_factory=dict)
 
 
-class MemoryModule(nn.Module):
-    """A module of ours inside the model: turns rows of segments back into documents."""
+class TakesRun(nn.Module):
+    """What is told, while a run lasts, whose segments the rows are."""
 
-    run: SegmentedRun | None = None
+    run: Run | None = None
 
-    def __init__(self, attention: InfiniAttention, layer_index: int):
+
+class MemoryModule(TakesRun):
+    """A module of ours in the place of a layer: keeps the layer's memory between calls."""
+
+    gradient_checkpointing = False  # set by Hugging Face's gradient_checkpointing_enable
+
+    def __init__(self, layer_index: int):
         super().__init__()
-        self.attention = attention
         self.layer_index = layer_index
 
-    def attend(self, rows: Tensor) -> Tensor:
-        """(B*N, L, d) within a segmented run, (B, T, d) outside of one; same shape out."""
-        run = self.run
-        if run is None:
-            return self.attention(rows)[0]
-        batch, tokens = run.mask.shape
-        documents = rows.reshape(batch, -1, rows.shape[-1])  # (B, N*L, d)
-        out, run.states[self.layer_index] = self.attention(
-            documents[:, :tokens],
-            run.states.get(self.layer_index),
-            run.mask,
-            run.segment_length,
-        )
-        return F.pad(out, (0, 0, 0, documents.shape[1] - tokens)).view_as(rows)
+    def remember(self, compute: Compute, hidden_states: Tensor) -> Tensor:
+        """Run `compute` on the layer's memory so far, and keep the memory that it returns."""
+        state = None if self.run is None else self.run.states.get(self.layer_index)
+        if self.gradient_checkpointing and self.training:
+            out, state = checkpoint(compute, hidden_states, state, use_reentrant=False)
+        else:
+            out, state = compute(hidden_states, state)
+        if self.run is not None:
+            self.run.states[self.layer_index] = state
+        return out
 
 
-def memory_modules(model: nn.Module) -> list[MemoryModule]:
-    """Our modules inside a model, first layer first; none in an untouched base."""
-    return [module for module in model.modules() if isinstance(module, MemoryModule)]
+def attend_documents(
+    attention: InfiniAttention, rows: Tensor, run: Run | None, state: MemoryState | None
+) -> tuple[Tensor, MemoryState]:
+    """Turn rows, (B·N, L, d), back into documents for our attention; the same shape out."""
+    if run is None:  # every row a text of its own
+        return attention(rows)
+    documents = rows.reshape(len(run.packing.lengths), -1, rows.shape[-1])  # (B, N·L, d)
+    out, state = attention.advance(
+        run.packing.pack(documents[:, : run.tokens], 1),
+        run.packing.lengths,
+        state,
+        run.segment_length,
+    )
+    padding = documents.shape[1] - run.tokens
+    return F.pad(run.packing.unpack(out, 1), (0, 0, 0, padding)).view_as(rows), state
 
 
 @contextmanager
-def segmented(model: nn.Module, run: SegmentedRun) -> Iterator[None]:
-    """Within it, our modules read the rows of the batch as the segments of `run`."""
-    modules = memory_modules(model)
-    for module in modules:
+def running(model: nn.Module, run: Run) -> Iterator[None]:
+    """Within it, our modules take the rows of the batch for the segments of `run`."""
+    ours = [module for module in model.modules() if isinstance(module, TakesRun)]
+    for module in ours:
         module.run = run
     try:
         yield
     finally:
-        for module in modules:
+        for module in ours:
             module.run = None
+
+
+def run_rows(
+    decoder: nn.Module,
+    inputs: Tensor,
+    lengths: Tensor,
+    segment_length: int,
+    states: States,
+    **kwargs: Any,
+) -> Any:
+    """A decoder's output on whole documents, every segment at once; `states` is updated.
+
+    inputs: tokens (B, T) or embeddings (B, T, d), padding behind `lengths`, (B,) on the CPU. The
+    hidden states come out by document, (B, T, d).
+    """
+    if any(state.pending.any() for state in states.values()):
+        raise ValueError(f"a chunk before the last must be a multiple of {segment_length} tokens")
+    batch, tokens = inputs.shape[:2]
+    rows = inputs
+    if tokens > segment_length:
+        padding = (0, 0) * (inputs.ndim - 2) + (0, -tokens % segment_length)
+        rows = F.pad(inputs, padding).reshape(-1, segment_length, *inputs.shape[2:])  # (B·N, L, …)
+    name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
+    with running(decoder, Run(Packing(lengths, None), tokens, segment_length, states)):
+        out = decoder(**{name: rows}, use_cache=False, **kwargs)
+
+    def documents(hidden: Tensor) -> Tensor:  # (B·N, L, d) → (B, T, d)
+        return hidden.reshape(batch, -1, hidden.shape[-1])[:, :tokens]
+
+    out.last_hidden_state = documents(out.last_hidden_state)
+    if out.get("hidden_states") is not None:
+        out.hidden_states = tuple(map(documents, out.hidden_states))
+    return out
 
 
 def run_segments(
@@ -86,16 +137,14 @@ def run_segments(
     """
     batch, length = tokens.shape
     states = dict(states or {})
-    if any(state.keys.shape[2] for state in states.values()):
-        raise ValueError(f"a chunk before the last must be a multiple of {segment_length} tokens")
-    rows = F.pad(tokens, (0, -length % segment_length)).view(-1, segment_length)  # (B*N, L)
-    if memory:
-        run = SegmentedRun(torch.ones_like(tokens, dtype=torch.bool), segment_length, states)
-    else:
-        run = SegmentedRun(torch.ones_like(rows, dtype=torch.bool), segment_length)
-    with segmented(model, run):
-        hidden = model.get_decoder()(rows, use_cache=False).last_hidden_state  # (B*N, L, d)
-    return hidden.reshape(batch, -1, hidden.shape[-1])[:, :length], run.states
+    inputs = tokens
+    if not memory:
+        padding = -length % segment_length
+        inputs = F.pad(tokens, (0, padding)).view(-1, min(segment_length, length + padding))
+    lengths = torch.full((len(inputs),), inputs.shape[1])
+    out = run_rows(model.get_decoder(), inputs, lengths, segment_length, states)
+    hidden = out.last_hidden_state
+    return hidden.reshape(batch, -1, hidden.shape[-1])[:, :length], states
 
 
 def detach(states: States) -> States:

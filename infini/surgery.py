@@ -1,175 +1,191 @@
-"""Put the memory into a pretrained model, take it out again, save and load it.
+"""Put the memory into a pretrained model, take it out again, load it.
 
-`parallel` keeps a layer and adds to it: layer(x) + α · attention(norm(x)), the base at α = 0.
-`replace` puts a freshly initialised copy of the layer in its place, its attention ours.
+`parallel` keeps a layer and adds to it: layer(x) + α · attention(norm(x)), the base at
+α = 0. `replace` puts a copy of the layer in its place, its attention ours: of the base's
+own weights ("teacher", the base within a segment), or freshly initialised ("random").
 """
 
-import copy
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
+from infini import storage
 from infini.attention import InfiniAttention
-from infini.base import attention_name, decoder_layers, load_model, weights_fingerprint
+from infini.base import decoder_layers, load_model, rotary_of, weights_fingerprint
 from infini.errors import InputError
-from infini.params import Base, Method, Placement
-from infini.segments import MemoryModule
+from infini.layers import InfiniAdapter, InfiniLayer, infini_slots, our_tensors
+from infini.local import LocalKind, Position
+from infini.model import InfiniDecoder, InfiniModel, put_in_front, take_out
+from infini.params import Base, Method
+from infini.recall import Update
+from infini.teacher import check_replaceable, teacher_attention
 
-CONFIG, TENSORS = "infini_config.json", "infini.safetensors"
-
-
-class ReplacedAttention(MemoryModule):
-    """Stands where a layer's attention stood; takes and ignores what Hugging Face passes."""
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        return self.attend(hidden_states), None
-
-
-class InfiniLayer(nn.Module):
-    """Stands where a layer stood: a fresh copy of it whose attention is ours."""
-
-    original: nn.Module
-
-    def __init__(self, original: nn.Module, attention: ReplacedAttention, std: float):
-        super().__init__()
-        # Kept out of the submodules: not trained, not saved, given back by remove().
-        self.__dict__["original"] = original
-        self.layer: nn.Module = copy.deepcopy(original)
-        setattr(self.layer, attention_name(self.layer), attention)
-        for module in self.layer.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return self.layer(hidden_states, *args, **kwargs)
-
-
-class InfiniAdapter(MemoryModule):
-    """Stands where a layer stood: that layer, untouched, plus α times ours beside it."""
-
-    original: nn.Module
-
-    def __init__(
-        self, original: nn.Module, attention: InfiniAttention, layer_index: int, alpha: float
-    ):
-        super().__init__(attention, layer_index)
-        self.original = original
-        self.norm = nn.LayerNorm(attention.q_proj.in_features)
-        self.alpha = nn.Parameter(torch.tensor(alpha))
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        out = self.original(hidden_states, *args, **kwargs)
-        beside = self.alpha * self.attend(self.norm(hidden_states))
-        return (out[0] + beside, *out[1:]) if isinstance(out, tuple) else out + beside
+Init = Literal["teacher", "random"]
 
 
 def retrofit(
     model: PreTrainedModel,
-    method: Method,
-    placement: Placement,
-    segment_length: int,
+    method: Method = "parallel",
+    layers: Sequence[int] = (0,),
+    segment_length: int = 256,
+    *,
+    update: Update = "delta",
+    local: LocalKind = "softmax",
+    position: Position | None = None,
     alpha: float = 0.0,
+    init: Init = "teacher",
+    segmented: bool = True,
 ) -> PreTrainedModel:
     """Put the memory into `model`, in place; exactly our tensors are trainable afterwards.
 
-    placement: which layers, and their attention. alpha: where α starts (`parallel` only).
+    layers: decoder layers, from 0. alpha: where α starts (`parallel`). init: of a replaced layer.
+    position: of the local attention; by default the base's own with init="teacher", else none.
+    segmented: every layer sees one segment of `segment_length` tokens, the memory alone crosses
+    them; False: the other layers keep their full attention. InputError for what cannot be.
     """
-    slots = decoder_layers(model)
-    config = model.config.get_text_config()
+    for name, value, allowed in (
+        ("method", method, Method),
+        ("update", update, Update),
+        ("local", local, LocalKind),
+        ("position", position, Position | None),
+        ("init", init, Init),
+    ):
+        known = [one for part in get_args(allowed) for one in get_args(part) or [part]]
+        if value not in known and not (value is None and type(None) in known):
+            names = ", ".join(repr(one) for one in known if isinstance(one, str))
+            raise InputError(f"{name}: one of {names} is needed, got {value!r}")
     if infini_slots(model):
         raise InputError("the model has a memory already: infini.remove(model) first")
-    if missing := [index for index in placement.layers if not 0 <= index < len(slots)]:
+    slots, layers = decoder_layers(model), sorted(set(layers))
+    if missing := [index for index in layers if not 0 <= index < len(slots)]:
         raise InputError(f"layers {missing} do not exist, the base has 0 to {len(slots) - 1}")
-    model.infini_config = {
-        "method": method,
-        "segment_length": segment_length,
-        "placement": placement.model_dump(),
-        "base": {"model": config._name_or_path, "fingerprint": weights_fingerprint(model)},
-    }
-    model.requires_grad_(False)
-    for index in placement.layers:
-        attention = InfiniAttention(
+    if not layers:
+        raise InputError("layers: at least one is needed")
+    config = model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", segment_length)
+    if not 1 <= segment_length <= longest:
+        raise InputError(f"segment_length: 1 to {longest} (the base's context), got {segment_length}")
+    taught = method == "replace" and init == "teacher"
+    if method == "replace":
+        check_replaceable(model)
+    rotary = rotary_of(model)
+    if taught and (local != "softmax" or position is not None):
+        own = "none" if rotary is None else "rope"
+        if local != "softmax" or position != own:
+            raise InputError(f'init="teacher" is the base\'s own: local="softmax", position="{own}"')
+    if position == "rope" and rotary is None:
+        raise InputError('position: the base has no rotary embedding, use "none" or "alibi"')
+
+    def attention(layer: nn.Module) -> InfiniAttention:
+        if taught:
+            return teacher_attention(model, layer, segment_length, update)
+        return InfiniAttention(
             config.hidden_size,
             config.num_attention_heads,
             segment_length,
-            placement.update,
-            placement.local,
-            placement.position,
+            update,
+            local,
+            position or "none",
+            head_dim=getattr(config, "head_dim", None),
+            rotary=rotary,
         )
+
+    model.infini_config = {
+        "format": 1,
+        "method": method,
+        "layers": layers,
+        "segment_length": segment_length,
+        "update": update,
+        "local": local,
+        "position": position or ("rope" if taught and rotary is not None else "none"),
+        "init": init if method == "replace" else None,
+        "segmented": segmented,
+        "base": {
+            "model": config._name_or_path or model.config._name_or_path,
+            "revision": getattr(model.config, "_commit_hash", None),
+            "fingerprint": weights_fingerprint(model),
+        },
+    }
+    model.trainable_before = [name for name, p in model.named_parameters() if p.requires_grad]
+    model.requires_grad_(False)
+    for index in layers:
+        ours: InfiniLayer | InfiniAdapter
         if method == "replace":
-            inside = ReplacedAttention(attention, index)
-            ours: nn.Module = InfiniLayer(slots[index], inside, config.initializer_range)
+            ours = InfiniLayer(slots[index], attention(slots[index]), index)
+            if not taught:
+                _initialise(ours, config.initializer_range)
         else:
-            ours = InfiniAdapter(slots[index], attention, index, alpha)
-        slots[index] = ours.to(model.device).train(model.training)
+            ours = InfiniAdapter(slots[index], attention(slots[index]), index, alpha)
+        slots[index] = ours.to(model.device, model.dtype).train(model.training)
     for tensor in our_tensors(model).values():
         tensor.requires_grad_(True)
+    put_in_front(model, InfiniModel)
+    decoder = model.get_decoder()
+    put_in_front(decoder, InfiniDecoder)
+    decoder.infini = {k: v for k, v in model.infini_config.items() if k != "base"}
     return model
 
 
-def infini_slots(model: PreTrainedModel) -> dict[int, InfiniLayer | InfiniAdapter]:
-    """The decoder layers that are ours, by index; empty for an untouched base."""
-    layers = enumerate(decoder_layers(model))
-    return {i: layer for i, layer in layers if isinstance(layer, InfiniLayer | InfiniAdapter)}
-
-
-def our_tensors(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Exactly the parameters that the retrofit added, as `layers.<index>.<name>`."""
-    return {
-        f"layers.{index}.{name}": parameter
-        for index, slot in infini_slots(model).items()
-        for name, parameter in slot.named_parameters()
-        if not name.startswith("original.")
-    }
+def _initialise(ours: InfiniLayer, std: float) -> None:
+    """Fresh weights for a replaced layer: normal, biases 0, norms 1."""
+    for module in ours.layer.modules():
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if isinstance(weight, nn.Parameter):
+            if weight.ndim > 1:
+                nn.init.normal_(weight, std=std)
+            else:
+                nn.init.ones_(weight)
+        if isinstance(bias, nn.Parameter):
+            nn.init.zeros_(bias)
 
 
 def remove(model: PreTrainedModel) -> PreTrainedModel:
     """Take the memory out, in place: the untouched base again."""
-    slots = decoder_layers(model)
-    for index, slot in infini_slots(model).items():
+    take_out(model.get_decoder(), InfiniDecoder)
+    take_out(model, InfiniModel)
+    slots, ours = decoder_layers(model), infini_slots(model)
+    for index, slot in ours.items():
         slots[index] = slot.original
-    if hasattr(model, "infini_config"):
-        del model.infini_config
+    if ours:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in model.trainable_before)
+        del model.infini_config, model.trainable_before, model.get_decoder().infini
     return model
 
 
-def save(model: PreTrainedModel, folder: str | Path) -> None:
-    """Write our tensors and the config that rebuilds them; the base is named, not copied."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(model.infini_config, indent=2) + "\n")
-    save_file({k: t.detach().contiguous() for k, t in our_tensors(model).items()}, folder / TENSORS)
-
-
 def load(folder: str | Path, base: PreTrainedModel | None = None) -> PreTrainedModel:
-    """The model that `save` wrote, in evaluation mode; the base is found by its recorded name."""
+    """The model that `save_pretrained` wrote, in evaluation mode.
+
+    base: the base without a memory, used in place; None: found by its recorded name and revision.
+    InputError for another base, and for tensors that do not fit.
+    """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder}: no {CONFIG}: not a folder that infini saved")
-    config = json.loads((folder / CONFIG).read_text())
-    base = base or load_model(Base(model=config["base"]["model"]))
-    if weights_fingerprint(base) != config["base"]["fingerprint"]:
-        raise InputError(f"{folder}: made for another base than {base.config._name_or_path!r}")
-    placement = Placement(**config["placement"])
-    model = retrofit(base, config["method"], placement, config["segment_length"])
-    ours, stored = our_tensors(model), load_file(folder / TENSORS)
-    if ours.keys() != stored.keys():
-        odd = sorted(ours.keys() ^ stored.keys())
-        raise InputError(f"{folder / TENSORS}: missing or unexpected tensors: {', '.join(odd)}")
-    for name, parameter in ours.items():
-        if parameter.shape != stored[name].shape:
-            raise InputError(
-                f"{folder / TENSORS}: {name} has shape {tuple(stored[name].shape)}, "
-                f"{tuple(parameter.shape)} is needed"
-            )
-        parameter.data.copy_(stored[name])
+    settings, tensors = storage.read(folder)
+    try:
+        wanted: dict[str, Any] = settings.pop("base")
+        options = {k: v for k, v in settings.items() if k != "format" and v is not None}
+        name, revision, fingerprint = (wanted[k] for k in ("model", "revision", "fingerprint"))
+        if settings["format"] != 1:
+            raise InputError(f"{folder / storage.CONFIG}: format 1 is needed")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / storage.CONFIG}: incomplete: {error}") from None
+    base = base or load_model(Base(model=name, revision=revision))
+    if infini_slots(base):
+        raise InputError("the base has a memory already: infini.remove(base) first")
+    if weights_fingerprint(base) != fingerprint:
+        raise InputError(
+            f"{folder}: made for another base than {base.config._name_or_path!r}: it needs {name!r}"
+        )
+    try:
+        model = retrofit(base, **options)
+    except TypeError as error:
+        raise InputError(f"{folder / storage.CONFIG}: {error}") from None
+    try:
+        storage.restore(tensors, model, folder / storage.TENSORS)
+    except InputError:
+        remove(model)
+        raise
     return model.eval()
