@@ -85,7 +85,7 @@ class InfiniAttention(nn.Module):
         Returns (B, T, hidden_size) and the state after the last token; feeding a document in
         any chunks, the state passed on, gives what feeding it whole gives.
         """
-        packing = Packing.of(*hidden_states.shape[:2], attention_mask)
+        packing = Packing.of(hidden_states.shape[0], hidden_states.shape[1], attention_mask)
         out, state = self.advance(packing.pack(hidden_states, 1), packing.lengths, state)
         return packing.unpack(out, 1), state
 

@@ -1,6 +1,7 @@
 """Load a causal LM and find its parts, whatever the architecture calls them."""
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.errors import InputError
-from infini.local import Rotary
 from infini.params import Base
 
 ATTENTION_NAMES = ("attention", "self_attn", "attn")
@@ -66,24 +66,12 @@ def attention_name(layer: nn.Module) -> str:
     raise InputError(f"{type(layer).__name__}: no attention under any of {ATTENTION_NAMES}")
 
 
-def rotary_of(model: PreTrainedModel) -> Rotary | None:
-    """The decoder's rotary embedding, if it has one that positions alone decide."""
-    rotary = getattr(model.get_decoder(), "rotary_emb", None)
-    if rotary is None:
-        return None
-    try:
-        width = rotary(torch.zeros(1), torch.zeros(1, 1, dtype=torch.int64))[0].shape[-1]
-    except (TypeError, AttributeError, KeyError):
-        return None
-    return rotary if width else None
-
-
 def weights_fingerprint(model: PreTrainedModel) -> str:
     """Tells two bases apart, whatever type their weights are loaded in."""
     return tensors_fingerprint(model.state_dict())
 
 
-def tensors_fingerprint(tensors: dict[str, Tensor], settings: str = "") -> str:
+def tensors_fingerprint(tensors: Mapping[str, Tensor], settings: str = "") -> str:
     """A hash of the names, the shapes and a few values, as bfloat16, of every tensor."""
     digest = hashlib.sha256(settings.encode())
     for name, tensor in tensors.items():

@@ -21,7 +21,7 @@ from infini.segments import States
 FORMAT = "infini-memory-1"
 
 
-class InfiniCache(Cache):
+class InfiniCache(Cache):  # type: ignore[misc]
     """What `model(…).past_key_values` is; every call that is given it moves it on, in place."""
 
     def __init__(self, fingerprint: str, base: DynamicCache | None = None):
@@ -72,8 +72,8 @@ class InfiniCache(Cache):
     def to(self, device: torch.device) -> "InfiniCache":
         """Move it, in place."""
         for index, state in self.memory.items():
-            moved = (tensor.to(device) for tensor in state[:-1])
-            self.memory[index] = MemoryState(*moved, state.pending)
+            moved = MemoryState(*(tensor.to(device) for tensor in state))
+            self.memory[index] = moved._replace(pending=state.pending)
         for layer in self.base.layers:
             layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
         return self

@@ -16,7 +16,8 @@ from infini.base import decoder_layers
 from infini.perplexity import BATCH_TOKENS
 from infini.pieces import Pieces
 from infini.progress import progress
-from infini.segments import SegmentedRun, segmented
+from infini.ragged import Packing
+from infini.segments import Run, running
 from infini.training import Loss
 
 
@@ -58,7 +59,8 @@ def record_layer(model: PreTrainedModel, index: int, pieces: Pieces) -> LayerDat
 def layer_error(layer: nn.Module, data: LayerData, chosen: Tensor) -> Tensor:
     """Mean squared error of `layer` on the chosen samples (indices), over real tokens; scalar."""
     mask = data.mask[chosen]
-    with segmented(layer, SegmentedRun(mask, mask.shape[1])):
+    packing = Packing.of(len(mask), mask.shape[1], mask)
+    with running(layer, Run(packing, mask.shape[1], mask.shape[1])):
         out = layer(data.inputs[chosen])
     return F.mse_loss(out[mask], data.outputs[chosen][mask])
 

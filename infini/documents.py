@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from transformers import PreTrainedModel
 
 from infini.checkpoint import Checkpoint
+from infini.layers import our_tensors
 from infini.params import LongRecipe
 from infini.perplexity import UNSCORED, cross_entropy, head_of, next_token, segmented
 from infini.pieces import Pieces, train_val_sizes
 from infini.record import DOCUMENTS
 from infini.segments import States, detach, run_segments
-from infini.surgery import our_tensors
 from infini.training import Fit, Loss, adamw, fit
 
 

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 from infini import perplexity
 from infini.distillation import distillation_error, record_layer
 from infini.errors import InputError
+from infini.layers import InfiniAdapter, infini_slots
 from infini.params import Evaluate
 from infini.pieces import Pieces
 from infini.record import DOCUMENTS, METRICS, MODELS, SAMPLES, TRAINING, read_json
-from infini.surgery import InfiniAdapter, infini_slots, load, remove
+from infini.surgery import load, remove
 
 Metrics = dict[str, Any]
 

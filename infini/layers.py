@@ -48,21 +48,24 @@ class InfiniLayer(MemoryModule):
         super().__init__(layer_index)
         self.original = original  # not run: what remove() gives back
         self.layer: nn.Module = copy.deepcopy(original)
-        self.replaced = ReplacedAttention(attention, layer_index)
-        setattr(self.layer, attention_name(self.layer), self.replaced)
+        self.place = attention_name(self.layer)
+        setattr(self.layer, self.place, ReplacedAttention(attention, layer_index))
 
     @property
     def attention(self) -> InfiniAttention:
-        return self.replaced.attention
+        """Ours."""
+        attention: InfiniAttention = getattr(self.layer, self.place).attention
+        return attention
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.layer.gradient_checkpointing = False  # `remember` does, with the memory's state
-        run = self.run
+        # `remember` checkpoints, with the memory's state: the layer itself must not.
+        vars(self.layer)["gradient_checkpointing"] = False
+        run, replaced = self.run, getattr(self.layer, self.place)
 
         def compute(hidden: Tensor, state: MemoryState | None) -> tuple[Any, Any]:
-            self.replaced.run, self.replaced.state = run, state
+            replaced.run, replaced.state = run, state
             out = self.layer(hidden, *args, **kwargs)
-            after, self.replaced.run, self.replaced.state = self.replaced.state, None, None
+            after, replaced.run, replaced.state = replaced.state, None, None
             return out, after
 
         return self.remember(compute, hidden_states)

@@ -40,16 +40,10 @@ def softmax_attention(
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
         )
-    distance = _distance(q, k, at)  # (N or 1, t, n)
-    bias = torch.zeros_like(distance, dtype=q.dtype)
-    if slopes is not None:
-        bias = -slopes.to(q)[:, None, None] * distance[:, None]  # (N or 1, H, t, n)
-    else:
-        bias = bias[:, None]
-    bias = bias.masked_fill(distance[:, None] < 0, -math.inf)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias, scale=scale, enable_gqa=grouped
-    )
+    distance = _distance(q, k, at)[:, None]  # (N or 1, 1, t, n)
+    rates = q.new_zeros(1) if slopes is None else slopes.to(q)
+    bias = (-rates[:, None, None] * distance).masked_fill(distance < 0, -math.inf)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=grouped)
 
 
 def linear_attention(

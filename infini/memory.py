@@ -107,8 +107,8 @@ def attend(
         nonlocal state
         assert state is not None
         run = _whole_segments if part is whole else _begun_segment
-        inputs = (part.take(x, 2) for x in (q, k, v))
-        out, state = run(*inputs, part.counts, state, update, local, gate)
+        taken = [part.take(x, 2) for x in (q, k, v)]
+        out, state = run(taken[0], taken[1], taken[2], part.counts, state, update, local, gate)
         return out
 
     parts = split(state.pending, lengths, segment_length)
@@ -143,8 +143,8 @@ def _whole_segments(
     mixed = None
     if local is not None:
         # (B, H, S·L, D) → (B·S, H, L, D): views of what a projection returns
-        rows = (x.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1) for x in (q, k, v))
-        here = local(*rows, None)  # (B·S, H, L, V)
+        rows = [x.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
+        here = local(rows[0], rows[1], rows[2], None)  # (B·S, H, L, V)
         mixed = here.unflatten(0, (len(q), -1)).transpose(0, 1)  # (S, B, H, L, V)
     out, memory = recall(
         segments(q), segments(k), segments(v),
@@ -185,9 +185,8 @@ def _begun_segment(
     )  # fmt: skip
     pending = filled % length
     kept = (torch.arange(length) < pending[:, None])[:, None, :, None].to(k.device)  # (B, 1, L, 1)
-    return out[0], MemoryState(
-        memory[..., :values], memory[..., values], keys.where(kept, 0), begun.where(kept, 0), pending
-    )
+    keys, begun = keys.where(kept, 0), begun.where(kept, 0)
+    return out[0], MemoryState(memory[..., :values], memory[..., values], keys, begun, pending)
 
 
 def _insert(slots: Tensor, new: Tensor, at: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ class InfiniDecoder(TakesRun):
                 f"the memory was written by other memory layers (fingerprint {cache.fingerprint}, "
                 f"this model's is {self.fingerprint()}): load the adapter that wrote it"
             )
-        cache.to(self.device).checked = True
+        cache.to(next(self.parameters()).device).checked = True
 
     def fingerprint(self) -> str:
         """Identifies the memory layers: their settings and weights."""
@@ -200,7 +200,7 @@ class InfiniModel:
 
         Hugging Face's further options concern whole models and do not apply.
         """
-        storage.save(self, Path(save_directory))  # type: ignore[arg-type]
+        storage.save(self, Path(save_directory))
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

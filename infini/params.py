@@ -121,7 +121,7 @@ class Placement(Section):
     # attention within a segment
     local: Literal["softmax", "linear"] = "softmax"
     # positions within a segment
-    position: Literal["none", "alibi"] = "none"
+    position: Literal["none", "alibi", "rope"] = "none"
 
 
 class Recipe(Section):

@@ -167,7 +167,7 @@ class _Recall(torch.autograd.Function):
         return out, memories[last, torch.arange(batch, device=memory.device)]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_out: Tensor, d_memory: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(d_out.device.type, enabled=False):
             return _backward(ctx, d_out, d_memory)
@@ -239,9 +239,7 @@ def _erasures(keys: Tensor, normalizers: Tensor) -> tuple[Tensor, Tensor]:
     return keys.mT @ (keys * weights), weights
 
 
-def _advance(
-    memories: Tensor, keys: Tensor, writes: Tensor, update: Update, values: int
-) -> None:
+def _advance(memories: Tensor, keys: Tensor, writes: Tensor, update: Update, values: int) -> None:
     """Fill in the memory after each of n segments; memories: (n + 1, B, G, D, C), its first given.
 
     Linear: M_s = M_{s-1} + W_s. Delta: M_s = (I - A_s) M_{s-1} + W_s, the z column as linear.

@@ -14,14 +14,14 @@ from transformers import PreTrainedModel
 
 from infini import storage
 from infini.attention import InfiniAttention
-from infini.base import decoder_layers, load_model, rotary_of, weights_fingerprint
+from infini.base import decoder_layers, load_model, weights_fingerprint
 from infini.errors import InputError
 from infini.layers import InfiniAdapter, InfiniLayer, infini_slots, our_tensors
 from infini.local import LocalKind, Position
 from infini.model import InfiniDecoder, InfiniModel, put_in_front, take_out
 from infini.params import Base, Method
 from infini.recall import Update
-from infini.teacher import check_replaceable, teacher_attention
+from infini.teacher import check_replaceable, rotary_of, teacher_attention
 
 Init = Literal["teacher", "random"]
 
@@ -67,15 +67,16 @@ def retrofit(
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", segment_length)
     if not 1 <= segment_length <= longest:
-        raise InputError(f"segment_length: 1 to {longest} (the base's context), got {segment_length}")
+        raise InputError(
+            f"segment_length: 1 to {longest} (the base's context), got {segment_length}"
+        )
     taught = method == "replace" and init == "teacher"
     if method == "replace":
         check_replaceable(model)
     rotary = rotary_of(model)
-    if taught and (local != "softmax" or position is not None):
-        own = "none" if rotary is None else "rope"
-        if local != "softmax" or position != own:
-            raise InputError(f'init="teacher" is the base\'s own: local="softmax", position="{own}"')
+    own: Position = "none" if rotary is None else "rope"
+    if taught and (local != "softmax" or position not in (None, own)):
+        raise InputError(f'init="teacher" keeps the base\'s own: local="softmax", position="{own}"')
     if position == "rope" and rotary is None:
         raise InputError('position: the base has no rotary embedding, use "none" or "alibi"')
 
@@ -100,7 +101,7 @@ def retrofit(
         "segment_length": segment_length,
         "update": update,
         "local": local,
-        "position": position or ("rope" if taught and rotary is not None else "none"),
+        "position": position or (own if taught else "none"),
         "init": init if method == "replace" else None,
         "segmented": segmented,
         "base": {

@@ -6,14 +6,16 @@ closed at first, adds what the memory holds.
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from infini.attention import InfiniAttention
-from infini.base import attention_name, rotary_of
+from infini.base import attention_name
 from infini.errors import InputError
+from infini.local import Rotary
 from infini.recall import Update
 
 GATE = -4.0  # β at the start: the memory's share is 2 %
@@ -27,7 +29,7 @@ def teacher_attention(
     window = getattr(own, "sliding_window", None)
     if window is not None and window < segment_length:
         raise InputError(
-            f"segment_length {segment_length}: the base's sliding window is shorter ({window} tokens)"
+            f"segment_length {segment_length}: longer than the base's sliding window, {window}"
         )
     config = model.config.get_text_config()
     weights, biases = _projections(model)(own)
@@ -61,10 +63,22 @@ def teacher_attention(
     return ours
 
 
+def rotary_of(model: PreTrainedModel) -> Rotary | None:
+    """The decoder's rotary embedding, if it has one that positions alone decide."""
+    rotary = getattr(model.get_decoder(), "rotary_emb", None)
+    if rotary is None:
+        return None
+    try:
+        width = rotary(torch.zeros(1), torch.zeros(1, 1, dtype=torch.int64))[0].shape[-1]
+    except (TypeError, AttributeError, KeyError):
+        return None
+    return rotary if width else None
+
+
 Tensors = tuple[dict[str, Tensor], dict[str, Tensor | None]]  # weights (out, in) and biases
 
 
-def _separate(own: nn.Module) -> Tensors:
+def _separate(own: Any) -> Tensors:
     """Llama-like: a projection each."""
     projections = {name: getattr(own, f"{name}_proj") for name in "qkvo"}
     return (
@@ -73,10 +87,10 @@ def _separate(own: nn.Module) -> Tensors:
     )
 
 
-def _neox(own: nn.Module) -> Tensors:
+def _neox(own: Any) -> Tensors:
     """GPT-NeoX: one projection, for each head its query, key and value in turn."""
 
-    def split(fused: Tensor | None) -> list[Tensor | None]:
+    def split(fused: Tensor | None) -> list[Any]:
         if fused is None:
             return [None] * 3
         heads = fused.unflatten(0, (-1, 3, own.head_size))  # (3·H·D, …) → (H, 3, D, …)
@@ -84,12 +98,12 @@ def _neox(own: nn.Module) -> Tensors:
 
     weights, biases = split(own.query_key_value.weight), split(own.query_key_value.bias)
     return (
-        dict(zip("qkvo", [*weights, own.dense.weight], strict=True)),  # type: ignore[arg-type]
+        dict(zip("qkvo", [*weights, own.dense.weight], strict=True)),
         dict(zip("qkvo", [*biases, own.dense.bias], strict=True)),
     )
 
 
-def _gpt2(own: nn.Module) -> Tensors:
+def _gpt2(own: Any) -> Tensors:
     """GPT-2: one projection, queries, keys and values in turn; weights are (in, out)."""
     weights = own.c_attn.weight.T.chunk(3)
     biases = own.c_attn.bias.chunk(3)

@@ -8,7 +8,7 @@ from infini.checkpoint import Checkpoint, fingerprint
 from infini.cli import run
 from infini.documents import train_on_documents
 from infini.record import DOCUMENTS, MODELS, TRAINING, Stopwatch
-from infini.surgery import retrofit, save
+from infini.surgery import retrofit
 
 
 def main(version: str) -> None:
@@ -17,13 +17,19 @@ def main(version: str) -> None:
         "seed", "base", "data.segment_length", f"adapters.{version}"
     )
     torch.manual_seed(seed)
-    model = retrofit(load_model(base), "parallel", recipe.layer, length, recipe.alpha)
+    model = retrofit(
+        load_model(base),
+        "parallel",
+        segment_length=length,
+        alpha=recipe.alpha,
+        **recipe.layer.model_dump(),
+    )
     settings = [seed, recipe.model_dump(), model.infini_config]
     checkpoint = Checkpoint(f"adapter-{version}", fingerprint(settings, [DOCUMENTS]))
     result, train, val = train_on_documents(
         model, recipe, length, seed, checkpoint, f"{version} adapter"
     )
-    save(model, MODELS / version / "finetune")
+    model.save_pretrained(MODELS / version / "finetune")
     result.write(TRAINING / version / "finetune", train, val)
     watch.write(seconds_per_epoch=result.seconds_per_epoch)
     checkpoint.remove()

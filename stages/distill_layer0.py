@@ -7,9 +7,10 @@ from infini.base import load_model
 from infini.checkpoint import Checkpoint, fingerprint
 from infini.cli import run
 from infini.distillation import distillation_error, distillation_losses, record_layer
+from infini.layers import infini_slots, our_tensors
 from infini.pieces import Pieces
 from infini.record import MODELS, SAMPLES, TRAINING, Stopwatch
-from infini.surgery import infini_slots, our_tensors, retrofit, save
+from infini.surgery import retrofit
 from infini.training import adamw, fit
 
 
@@ -30,7 +31,7 @@ def main(version: str) -> None:
     if not recipe.hold_out:
         train_data += val_data
 
-    retrofit(model, "replace", placement, length)
+    retrofit(model, "replace", segment_length=length, init="random", **placement.model_dump())
     layer, trained = infini_slots(model)[index], our_tensors(model)
     settings = [seed, recipe.model_dump(), model.infini_config]
     checkpoint = Checkpoint(f"distill-{version}", fingerprint(settings, [SAMPLES]))
@@ -45,7 +46,7 @@ def main(version: str) -> None:
         title=f"{version} distill",
     )
     held_out = len(val_data) if recipe.hold_out else 0
-    save(model, MODELS / version / "distill")
+    model.save_pretrained(MODELS / version / "distill")
     result.write(TRAINING / version / "distill", len(train_data), held_out)
     watch.write(seconds_per_epoch=result.seconds_per_epoch)
     checkpoint.remove()

@@ -6,7 +6,7 @@ from infini.checkpoint import Checkpoint, fingerprint
 from infini.cli import run
 from infini.documents import train_on_documents
 from infini.record import DOCUMENTS, MODELS, TRAINING, Stopwatch
-from infini.surgery import load, save
+from infini.surgery import load
 
 
 def main(version: str) -> None:
@@ -21,7 +21,7 @@ def main(version: str) -> None:
     result, train, val = train_on_documents(
         model, recipe, length, seed, checkpoint, f"{version} finetune"
     )
-    save(model, MODELS / version / "finetune")
+    model.save_pretrained(MODELS / version / "finetune")
     result.write(TRAINING / version / "finetune", train, val)
     watch.write(seconds_per_epoch=result.seconds_per_epoch)
     checkpoint.remove()

@@ -1,70 +1,103 @@
-"""InfiniAttention against a float64 loop over tokens; causality; chunks."""
+"""InfiniAttention against equations 3-6 as float64 loops, by head and token."""
 
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from infini.attention import InfiniAttention, alibi_slopes
-from infini.memory import compressive_memory
+from infini.attention import InfiniAttention
+from infini.local import alibi_slopes, linear_attention
+from infini.reference import local_loop, memory_loop, rotary_loop, sigma
 
-HIDDEN, HEADS, L, T = 12, 3, 8, 29
+L, T, HIDDEN, HEADS, GROUPS = 8, 29, 16, 4, 2
+KINDS = [
+    (local, position) for local in ("softmax", "linear") for position in ("none", "alibi", "rope")
+]
 
 
 def attention(local: str, position: str, update: str = "delta") -> InfiniAttention:
     torch.manual_seed(0)
-    module = InfiniAttention(HIDDEN, HEADS, L, update, local, position).double()
+    module = InfiniAttention(
+        HIDDEN, HEADS, L, update, local, position, num_kv_heads=GROUPS
+    ).double()
     torch.nn.init.normal_(module.beta)
     return module
 
 
-def naive(module: InfiniAttention, x: Tensor) -> Tensor:
-    """Equations 3-6, one token at a time."""
+def loop(module: InfiniAttention, x: Tensor) -> Tensor:
+    """One sample without padding, (T, hidden)."""
     q, k, v = (
-        proj(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        proj(x).unflatten(-1, (-1, module.head_dim)).transpose(0, 1)  # (H or G, T, D)
         for proj in (module.q_proj, module.k_proj, module.v_proj)
     )
-    reads, _ = compressive_memory(q, k, v, segment_length=L, update=module.update)
-    out = torch.zeros_like(q)
+    heads = []
     for h in range(HEADS):
+        g = h // (HEADS // GROUPS)
+        reads, _, _ = memory_loop(q[h], k[g], v[g], L, module.update)
         slope = alibi_slopes(HEADS)[h].item() if module.position == "alibi" else 0.0
+        turned = [q[h], k[g]]
+        if module.position == "rope":
+            turned = [rotary_loop(one, L) for one in turned]
+        scale = 1 / math.sqrt(module.head_dim)
+        here = local_loop(*turned, v[g], L, module.local, slope, scale)
         gate = torch.sigmoid(module.beta[h])
-        for t in range(x.shape[1]):
-            start = t // L * L
-            age = torch.arange(t - start, -1, -1)
-            keys, values = k[:, h, start : t + 1], v[:, h, start : t + 1]
-            if module.local == "softmax":
-                scores = (keys @ q[:, h, t, :, None])[..., 0] / math.sqrt(q.shape[-1])
-                weights = torch.softmax(scores - slope * age, -1)
-            else:
-                weights = ((F.elu(keys) + 1) @ (F.elu(q[:, h, t]) + 1)[..., None])[..., 0]
-                weights = weights * torch.exp(-slope * age)
-                weights = weights / weights.sum(-1, keepdim=True)
-            here = (weights[..., None] * values).sum(1)
-            out[:, h, t] = here if start == 0 else gate * reads[:, h, t] + (1 - gate) * here
-    return module.o_proj(out.transpose(1, 2).flatten(2))
+        mixed = gate * reads + (1 - gate) * here
+        heads.append(torch.cat([here[:L], mixed[L:]]))  # nothing written yet in the first segment
+    return module.o_proj(torch.stack(heads, 1).flatten(1))
 
 
-@pytest.mark.parametrize("local", ["softmax", "linear"])
-@pytest.mark.parametrize("position", ["none", "alibi"])
-def test_equals_the_loop(local: str, position: str) -> None:
-    module, x = attention(local, position), torch.randn(2, T, HIDDEN, dtype=torch.float64)
-    torch.testing.assert_close(module(x)[0], naive(module, x), rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("local", ["softmax", "linear"])
+@pytest.mark.parametrize(("local", "position"), KINDS)
 @pytest.mark.parametrize("update", ["linear", "delta"])
-def test_chunks_and_causality(local: str, update: str) -> None:
-    module = attention(local, "alibi", update)
+def test_values_and_gradients_equal_the_loop_under_mixed_padding(
+    local: str, position: str, update: str
+) -> None:
+    exact = attention(local, position, update)
+    single = attention(local, position, update).float()
+    x = torch.randn(3, T, HIDDEN, dtype=torch.float64)
+    mask = torch.ones(3, T, dtype=torch.bool)
+    mask[1, :6] = False
+    mask[2, -5:] = False
+    weights = torch.randn(3, T, HIDDEN, dtype=torch.float64)
+    noisy = torch.where(mask[..., None], x, 1e3).float().requires_grad_()
+    got, _ = single(noisy, attention_mask=mask)
+    (got.double() * weights * mask[..., None]).sum().backward()
+    x.requires_grad_()
+    for b in range(3):
+        expected = loop(exact, x[b, mask[b]])
+        torch.testing.assert_close(got[b, mask[b]].double(), expected, rtol=1e-5, atol=1e-5)
+        (expected * weights[b, mask[b]]).sum().backward()
+    pairs = [(noisy.grad, x.grad * mask[..., None])]
+    pairs += [(a.grad, b.grad) for a, b in zip(single.parameters(), exact.parameters(), strict=True)]
+    for one, other in pairs:
+        assert (one.double() - other).abs().max() <= 1e-5 * other.abs().max().clamp_min(1.0)
+
+
+@pytest.mark.parametrize("slopes", [None, alibi_slopes(HEADS)])
+def test_chunked_linear_attention_equals_the_loop(slopes: Tensor | None) -> None:
+    q, k, v = (torch.randn(1, h, 150, 4, dtype=torch.float64) for h in (HEADS, GROUPS, GROUPS))
+    out = linear_attention(q, k, v, None, slopes)
+    for h in range(HEADS):
+        slope = 0.0 if slopes is None else slopes[h].item()
+        expected = local_loop(q[0, h], k[0, h // 2], v[0, h // 2], 150, "linear", slope, 1.0)
+        torch.testing.assert_close(out[0, h], expected)
+    assert sigma(torch.tensor(0.0)) == 1
+
+
+@pytest.mark.parametrize(("local", "position"), KINDS)
+@pytest.mark.parametrize("sizes", [[5, 11, 13], [1] * T, [8, 8, 13]])
+def test_chunks_equal_the_whole_and_causality_holds(
+    local: str, position: str, sizes: list[int]
+) -> None:
+    module = attention(local, position)
     x = torch.randn(2, T, HIDDEN, dtype=torch.float64)
-    whole, _ = module(x)
+    whole, expected = module(x)
     state, parts = None, []
-    for chunk in x.split([5, 11, 13], 1):
+    for chunk in x.split(sizes, 1):
         out, state = module(chunk, state)
         parts.append(out)
     torch.testing.assert_close(torch.cat(parts, 1), whole)
+    torch.testing.assert_close(tuple(state), tuple(expected))
 
     at = 13
     perturbed = x.clone()
@@ -76,16 +109,17 @@ def test_chunks_and_causality(local: str, update: str) -> None:
 
 
 @pytest.mark.parametrize("local", ["softmax", "linear"])
-def test_padding_changes_nothing(local: str) -> None:
-    module, x = attention(local, "none"), torch.randn(1, 3 * L, HIDDEN, dtype=torch.float64)
-    mask = torch.ones(1, 3 * L, dtype=torch.bool)
-    mask[:, 2 * L + 3 :] = False
-    noisy = torch.where(mask[..., None], x, 1e3)
-    real = mask[0]
-    expected, _ = module(x[:, real])
-    got, state = module(noisy, mask=mask)
-    torch.testing.assert_close(got[:, real], expected)
-    torch.testing.assert_close(state.normalizer, module(x, mask=mask)[1].normalizer)
+def test_gradcheck(local: str) -> None:
+    module = attention(local, "alibi")
+    x = torch.randn(1, 2 * L + 3, HIDDEN, dtype=torch.float64, requires_grad=True)
+    names = ["q_proj.weight", "k_proj.weight", "v_proj.weight", "beta"]
+    chosen = [module.get_parameter(name) for name in names]
+
+    def run(x: Tensor, *values: Tensor) -> Tensor:
+        new = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(module, new, (x,))[0]
+
+    assert torch.autograd.gradcheck(run, (x, *chosen), fast_mode=True)
 
 
 def test_empty_memory_leaves_the_local_output_undiluted() -> None:
@@ -93,3 +127,24 @@ def test_empty_memory_leaves_the_local_output_undiluted() -> None:
     before, _ = module(x)
     module.beta.data.fill_(4.0)
     assert torch.equal(module(x)[0], before)
+
+
+def test_bfloat16_and_autocast() -> None:
+    module, x = attention("softmax", "rope").float(), torch.randn(1, T, HIDDEN)
+    exact, _ = module(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, state = module(x)
+    out.float().square().sum().backward()
+    assert state.matrix.dtype == torch.float32
+    torch.testing.assert_close(out.float(), exact, rtol=0.05, atol=0.05)
+    low, state = module.bfloat16()(x.bfloat16())
+    assert low.dtype == torch.bfloat16
+    assert state.matrix.dtype == torch.float32
+    torch.testing.assert_close(low.float(), exact, rtol=0.05, atol=0.05)
+
+
+def test_heads_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="hidden_size 10 is not a multiple of num_heads 4"):
+        InfiniAttention(10, 4)
+    with pytest.raises(ValueError, match="num_heads 4 is not a multiple of num_kv_heads 3"):
+        InfiniAttention(16, 4, num_kv_heads=3)

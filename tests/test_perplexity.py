@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from infini.params import Placement
 from infini.perplexity import CHUNK, cross_entropy, double_shift, segmented, sliding
 from infini.pieces import Pieces
 from infini.surgery import retrofit
@@ -97,7 +96,7 @@ def test_a_uniform_model_has_perplexity_of_its_vocabulary(model: PreTrainedModel
 
 def test_memory_off_is_every_segment_by_itself(model: PreTrainedModel) -> None:
     torch.manual_seed(1)
-    retrofit(model, "parallel", Placement(layers=[0, 1]), L, alpha=1.0)
+    retrofit(model, "parallel", layers=[0, 1], segment_length=L, alpha=1.0)
     text = pieces([48, 48], 48)
     off, on = segmented(model, text, L, memory=False), segmented(model, text, L)
     assert off.nats != pytest.approx(on.nats, rel=1e-6)

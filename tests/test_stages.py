@@ -45,7 +45,7 @@ def test_the_whole_pipeline(project: Path) -> None:
         f"{v}/{step}/{file}"
         for v, steps in {"v1": 2, "v2": 2, "v9": 2, "v3": 1}.items()
         for step in ("finetune", "distill")[:steps]
-        for file in ("infini_config.json", "infini.safetensors")
+        for file in ("README.md", "infini_config.json", "infini.safetensors")
     }
     assert files("reports/metrics") == {f"{v}.json" for v in versions}
     assert {f"plots/{n}.png" for n in ("distill", "finetune", "perplexity")} < files("reports")

@@ -13,7 +13,7 @@ from infini.checkpoint import Checkpoint, fingerprint
 from infini.distillation import distillation_error, layer_error, record_layer
 from infini.documents import document_losses
 from infini.errors import InputError
-from infini.params import LongRecipe, Placement
+from infini.params import LongRecipe
 from infini.pieces import Pieces
 from infini.surgery import infini_slots, our_tensors, retrofit
 from infini.training import Fit, Loss, adamw, fit
@@ -113,7 +113,7 @@ def some_pieces(lengths: list[int], width: int, seed: int = 0) -> Pieces:
 def test_distillation_ignores_padding_and_carries_no_memory(model: PreTrainedModel) -> None:
     text = some_pieces([16, 9], L)
     teacher = record_layer(model, 0, text)
-    retrofit(model, "replace", Placement(layers=[0], local="linear"), L)
+    retrofit(model, "replace", local="linear", init="random", segment_length=L)
     layer = infini_slots(model)[0]
     both = distillation_error(layer, teacher)
     total = 0.0
@@ -158,7 +158,7 @@ def gradients(model: PreTrainedModel, how: LongRecipe) -> tuple[float, list[bool
 
 def test_document_losses_cover_every_token_whatever_the_chunks(model: PreTrainedModel) -> None:
     torch.manual_seed(0)
-    retrofit(model, "parallel", Placement(layers=[0]), L, alpha=1.0)
+    retrofit(model, "parallel", layers=[0], segment_length=L, alpha=1.0)
     whole, steps, exact = gradients(model, recipe())
     assert steps == [True, True]
     pairs, steps, truncated = gradients(model, recipe(bptt_segments=1))
@@ -173,7 +173,7 @@ def test_document_losses_cover_every_token_whatever_the_chunks(model: PreTrained
 
 
 def test_gradient_of_a_document_is_that_of_its_mean_loss(model: PreTrainedModel) -> None:
-    retrofit(model, "parallel", Placement(layers=[0]), L, alpha=1.0)
+    retrofit(model, "parallel", layers=[0], segment_length=L, alpha=1.0)
     how = recipe(bptt_segments=0)
     _, _, weighted = gradients(model, how)
     text = some_pieces([64, 64], 64)
