@@ -135,25 +135,16 @@ def _whole_segments(
     gate: Tensor | None,
 ) -> tuple[Tensor, MemoryState]:
     """Samples of whole segments, nothing pending where there are any: (B, H, S·L, V)."""
-    length, values = state.keys.shape[2], v.shape[-1]
-
-    def segments(x: Tensor) -> Tensor:  # (B, H, S·L, D) → (S, B, H, L, D), a view
-        return x.unflatten(2, (-1, length)).permute(2, 0, 1, 3, 4)
-
-    mixed = None
+    length, values, segments = state.keys.shape[2], v.shape[-1], q.shape[2] // state.keys.shape[2]
+    here = None
     if local is not None:
         # (B, H, S·L, D) → (B·S, H, L, D): views of what a projection returns
         rows = [x.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
-        here = local(rows[0], rows[1], rows[2], None)  # (B·S, H, L, V)
-        mixed = here.unflatten(0, (len(q), -1)).transpose(0, 1)  # (S, B, H, L, V)
-    out, memory = recall(
-        segments(q), segments(k), segments(v),
-        _extended(state), counts // length, update, mixed, gate,
-    )  # fmt: skip
-    # (S, B, H, L, V) → (B, H, S·L, V)
-    return out.permute(1, 2, 0, 3, 4).flatten(2, 3), state._replace(
-        matrix=memory[..., :values], normalizer=memory[..., values]
-    )
+        here = local(rows[0], rows[1], rows[2], None).unflatten(0, (len(q), -1))
+        here = here.transpose(1, 2).flatten(2, 3)  # (B, S, H, L, V) → (B, H, S·L, V)
+    out, memory = recall(q, k, v, segments, _extended(state), counts // length, update, here, gate)
+    matrix, normalizer = memory[..., :values], memory[..., values]
+    return out, state._replace(matrix=matrix, normalizer=normalizer)
 
 
 def _begun_segment(
@@ -172,21 +163,21 @@ def _begun_segment(
     used = int(filled.max())
     at = (state.pending[:, None] + torch.arange(tokens)).to(k.device)  # slots: (B, t)
     keys, begun = _insert(state.keys, k, state.pending), _insert(state.values, v, state.pending)
-    mixed = None
+    here = None
     if local is not None:
         fresh = not state.pending.any() and tokens == used
         slots = None if fresh else at.clamp(max=length - 1)
-        mixed = local(q, keys[:, :, :used], begun[:, :, :used], slots)[None]  # (1, B, H, t, V)
+        here = local(q, keys[:, :, :used], begun[:, :, :used], slots)  # (B, H, t, V)
     complete = filled // length  # 0 or 1
     written = length if complete.any() else 0
     out, memory = recall(
-        q[None], keys[None, :, :, :written], begun[None, :, :, :written],
-        _extended(state), complete, update, mixed, gate,
+        q, keys[:, :, :written], begun[:, :, :written], 1,
+        _extended(state), complete, update, here, gate,
     )  # fmt: skip
     pending = filled % length
     kept = (torch.arange(length) < pending[:, None])[:, None, :, None].to(k.device)  # (B, 1, L, 1)
     keys, begun = keys.where(kept, 0), begun.where(kept, 0)
-    return out[0], MemoryState(memory[..., :values], memory[..., values], keys, begun, pending)
+    return out, MemoryState(memory[..., :values], memory[..., values], keys, begun, pending)
 
 
 def _insert(slots: Tensor, new: Tensor, at: Tensor) -> Tensor:

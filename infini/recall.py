@@ -37,6 +37,7 @@ def recall(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    segments: int,
     memory: Tensor,
     complete: Tensor,
     update: Update,
@@ -45,17 +46,24 @@ def recall(
 ) -> tuple[Tensor, Tensor]:
     """Every segment reads the memory as the segments before it left it, then is written to it.
 
-    arXiv 2404.07143, equations 3-6. q: (S, B, H, Lq, D) and k: (S, B, G, Lk, D) before σ,
-    v: (S, B, G, Lk, V); memory: (B, G, D, C), [M | z | 0]; complete: (B,) int64 on the CPU,
+    arXiv 2404.07143, equations 3-6. q: (B, H, S·Lq, D) and k: (B, G, S·Lk, D) before σ,
+    v: (B, G, S·Lk, V); memory: (B, G, D, C), [M | z | 0]; complete: (B,) int64 on the CPU,
     how many of a sample's segments are in the memory that is returned.
 
-    Returns the reads, (S, B, H, Lq, V), zero while the memory is empty, and the memory. With
+    Returns the reads, (B, H, S·Lq, V), zero while the memory is empty, and the memory. With
     local, shaped like the reads, and gate, (H,): g · read + (1 - g) · local, where nothing has
     been written yet local alone.
     """
     with torch.autocast(q.device.type, enabled=False):
-        out: tuple[Tensor, Tensor] = _Recall.apply(q, k, v, memory, complete, update, local, gate)
+        out: tuple[Tensor, Tensor] = _Recall.apply(
+            q, k, v, segments, memory, complete, update, local, gate
+        )
     return out
+
+
+def _by_segment(x: Tensor, segments: int) -> Tensor:
+    """(B, H, S·L, D) → (S, B, H, L, D), a view."""
+    return x.unflatten(2, (segments, -1)).permute(2, 0, 1, 3, 4)
 
 
 class _Buffers:
@@ -132,21 +140,27 @@ class _Recall(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        segments: int,
         memory: Tensor,
         complete: Tensor,
         update: Update,
         local: Tensor | None,
         gate: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
+        ctx.update, ctx.segments = update, segments
+        inputs = q, k, v
+        batch, heads, tokens, _ = q.shape
+        whole = (
+            v.new_empty(batch, heads, tokens, v.shape[-1])
+            if local is None
+            else (torch.empty_like(local))
+        )
+        q, k, v, out = (_by_segment(x, segments) for x in (q, k, v, whole))
+        here = None if local is None else _by_segment(local, segments)
         buffers = _Buffers(q, k, v, memory)
-        segments, batch, heads, length, _ = q.shape
         # The memory before every segment and after the last: (S + 1, B, G, D, C)
         memories = memory.new_empty(segments + 1, *memory.shape)
         memories[0] = memory
-        if local is None:  # (B, H, S, Lq, V), seen segment first
-            out = v.new_empty(batch, heads, segments, length, v.shape[-1]).permute(2, 0, 1, 3, 4)
-        else:
-            out = torch.empty_like(local)
         for block in buffers.blocks(segments):
             keys = buffers.map_keys(k[block])
             writes = keys.mT @ buffers.extend(v[block])
@@ -155,16 +169,15 @@ class _Recall(torch.autograd.Function):
             before = memories[block]
             reads, known = buffers.read(queries, before, q[block].shape)
             reads.div_(known.clamp_min(EPSILON))
-            if local is None or gate is None:
+            if here is None or gate is None:
                 out[block] = reads
             else:
                 share = gate.to(memory.dtype)[:, None, None] * _written(before, buffers.values)
-                here = local[block]
-                torch.lerp(here, reads.to(here.dtype), share.to(here.dtype), out=out[block])
-        ctx.save_for_backward(q, k, v, memories, complete, local, gate)
-        ctx.update = update
+                share, reads = share.to(here.dtype), reads.to(here.dtype)
+                torch.lerp(here[block], reads, share, out=out[block])
+        ctx.save_for_backward(*inputs, memories, complete, local, gate)
         last = complete.to(memory.device)
-        return out, memories[last, torch.arange(batch, device=memory.device)]
+        return whole, memories[last, torch.arange(batch, device=memory.device)]
 
     @staticmethod
     @once_differentiable
@@ -174,11 +187,15 @@ class _Recall(torch.autograd.Function):
 
 
 def _backward(ctx: Any, d_out: Tensor, d_memory: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, memories, complete, local, gate = ctx.saved_tensors
-    buffers = _Buffers(q, k, v, memories[0])
-    segments, values, dtype = len(q), buffers.values, memories.dtype
-    d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    *inputs, memories, complete, local, gate = ctx.saved_tensors
+    segments = ctx.segments
+    # Whole tensors are returned, not views: autograd adds other gradients to them in place.
+    gradients = [torch.empty_like(x) for x in inputs]
     d_local = None if local is None else torch.empty_like(local)
+    q, k, v, d_out = (_by_segment(x, segments) for x in (*inputs, d_out))
+    d_q, d_k, d_v = (_by_segment(x, segments) for x in gradients)
+    buffers = _Buffers(q, k, v, memories[0])
+    values, dtype = buffers.values, memories.dtype
     d_gate = None if gate is None else torch.zeros_like(gate, dtype=dtype)
     # What is asked of the returned memory enters after each sample's last complete segment.
     ends: dict[int, list[int]] = {}
@@ -200,9 +217,10 @@ def _backward(ctx: Any, d_out: Tensor, d_memory: Tensor) -> tuple[Tensor | None,
         if d_local is not None and d_gate is not None:
             written = _written(before, values)
             share = gate.to(dtype)[:, None, None] * written
-            here = torch.linalg.vecdot(d_here, local[block].to(dtype))[..., None]
-            d_gate += ((along - here) * written).sum((0, 1, 3, 4))
-            torch.mul(d_here, 1 - share, out=d_local[block])
+            here = _by_segment(local, segments)[block].to(dtype)
+            along_local = torch.linalg.vecdot(d_here, here)[..., None]
+            d_gate += ((along - along_local) * written).sum((0, 1, 3, 4))
+            torch.mul(d_here, 1 - share, out=_by_segment(d_local, segments)[block])
             scale, d_known = scale * share, d_known * share
         torch.mul(d_here, scale, out=reads)
         known.copy_(d_known)
@@ -226,7 +244,7 @@ def _backward(ctx: Any, d_out: Tensor, d_memory: Tensor) -> tuple[Tensor | None,
         torch.mul(d_keys, _slope(keys), out=d_k[block])
     if d_gate is not None:
         d_gate = d_gate.to(gate.dtype)
-    return d_q, d_k, d_v, carry, None, None, d_local, d_gate
+    return *gradients, None, carry, None, None, d_local, d_gate
 
 
 def _erasures(keys: Tensor, normalizers: Tensor) -> tuple[Tensor, Tensor]:

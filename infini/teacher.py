@@ -26,12 +26,12 @@ def teacher_attention(
 ) -> InfiniAttention:
     """What computes the same as `layer`'s attention does within a segment."""
     own = getattr(layer, attention_name(layer))
-    window = getattr(own, "sliding_window", None)
+    config = model.config.get_text_config()
+    window = getattr(own, "sliding_window", getattr(config, "sliding_window", None))
     if window is not None and window < segment_length:
         raise InputError(
             f"segment_length {segment_length}: longer than the base's sliding window, {window}"
         )
-    config = model.config.get_text_config()
     weights, biases = _projections(model)(own)
     heads = config.num_attention_heads
     head_dim = weights["q"].shape[0] // heads

@@ -68,7 +68,9 @@ def test_values_and_gradients_equal_the_loop_under_mixed_padding(
         torch.testing.assert_close(got[b, mask[b]].double(), expected, rtol=1e-5, atol=1e-5)
         (expected * weights[b, mask[b]]).sum().backward()
     pairs = [(noisy.grad, x.grad * mask[..., None])]
-    pairs += [(a.grad, b.grad) for a, b in zip(single.parameters(), exact.parameters(), strict=True)]
+    pairs += [
+        (a.grad, b.grad) for a, b in zip(single.parameters(), exact.parameters(), strict=True)
+    ]
     for one, other in pairs:
         assert (one.double() - other).abs().max() <= 1e-5 * other.abs().max().clamp_min(1.0)
 

@@ -5,125 +5,123 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import CONFIGS, L, text, tiny
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedModel,
-    Qwen2Config,
-)
+from transformers import BloomConfig, BloomForCausalLM, MistralForCausalLM, PreTrainedModel
 
 import infini
 from infini.base import load_model
 from infini.errors import InputError
-from infini.params import Base, Placement
+from infini.params import Base
 from infini.segments import run_segments
 
-L = 16
-SIZES = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
-CONFIGS = {
-    "gpt_neox": GPTNeoXConfig(**SIZES),
-    "llama": LlamaConfig(**SIZES, num_key_value_heads=1),
-    "mistral": MistralConfig(**SIZES, num_key_value_heads=1, sliding_window=None),
-    "qwen2": Qwen2Config(**SIZES, num_key_value_heads=1),
-    "gpt2": GPT2Config(vocab_size=50, n_embd=16, n_layer=3, n_head=2),
-}
-TOKENS = torch.arange(2 * 3 * L).remainder(50).view(2, 3 * L)
+DATA_BASE = Path(__file__).parents[1] / "data/base"
+METHODS = [{"method": "parallel"}] + [
+    {"method": "replace", "init": init} for init in ("teacher", "random")
+]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
 def test_parallel_at_alpha_zero_is_the_base_bit_for_bit(name: str) -> None:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
-    with torch.no_grad():
-        alone = model(TOKENS[:, :L]).logits
-        segments, _ = run_segments(model, TOKENS, L)
-        infini.retrofit(model, "parallel", Placement(layers=[0, 2]), L, alpha=0.0)
-        assert torch.equal(model(TOKENS[:, :L]).logits, alone)
-        assert torch.equal(run_segments(model, TOKENS, L)[0], segments)
-        for name, tensor in model.named_parameters():
-            if name.endswith("alpha"):
-                tensor.fill_(0.5)
-        assert not torch.equal(model(TOKENS[:, :L]).logits, alone)
-        infini.remove(model)
-        assert torch.equal(model(TOKENS[:, :L]).logits, alone)
+    model, tokens = tiny(name), text(2, 3 * L)
+    within, full = model(tokens[:, :L]).logits, model(tokens).logits
+    segments, _ = run_segments(model, tokens, L)
+    infini.retrofit(model, "parallel", [0, 2], L, alpha=0.0)
+    assert torch.equal(model(tokens[:, :L]).logits, within)
+    assert torch.equal(model.get_decoder()(tokens, use_cache=False).last_hidden_state, segments)
+    for name, tensor in model.named_parameters():
+        if name.endswith("alpha"):
+            tensor.fill_(0.5)
+    assert not torch.equal(model(tokens[:, :L]).logits, within)
+    assert torch.equal(infini.remove(model)(tokens).logits, full)
+
+    infini.retrofit(model, "parallel", [0, 2], L, alpha=0.0, segmented=False)
+    assert torch.equal(model(tokens).logits, full)
 
 
-def test_exactly_ours_is_trainable(model: PreTrainedModel) -> None:
-    attention = [f"attention.{p}_proj.{kind}" for p in "qkvo" for kind in ("weight", "bias")] + [
-        "attention.beta"
-    ]
-    infini.retrofit(model, "parallel", Placement(layers=[1]), L)
-    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
-    names = [*attention, "norm.weight", "norm.bias", "alpha"]
-    assert trainable == {f"gpt_neox.layers.1.{name}" for name in names}
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("segmented", [True, False])
+@torch.no_grad()
+def test_a_taught_replacement_is_the_base_within_a_segment(name: str, segmented: bool) -> None:
+    model, tokens = tiny(name), text(2, 2 * L)
+    within = model(tokens[:, :L]).logits
+    infini.retrofit(model, "replace", [0, 2], L, init="teacher", segmented=segmented)
+    torch.testing.assert_close(model(tokens[:, :L]).logits, within, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(tokens).logits[:, :L], within, rtol=1e-5, atol=1e-5)
 
+
+@torch.no_grad()
+def test_a_taught_replacement_is_the_embedded_base_within_a_segment() -> None:
+    model = load_model(Base(model=str(DATA_BASE)))
+    tokens = torch.randint(model.config.vocab_size, (2, 256))
+    expected = model(tokens).logits
+    every = list(range(model.config.num_hidden_layers))
+    infini.retrofit(model, "replace", every, 256, init="teacher")
+    torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_any_causal_lm_takes_a_parallel_memory() -> None:
+    config = BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=4)
+    model, tokens = BloomForCausalLM(config).eval(), text(2, 3 * L)
+    within = model(tokens[:, :L]).logits
+    infini.retrofit(model, "parallel", [1], L)
+    assert torch.equal(model(tokens[:, :L]).logits, within)
+    assert model(tokens).logits.shape == (2, 3 * L, 50)
     infini.remove(model)
-    infini.retrofit(model, "replace", Placement(layers=[0]), L)
-    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
-    names = [f"layer.attention.{name}" for name in attention]
-    for norm in ("input_layernorm", "post_attention_layernorm"):
-        names += [f"layer.{norm}.weight", f"layer.{norm}.bias"]
-    for dense in ("dense_h_to_4h", "dense_4h_to_h"):
-        names += [f"layer.mlp.{dense}.weight", f"layer.mlp.{dense}.bias"]
-    assert trainable == {f"gpt_neox.layers.0.{name}" for name in names}
+    with pytest.raises(InputError, match=r'method="replace" knows gpt_neox, .* for bloom use'):
+        infini.retrofit(model, "replace", [1], L)
+    with pytest.raises(InputError, match="position: the base has no rotary embedding"):
+        infini.retrofit(model, "parallel", [1], L, position="rope")
 
 
-@pytest.mark.parametrize("method", ["parallel", "replace"])
-def test_streaming_by_chunks_is_the_whole_document(model: PreTrainedModel, method: str) -> None:
-    torch.manual_seed(0)
-    infini.retrofit(model, method, Placement(layers=[0, 1]), L, alpha=0.7)
-    with torch.no_grad():
-        whole, _ = run_segments(model, TOKENS, L)
-        states, parts = None, []
-        for chunk in TOKENS.split([2 * L, L], 1):
-            hidden, states = run_segments(model, chunk, L, states)
-            parts.append(hidden)
-    torch.testing.assert_close(torch.cat(parts, 1), whole)
-    _, states = run_segments(model, TOKENS[:, :5], L)
-    with pytest.raises(ValueError, match="must be a multiple of 16 tokens"):
-        run_segments(model, TOKENS[:, 5:], L, states)
-
-
-def test_gradient_from_a_later_segment_reaches_what_an_earlier_one_wrote(
-    model: PreTrainedModel,
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("options", METHODS)
+def test_exactly_ours_is_trainable_and_removal_gives_the_base_back(
+    name: str, options: dict[str, str]
 ) -> None:
-    infini.retrofit(model, "parallel", Placement(layers=[0]), L, alpha=1.0)
-    embeddings = model.get_input_embeddings().weight.requires_grad_()
-    tokens = TOKENS.clone()
-    tokens[:, 0] = 299  # occurs nowhere else
-    hidden, _ = run_segments(model, tokens, L)
-    hidden[:, 2 * L :].sum().backward()
-    assert embeddings.grad[299].abs().sum() > 0
+    model = tiny(name)
+    kind, parameters = type(model), {n: p.clone() for n, p in model.named_parameters()}
+    frozen = next(iter(parameters))
+    model.get_parameter(frozen).requires_grad_(False)
+    infini.retrofit(model, layers=[1], segment_length=L, **options)
+    assert isinstance(model, kind)
+    assert type(model).__name__ == kind.__name__
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    added = {id(p) for n, p in model.named_parameters() if ".original." not in n} - {
+        id(p) for p in infini.remove(model).parameters()
+    }
+    assert trainable == added
+    assert type(model) is kind
+    after = dict(model.named_parameters())
+    assert after.keys() == parameters.keys()
+    assert all(torch.equal(after[n], p) for n, p in parameters.items())
+    assert {n for n, p in after.items() if not p.requires_grad} == {frozen}
 
 
-@pytest.mark.parametrize("method", ["parallel", "replace"])
+@pytest.mark.parametrize("options", METHODS)
+@torch.no_grad()
 def test_save_and_load_give_the_same_bits(
-    model: PreTrainedModel, base_folder: Path, tmp_path: Path, method: str
+    model: PreTrainedModel, base_folder: Path, tmp_path: Path, options: dict[str, str]
 ) -> None:
     torch.manual_seed(3)
-    infini.retrofit(model, method, Placement(layers=[1], update="linear"), L, alpha=0.3)
-    infini.save(model, tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"infini_config.json", "infini.safetensors"}
+    infini.retrofit(model, layers=[1], segment_length=L, update="linear", alpha=0.3, **options)
+    model.save_pretrained(tmp_path)
+    files = {"README.md", "infini_config.json", "infini.safetensors"}
+    assert {p.name for p in tmp_path.iterdir()} == files
+    assert f"base_model: {base_folder}" in (tmp_path / "README.md").read_text()
+    assert all(name.startswith("layers.1.") for name in load_file(tmp_path / "infini.safetensors"))
     again = infini.load(tmp_path)  # finds the base by its recorded name
-    with torch.no_grad():
-        assert torch.equal(run_segments(again, TOKENS, L)[0], run_segments(model, TOKENS, L)[0])
+    tokens = text(2, 50)
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
 
 
 def test_load_refuses_what_does_not_fit(
     model: PreTrainedModel, base_folder: Path, tmp_path: Path
 ) -> None:
-    infini.retrofit(model, "parallel", Placement(layers=[1]), L)
-    infini.save(model, tmp_path)
+    infini.retrofit(model, "parallel", [1], L)
+    model.save_pretrained(tmp_path)
     base = load_model(Base(model=str(base_folder)))
     tensors = load_file(tmp_path / "infini.safetensors")
 
@@ -131,31 +129,47 @@ def test_load_refuses_what_does_not_fit(
         content = {k: v for k, v in (tensors | changed).items() if v is not None}
         save_file(content, tmp_path / "infini.safetensors")
         with pytest.raises(InputError, match=message):
-            infini.load(tmp_path, infini.remove(base))
+            infini.load(tmp_path, base)
 
     name = "layers.1.alpha"
-    refused(f"missing or unexpected tensors: {name}", **{name: None})
-    refused("missing or unexpected tensors: more", more=torch.zeros(1))
+    refused(f"missing tensors: {name}", **{name: None})
+    refused("unexpected tensors: more", more=torch.zeros(1))
     refused(r"alpha has shape \(2,\), \(\) is needed", **{name: torch.zeros(2)})
+    (tmp_path / "infini.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="not readable"):
+        infini.load(tmp_path, base)
     torch.nn.init.zeros_(base.get_input_embeddings().weight)
     refused("made for another base")
+    config = json.loads((tmp_path / "infini_config.json").read_text())
+    (tmp_path / "infini_config.json").write_text(json.dumps(config | {"format": 2}))
+    with pytest.raises(InputError, match="format 1 is needed"):
+        infini.load(tmp_path, base)
     with pytest.raises(InputError, match=r"no infini_config.json"):
         infini.load(tmp_path / "nowhere")
 
 
-def test_retrofit_refuses_what_cannot_be(model: PreTrainedModel) -> None:
-    with pytest.raises(InputError, match=r"layers \[2\] do not exist, the base has 0 to 1"):
-        infini.retrofit(model, "parallel", Placement(layers=[2]), L)
-    infini.retrofit(model, "parallel", Placement(layers=[0]), L)
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        (r"layers \[3\] do not exist, the base has 0 to 2", {"layers": [3]}),
+        ("layers: at least one", {"layers": []}),
+        ("method: one of 'replace', 'parallel' is needed, got 'beside'", {"method": "beside"}),
+        ("init: one of 'teacher', 'random'", {"init": "zero"}),
+        (r"segment_length: 1 to 256 \(the base's context\), got 300", {"segment_length": 300}),
+        ('"teacher" keeps the base\'s own', {"method": "replace", "local": "linear"}),
+        ('"teacher" keeps the base\'s own', {"method": "replace", "position": "none"}),
+    ],
+)
+def test_retrofit_refuses_what_cannot_be(message: str, options: dict[str, object]) -> None:
+    model = tiny("llama")
+    with pytest.raises(InputError, match=message):
+        infini.retrofit(model, **{"segment_length": L, **options})
+
+
+def test_retrofit_refuses_a_second_memory_and_short_windows() -> None:
+    model = infini.retrofit(tiny("llama"), segment_length=L)
     with pytest.raises(InputError, match="has a memory already"):
-        infini.retrofit(model, "parallel", Placement(layers=[1]), L)
-
-
-def test_the_config_names_the_base(
-    model: PreTrainedModel, base_folder: Path, tmp_path: Path
-) -> None:
-    infini.retrofit(model, "parallel", Placement(layers=[0]), L)
-    infini.save(model, tmp_path)
-    config = json.loads((tmp_path / "infini_config.json").read_text())
-    assert config["base"]["model"] == str(base_folder)
-    assert config["placement"]["layers"] == [0]
+        infini.retrofit(model, segment_length=L)
+    config = CONFIGS["mistral"].__class__(**CONFIGS["mistral"].to_dict() | {"sliding_window": 8})
+    with pytest.raises(InputError, match="longer than the base's sliding window, 8"):
+        infini.retrofit(MistralForCausalLM(config), "replace", segment_length=L)
