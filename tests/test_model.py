@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import CONFIGS, L, text, tiny
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 import infini
+from architectures import CONFIGS, L, text, tiny
 from infini.errors import InputError
 from infini.segments import run_segments
 

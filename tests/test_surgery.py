@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import CONFIGS, L, text, tiny
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM, MistralForCausalLM, PreTrainedModel
 
 import infini
+from architectures import CONFIGS, L, text, tiny
 from infini.base import load_model
 from infini.errors import InputError
 from infini.params import Base

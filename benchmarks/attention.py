@@ -1,0 +1,187 @@
+"""InfiniAttention against a peer, full attention and the floor: time and peak memory.
+
+Peer: `infini-transformer-pytorch`, its CausalAttention looped over segments. Full: causal
+attention over the whole length. Floor: attention within segments and no memory at all.
+All have the same four projections. Rounds are interleaved, so that ratios are of one run.
+
+    pip install -e '.[bench]' && python -m benchmarks.attention
+"""
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from infini_transformer_pytorch.infini_transformer import CausalAttention
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks import table
+from infini import InfiniAttention
+
+HIDDEN, HEADS = 512, 8
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ROUNDS = {4096: 12, 16384: 4, 65536: 2}
+LONGEST_FULL = 16384 if DEVICE == "cpu" else 65536  # its cost grows with the square
+
+
+class Peer(nn.Module):
+    """The peer as its authors run it: one call a segment, the memory handed on."""
+
+    def __init__(self, segment_length: int, delta: bool):
+        super().__init__()
+        self.segment_length = segment_length
+        self.attention = CausalAttention(
+            HIDDEN, dim_head=HIDDEN // HEADS, heads=HEADS, use_mem_delta_rule=delta
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        memories, outs = None, []
+        for segment in x.split(self.segment_length, 1):
+            out, _, memories = self.attention(
+                segment, past_memories=memories, return_new_memories=True
+            )
+            outs.append(out)
+        return torch.cat(outs, 1)
+
+
+class Softmax(nn.Module):
+    """Causal attention within blocks of `block` tokens."""
+
+    def __init__(self, block: int):
+        super().__init__()
+        self.block = block
+        self.q, self.k, self.v, self.o = (nn.Linear(HIDDEN, HIDDEN) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            proj(x).view(-1, self.block, HEADS, HIDDEN // HEADS).transpose(1, 2)
+            for proj in (self.q, self.k, self.v)
+        )  # (B·N, H, block, D)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o(out.transpose(1, 2).reshape(x.shape))
+
+
+class Ours(nn.Module):
+    def __init__(self, segment_length: int, update: str):
+        super().__init__()
+        self.attention = InfiniAttention(HIDDEN, HEADS, segment_length, update)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x)[0]
+
+
+VARIANTS: dict[str, Callable[[int, int], nn.Module]] = {
+    "floor": lambda length, segment: Softmax(segment),
+    "ours, linear": lambda length, segment: Ours(segment, "linear"),
+    "ours, delta": lambda length, segment: Ours(segment, "delta"),
+    "peer, linear": lambda length, segment: Peer(segment, False),
+    "peer, delta": lambda length, segment: Peer(segment, True),
+    "full": lambda length, segment: Softmax(length),
+}
+
+
+def now() -> float:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def step(model: nn.Module, x: Tensor, dtype: torch.dtype | None) -> tuple[float, float]:
+    """Seconds of a forward pass, and of one with its backward pass."""
+    model.zero_grad(set_to_none=True)
+    x = x.detach().requires_grad_()
+    start = now()
+    with torch.autocast(DEVICE, dtype or torch.bfloat16, enabled=dtype is not None):
+        out = model(x)
+    forward = now()
+    out.float().square().mean().backward()
+    return forward - start, now() - start
+
+
+def _peak(name: str, length: int, segment: int, queue: "multiprocessing.Queue[float]") -> None:
+    torch.manual_seed(0)
+    model = VARIANTS[name](length, segment).to(DEVICE)
+    x = torch.randn(1, length, HIDDEN, device=DEVICE)
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(model, x, None)
+        queue.put((torch.cuda.max_memory_allocated() - before) / 2**20)
+        return
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step(model, x, None)
+    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+
+
+def peak_memory(name: str, length: int, segment: int) -> float:
+    """MiB that a forward and backward pass adds, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_peak, args=(name, length, segment, queue))
+    process.start()
+    peak = queue.get()
+    process.join()
+    return peak
+
+
+def measure(length: int, segment: int, dtype: torch.dtype | None) -> list[dict[str, object]]:
+    """One row a variant: medians over interleaved rounds."""
+    torch.manual_seed(0)
+    names = [name for name in VARIANTS if name != "full" or length <= LONGEST_FULL]
+    models = {name: VARIANTS[name](length, segment).to(DEVICE) for name in names}
+    x = torch.randn(1, length, HIDDEN, device=DEVICE)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for round_ in tqdm(range(ROUNDS[length] + 1), desc=f"{length} tokens", mininterval=5):
+        for name, model in models.items():
+            seconds = step(model, x, dtype)
+            if round_:  # the first warms up
+                times[name].append(seconds)
+    median = {
+        n: [statistics.median(c) * 1e3 for c in zip(*t, strict=True)] for n, t in times.items()
+    }
+    floor = median["floor"][1]
+    return [
+        {
+            "tokens": length,
+            "segment": segment,
+            "variant": name,
+            "forward, ms": round(forward),
+            "with backward, ms": round(both),
+            "of the floor": f"{both / floor:.2f}",
+            "peer ÷ this": f"{median[f'peer, {name[6:]}'][1] / both:.2f}" if "ours" in name else "",
+            "peak memory, MiB": round(peak_memory(name, length, segment)),
+        }
+        for name, (forward, both) in median.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bf16", action="store_true", help="under autocast")
+    parser.add_argument("--short", action="store_true", help="4,096 tokens only")
+    arguments = parser.parse_args()
+    dtype = torch.bfloat16 if arguments.bf16 else None
+    runs = [(4096, 256), (4096, 64)]
+    if not arguments.short:
+        runs += [(16384, 256), (65536, 256)]
+    rows = [row for length, segment in runs for row in measure(length, segment, dtype)]
+    ours = {
+        (row["tokens"], row["segment"]): row["with backward, ms"]
+        for row in rows
+        if row["variant"] == "ours, linear"
+    }
+    notes = f"Hidden size {HIDDEN}, {HEADS} heads, batch 1, {'bfloat16' if dtype else 'float32'}."
+    if not arguments.short:
+        growth = ours[65536, 256] / (16 * ours[4096, 256])  # type: ignore[operator]
+        notes += f" 65,536 tokens cost {growth:.2f} × 16 × 4,096 (ours, linear)."
+    table.write("attention", pd.DataFrame(rows), notes)
+
+
+if __name__ == "__main__":
+    main()
