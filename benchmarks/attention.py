@@ -9,7 +9,6 @@ All have the same four projections. Rounds are interleaved, so that ratios are o
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import table
+from benchmarks.memory import high_water, keep_heap
 from infini import InfiniAttention
 
 HIDDEN, HEADS = 512, 8
@@ -114,9 +114,9 @@ def _peak(name: str, length: int, segment: int, queue: "multiprocessing.Queue[fl
         step(model, x, None)
         queue.put((torch.cuda.max_memory_allocated() - before) / 2**20)
         return
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water()
     step(model, x, None)
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+    queue.put(high_water() - before)
 
 
 def peak_memory(name: str, length: int, segment: int) -> float:
@@ -142,23 +142,36 @@ def measure(length: int, segment: int, dtype: torch.dtype | None) -> list[dict[s
             seconds = step(model, x, dtype)
             if round_:  # the first warms up
                 times[name].append(seconds)
-    median = {
-        n: [statistics.median(c) * 1e3 for c in zip(*t, strict=True)] for n, t in times.items()
-    }
-    floor = median["floor"][1]
+
+    def ratio(name: str, other: str) -> float:
+        """Of the times with backward, round by round."""
+        pairs = zip(times[name], times[other], strict=True)
+        return statistics.median(mine[1] / theirs[1] for mine, theirs in pairs)
+
     return [
         {
             "tokens": length,
             "segment": segment,
             "variant": name,
-            "forward, ms": round(forward),
-            "with backward, ms": round(both),
-            "of the floor": f"{both / floor:.2f}",
-            "peer ÷ this": f"{median[f'peer, {name[6:]}'][1] / both:.2f}" if "ours" in name else "",
+            "forward, ms": round(statistics.median(f for f, _ in times[name]) * 1e3),
+            "with backward, ms": round(statistics.median(b for _, b in times[name]) * 1e3),
+            "of the floor": f"{ratio(name, 'floor'):.2f}",
+            "peer ÷ this": f"{ratio(f'peer, {name[6:]}', name):.2f}" if "ours" in name else "",
             "peak memory, MiB": round(peak_memory(name, length, segment)),
         }
-        for name, (forward, both) in median.items()
+        for name in names
     ]
+
+
+def growth(short: int, long: int, dtype: torch.dtype | None) -> float:
+    """Time of `long` tokens over that of as many in pieces of `short`, round by round."""
+    model = Ours(256, "linear").to(DEVICE)
+    whole = torch.randn(1, long, HIDDEN, device=DEVICE)
+    ratios = []
+    for _ in range(4):
+        pieces = sum(step(model, piece, dtype)[1] for piece in whole.split(short, 1))
+        ratios.append(step(model, whole, dtype)[1] / pieces)
+    return statistics.median(ratios[1:])  # the first warms up
 
 
 def main() -> None:
@@ -166,20 +179,17 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="under autocast")
     parser.add_argument("--short", action="store_true", help="4,096 tokens only")
     arguments = parser.parse_args()
+    keep_heap()
     dtype = torch.bfloat16 if arguments.bf16 else None
     runs = [(4096, 256), (4096, 64)]
     if not arguments.short:
         runs += [(16384, 256), (65536, 256)]
     rows = [row for length, segment in runs for row in measure(length, segment, dtype)]
-    ours = {
-        (row["tokens"], row["segment"]): row["with backward, ms"]
-        for row in rows
-        if row["variant"] == "ours, linear"
-    }
     notes = f"Hidden size {HIDDEN}, {HEADS} heads, batch 1, {'bfloat16' if dtype else 'float32'}."
     if not arguments.short:
-        growth = ours[65536, 256] / (16 * ours[4096, 256])  # type: ignore[operator]
-        notes += f" 65,536 tokens cost {growth:.2f} × 16 × 4,096 (ours, linear)."
+        notes += (
+            f" 65,536 tokens cost {growth(4096, 65536, dtype):.2f} × 16 × 4,096 (ours, linear)."
+        )
     table.write("attention", pd.DataFrame(rows), notes)
 
 

@@ -1,0 +1,22 @@
+"""Memory of this process: how much it has held, and keeping what it has."""
+
+import ctypes
+import sys
+from pathlib import Path
+
+
+def high_water() -> float:
+    """MiB it has held at most (getrusage would count its parent's too)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+
+
+def keep_heap() -> None:
+    """Let malloc keep freed memory: tensors over 32 MiB would fault in page by page every time.
+
+    With glibc's own settings a step's time depends on the sizes that went before it.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: none by mmap
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing given back
