@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from infini import engine
 from infini.errors import InputError
 from infini.params import Base
 
@@ -15,7 +16,7 @@ ATTENTION_NAMES = ("attention", "self_attn", "attn")
 
 
 def load_model(base: Base) -> PreTrainedModel:
-    """The base in float32 and evaluation mode, nothing in it trainable."""
+    """The base in float32 and evaluation mode, nothing in it trainable, where this process runs."""
     _check(base)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         base.model,
@@ -24,7 +25,7 @@ def load_model(base: Base) -> PreTrainedModel:
         use_safetensors=True,
         trust_remote_code=False,
     )
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False).to(engine.device())
 
 
 def load_tokenizer(base: Base) -> Tokenizer:
@@ -75,6 +76,8 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor], settings: str = "") -> st
     """A hash of the names, the shapes and a few values, as bfloat16, of every tensor."""
     digest = hashlib.sha256(settings.encode())
     for name, tensor in tensors.items():
+        if hasattr(tensor, "full_tensor"):  # of a sharded base
+            tensor = tensor.full_tensor()
         sample = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)].bfloat16().float()
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

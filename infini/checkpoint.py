@@ -2,6 +2,7 @@
 
 A killed stage finds its own checkpoint again and goes on to the same bits; any
 change of params, inputs or code gives another key. Safetensors and JSON only.
+Many nodes need this folder on a file system that all of them see.
 """
 
 import hashlib
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
+
+from infini.errors import InputError
 
 ROOT = Path(".checkpoints")
 
@@ -43,8 +46,11 @@ class Checkpoint:
     def save(
         self, tensors: dict[str, Tensor], optimizers: list[Optimizer], record: dict[str, Any]
     ) -> None:
-        """Write atomically: the last good checkpoint survives a kill or a full disk."""
+        """Write atomically: a kill or a full disk (InputError) leaves the last good checkpoint."""
         flat = {f"tensor/{name}": t.detach() for name, t in tensors.items()}
+        flat["rng/cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            flat["rng/cuda"] = torch.cuda.get_rng_state()
         for i, optimizer in enumerate(optimizers):
             for index, state in optimizer.state_dict()["state"].items():
                 flat |= {f"optimizer/{i}/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
@@ -57,6 +63,11 @@ class Checkpoint:
                 {"record": json.dumps(record)},
             )
             os.replace(partial, self.path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"{self.path}: cannot be written ({error}): make room and run again, the last "
+                "checkpoint is kept"
+            ) from None
         finally:
             partial.unlink(missing_ok=True)
 
@@ -72,6 +83,11 @@ class Checkpoint:
                 kind, name = key.split("/", 1)
                 if kind == "tensor":
                     tensors[name].data.copy_(file.get_tensor(key))
+                elif key == "rng/cpu":
+                    torch.set_rng_state(file.get_tensor(key))
+                elif key == "rng/cuda":
+                    if torch.cuda.is_available():
+                        torch.cuda.set_rng_state(file.get_tensor(key))
                 else:
                     i, index, field = name.split("/")
                     states[int(i)].setdefault(int(index), {})[field] = file.get_tensor(key)

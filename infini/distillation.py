@@ -5,13 +5,14 @@ MSE on the layer's output over real tokens only; the memory is empty for every s
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from infini import engine
 from infini.base import decoder_layers
 from infini.perplexity import BATCH_TOKENS
 from infini.pieces import Pieces
@@ -37,48 +38,56 @@ class LayerData:
         return LayerData(*map(torch.cat, pairs))
 
 
+class _Recorded(Exception):
+    """The layer has run: what comes after it is not needed."""
+
+
 @torch.no_grad()
 def record_layer(model: PreTrainedModel, index: int, pieces: Pieces) -> LayerData:
-    """Run `pieces` through the base, each alone, and keep what passes through one layer."""
+    """Run `pieces` through the base, each alone, up to one layer; keep what passes through it."""
     layer = decoder_layers(model)[index]
     seen: list[tuple[Tensor, Tensor]] = []
 
     def keep(_: nn.Module, args: tuple[Tensor, ...], out: Tensor | tuple[Tensor, ...]) -> None:
         seen.append((args[0], out[0] if isinstance(out, tuple) else out))
+        raise _Recorded
 
     handle = layer.register_forward_hook(keep)
     try:
         for batch in progress(pieces.batches(BATCH_TOKENS), "teacher"):
-            model.get_decoder()(batch.tokens, use_cache=False)
+            with suppress(_Recorded):
+                model.get_decoder()(batch.tokens.to(model.device), use_cache=False)
     finally:
         handle.remove()
     inputs, outputs = (torch.cat(parts) for parts in zip(*seen, strict=True))
     return LayerData(inputs, outputs, pieces.mask)
 
 
-def layer_error(layer: nn.Module, data: LayerData, chosen: Tensor) -> Tensor:
-    """Mean squared error of `layer` on the chosen samples (indices), over real tokens; scalar."""
+def squared_error(layer: nn.Module, data: LayerData, chosen: Tensor) -> Tensor:
+    """Squared errors, mean over d, summed over the chosen samples' real tokens; scalar."""
     mask = data.mask[chosen]
+    if not mask.any():
+        return next(layer.parameters()).sum() * 0.0
     packing = Packing.of(len(mask), mask.shape[1], mask)
     with running(layer, Run(packing, mask.shape[1], mask.shape[1])):
         out = layer(data.inputs[chosen])
-    return F.mse_loss(out[mask], data.outputs[chosen][mask])
+    error = (out - data.outputs[chosen]).square().mean(-1)  # (n, T)
+    return (error * mask.to(error)).sum()
 
 
-def distillation_losses(
-    layer: nn.Module, data: LayerData, batch_size: int, seed: int
-) -> Iterator[Loss]:
-    """An epoch's losses, in the order that `seed` gives."""
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    for chosen in order.split(batch_size):
-        yield Loss(layer_error(layer, data, chosen), int(data.mask[chosen].sum()))
+def distillation_loss(layer: nn.Module, data: LayerData, chosen: Tensor) -> Iterator[Loss]:
+    """The one loss of a batch."""
+    tokens = int(data.mask[chosen].sum())
+    with engine.autocast():
+        total = squared_error(layer, data, engine.share(chosen))
+    yield Loss(total, tokens, tokens)
 
 
 @torch.no_grad()
 def distillation_error(layer: nn.Module, data: LayerData) -> float:
-    """MSE over all of `data`."""
-    total, count = 0.0, 0
-    for chosen in torch.arange(len(data)).split(BATCH_TOKENS // data.mask.shape[1] or 1):
-        tokens = int(data.mask[chosen].sum())
-        total, count = total + layer_error(layer, data, chosen).item() * tokens, count + tokens
-    return total / count
+    """Mean squared error over all real tokens of `data`."""
+    total = data.inputs.new_zeros(())
+    batches = torch.arange(len(data)).split(BATCH_TOKENS // data.mask.shape[1] or 1)
+    for chosen in engine.share(batches):
+        total += squared_error(layer, data, chosen)
+    return engine.total(total).item() / int(data.mask.sum())

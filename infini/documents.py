@@ -4,16 +4,20 @@ Finetuning a replaced layer and training an adapter are both this.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from infini.checkpoint import Checkpoint
+from infini import engine
+from infini.checkpoint import Checkpoint, fingerprint
 from infini.layers import our_tensors
 from infini.params import LongRecipe
 from infini.perplexity import UNSCORED, cross_entropy, head_of, next_token, segmented
-from infini.pieces import Pieces, train_val_sizes
-from infini.record import DOCUMENTS
+from infini.pieces import Pieces, shuffled, train_val_sizes
+from infini.record import DOCUMENTS, MODELS, TRAINING, Stopwatch
 from infini.segments import States, detach, run_segments
+from infini.sharding import shard_base
 from infini.training import Fit, Loss, adamw, fit
 
 
@@ -25,27 +29,33 @@ def chunk_length(recipe: LongRecipe, document_length: int, segment_length: int) 
 
 
 def document_losses(
-    model: PreTrainedModel, documents: Pieces, segment_length: int, recipe: LongRecipe, seed: int
+    model: PreTrainedModel,
+    documents: Pieces,
+    segment_length: int,
+    recipe: LongRecipe,
+    chosen: Tensor,
 ) -> Iterator[Loss]:
-    """An epoch's losses, chunk after chunk, in the order of documents that `seed` gives."""
-    head = head_of(model)
-    for batch in documents.shuffled(recipe.batch_size, seed):
-        targets = next_token(batch.tokens, batch.mask)
-        length = batch.tokens.shape[1]
-        chunk = chunk_length(recipe, length, segment_length)
-        scored = (targets != UNSCORED).sum().item()
-        states: States = {}
-        for start in range(0, length, chunk):
-            part = slice(start, start + chunk)
-            hidden, states = run_segments(model, batch.tokens[:, part], segment_length, states)
+    """The losses of the chosen documents (indices), chunk after chunk."""
+    head, length = head_of(model), documents.tokens.shape[1]
+    chunk = chunk_length(recipe, length, segment_length)
+    scored = next_token(documents.tokens[chosen], documents.mask[chosen]) != UNSCORED  # (B, T)
+    # A process without a document of its own reads one that counts nothing: all step together.
+    mine = engine.share(chosen)
+    rows = mine if len(mine) else chosen[:1]
+    tokens = documents.tokens[rows].to(model.device)
+    targets = next_token(tokens, documents.mask[rows].to(model.device) & bool(len(mine)))
+    states: States = {}
+    for start in range(0, length, chunk):
+        part = slice(start, start + chunk)
+        with engine.autocast():
+            hidden, states = run_segments(model, tokens[:, part], segment_length, states)
             nats = cross_entropy(hidden, head, targets[:, part])
-            count = int((targets[:, part] != UNSCORED).sum())
-            if recipe.update == "segment":
-                yield Loss(nats.sum() / count, count)
-            else:
-                last = start + chunk >= length
-                yield Loss(nats.sum() / count, count, weight=count / scored, step=last)
-            states = detach(states)
+        count = int(scored[:, part].sum())
+        if recipe.update == "segment":
+            yield Loss(nats.sum(), count, count)
+        else:
+            yield Loss(nats.sum(), count, int(scored.sum()), step=start + chunk >= length)
+        states = detach(states)
 
 
 def train_on_documents(
@@ -72,15 +82,16 @@ def train_on_documents(
         score = segmented(model, val, segment_length)
         return score.nats / score.tokens
 
-    length = train.tokens.shape[1]
+    shard_base(model)
     steps = -(-len(train) // recipe.batch_size)
     if recipe.update == "segment":
-        steps *= -(-length // segment_length)
+        steps *= -(-train.tokens.shape[1] // segment_length)
     trained = our_tensors(model)
     result = fit(
         trained,
         [adamw(trained, recipe.lr, recipe.gate_lr)],
-        lambda epoch: document_losses(model, train, segment_length, recipe, seed + epoch),
+        lambda epoch: shuffled(len(train), recipe.batch_size, seed + epoch),
+        lambda chosen: document_losses(model, train, segment_length, recipe, chosen),
         steps=[steps] * recipe.epochs,
         validate=validate if recipe.hold_out else None,
         patience=recipe.patience,
@@ -88,3 +99,30 @@ def train_on_documents(
         title=title,
     )
     return result, len(train), len(val) if recipe.hold_out else 0
+
+
+def train_version(
+    model: PreTrainedModel,
+    version: str,
+    recipe: LongRecipe,
+    segment_length: int,
+    seed: int,
+    inputs: list[Path],
+) -> None:
+    """Train a version's model on the prepared documents, and write it with its curve and time.
+
+    inputs: what the model was made from, besides the base.
+    """
+    watch = Stopwatch(f"{version}-finetune")
+    settings = [seed, segment_length, recipe.model_dump(), model.infini_config]
+    key = fingerprint(settings, [*inputs, DOCUMENTS])
+    checkpoint = Checkpoint(f"{version}-finetune", key)
+    result, train, val = train_on_documents(
+        model, recipe, segment_length, seed, checkpoint, f"{version} finetune"
+    )
+    if not engine.is_main():
+        return
+    model.save_pretrained(MODELS / version / "finetune")
+    result.write(TRAINING / version / "finetune", train, val)
+    watch.write(seconds_per_epoch=result.seconds_per_epoch)
+    checkpoint.remove()

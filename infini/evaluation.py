@@ -16,6 +16,7 @@ from infini.layers import InfiniAdapter, infini_slots
 from infini.params import Evaluate
 from infini.pieces import Pieces
 from infini.record import DOCUMENTS, METRICS, MODELS, SAMPLES, TRAINING, read_json
+from infini.sharding import shard_base
 from infini.surgery import load, remove
 
 Metrics = dict[str, Any]
@@ -71,6 +72,7 @@ class Evaluator:
 def evaluate_base(model: PreTrainedModel, evaluator: Evaluator) -> Metrics:
     """The untouched base: what every version is compared with, and its full-context ceiling."""
     names = ("short", "segmented", "sliding", "double_shift")
+    shard_base(model)
     return {name: getattr(evaluator, name)(model) for name in names}
 
 
@@ -81,7 +83,7 @@ def evaluate_version(base: PreTrainedModel, version: str, evaluator: Evaluator) 
     metrics: Metrics = {}
     if (MODELS / version / "distill").is_dir():
         metrics["distill"], before = _distilled(base, version, evaluator, untouched)
-    model = load(MODELS / version / "finetune", base)
+    model = shard_base(load(MODELS / version / "finetune", base))
     final = {
         name: getattr(evaluator, name)(model)
         for name in ("short", "segmented", "memory_off", "double_shift")
@@ -98,7 +100,7 @@ def _distilled(
 ) -> tuple[Metrics, Metrics]:
     """The distillation's figures, and the distilled model's own by protocol."""
     folder = MODELS / version / "distill"
-    model = load(folder, base)
+    model = shard_base(load(folder, base))
     ((index, layer),) = infini_slots(model).items()
     scores = {n: getattr(evaluator, n)(model) for n in ("short", "segmented", "double_shift")}
     teacher = record_layer(remove(model), index, evaluator.samples)

@@ -5,6 +5,7 @@ the next segment's first token. Every protocol takes any model, an untouched bas
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from infini.pieces import Pieces
+from infini import engine
+from infini.pieces import Batch, Pieces
 from infini.progress import progress
 from infini.segments import run_segments
 
@@ -23,26 +25,37 @@ UNSCORED = -100  # the target of a position that is not scored
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Logits of a chunk are turned into its losses and its gradient at once, then dropped."""
+    """Logits of a chunk are turned into its losses and its gradient at once, then overwritten.
+
+    Beside the two matrix products that no way avoids, they are passed over twice: log-softmax,
+    and its exponential for the gradient (softmax − one-hot) · W.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
     ) -> Tensor:
-        wanted = ctx.needs_input_grad[0]
+        wanted, kind = ctx.needs_input_grad[0], hidden.device.type
+        if torch.is_autocast_enabled(kind):
+            weight = weight.to(torch.get_autocast_dtype(kind))
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if wanted else hidden[:0]
+        raw = weight.new_empty(CHUNK, len(weight))  # (c, V)
+        normalized = torch.empty_like(raw, dtype=torch.float32)
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            scored = targets[part, None] != UNSCORED  # (c, 1)
-            index = targets[part, None].where(scored, 0)
-            logits = F.linear(hidden[part], weight, bias).float()  # (c, V)
-            total = logits.logsumexp(-1, keepdim=True)
-            losses[part] = ((total - logits.gather(1, index)) * scored)[:, 0]
+            x, index = hidden[part].to(weight.dtype), targets[part]
+            scored = index != UNSCORED  # (c,)
+            index = index.where(scored, 0)
+            logits, log_p = raw[: len(x)], normalized[: len(x)]
+            torch.mm(x, weight.t(), out=logits)
+            if bias is not None:
+                logits += bias
+            torch.log_softmax(logits, -1, dtype=torch.float32, out=log_p)
+            losses[part] = -log_p.gather(1, index[:, None])[:, 0] * scored
             if wanted:
-                error = logits.sub_(total).exp_()  # the probabilities
-                error.scatter_add_(1, index, -torch.ones_like(total)).mul_(scored)
-                torch.mm(error.to(weight.dtype), weight, out=gradient[part])
+                expected = torch.mm(log_p.exp_().to(weight.dtype), weight)  # (c, d)
+                gradient[part] = (expected - weight[index]) * scored[:, None]
         ctx.save_for_backward(gradient)
         return losses
 
@@ -83,6 +96,24 @@ class Score:
         """What a metrics file holds of it."""
         return {"ppl": round(self.perplexity, 4), "bits_per_byte": round(self.bits_per_byte, 4)}
 
+    def of_all_processes(self) -> "Score":
+        """The sum of their shares of the same text."""
+        sums = torch.tensor([self.nats, float(self.tokens)], dtype=torch.float64)
+        nats, tokens = engine.total(sums.to(engine.device())).tolist()
+        return Score(nats, int(tokens), self.bytes)
+
+
+def _share(model: PreTrainedModel, pieces: Pieces, title: str) -> Iterator[Batch]:
+    """This process's batches, where the model is.
+
+    As many for every process, which a sharded base asks for: one too many counts nothing.
+    """
+    batches = pieces.batches(BATCH_TOKENS)
+    nothing = Batch(batches[0].tokens, torch.zeros_like(batches[0].mask))
+    mine = engine.share(batches + [nothing] * (-len(batches) % engine.processes()))
+    for batch in progress(mine, title):
+        yield Batch(*(tensor.to(model.device) for tensor in batch))
+
 
 def next_token(tokens: Tensor, mask: Tensor) -> Tensor:
     """Targets of (B, T) tokens: the token after, UNSCORED at the end and on padding."""
@@ -103,12 +134,12 @@ def segmented(
     Short samples are pieces of one segment.
     """
     score = Score(bytes=int(pieces.bytes.sum()))
-    for batch in progress(pieces.batches(BATCH_TOKENS), title):
+    for batch in _share(model, pieces, title):
         hidden, _ = run_segments(model, batch.tokens, segment_length, memory=memory)
         targets = next_token(batch.tokens, batch.mask)
         score.nats += cross_entropy(hidden, head_of(model), targets).double().sum().item()
         score.tokens += int((targets != UNSCORED).sum())
-    return score
+    return score.of_all_processes()
 
 
 @torch.no_grad()
@@ -121,14 +152,15 @@ def double_shift(
     """
     score = Score(bytes=int(pieces.bytes.sum()))
     fed = segment_length - 1
-    for batch in progress(pieces.batches(BATCH_TOKENS), title):
+    for batch in _share(model, pieces, title):
         segments = batch.tokens.unflatten(1, (-1, segment_length))  # (B, T) → (B, N, L)
         hidden, _ = run_segments(model, segments[:, :, :-1].flatten(1), fed)
         hidden = hidden.unflatten(1, (-1, fed))[:, :, :-1]  # (B, N, L-2, d)
-        targets = segments[:, :, 2:]  # (B, N, L-2)
+        real = batch.mask.unflatten(1, (-1, segment_length))[:, :, 2:]
+        targets = segments[:, :, 2:].masked_fill(~real, UNSCORED)  # (B, N, L-2)
         score.nats += cross_entropy(hidden, head_of(model), targets).double().sum().item()
-        score.tokens += targets.numel()
-    return score
+        score.tokens += int(real.sum())
+    return score.of_all_processes()
 
 
 @torch.no_grad()
@@ -141,7 +173,7 @@ def sliding(
     Hugging Face's perplexity guide). For a model without a memory: the base's ceiling.
     """
     score = Score(bytes=int(pieces.bytes.sum()))
-    for batch in progress(pieces.batches(BATCH_TOKENS), title):
+    for batch in _share(model, pieces, title):
         targets, length = next_token(batch.tokens, batch.mask), batch.tokens.shape[1]
         scored_to = 0
         for start in range(0, length, stride):
@@ -156,7 +188,7 @@ def sliding(
             scored_to = end
             if end == length:
                 break
-    return score
+    return score.of_all_processes()
 
 
 def head_of(model: PreTrainedModel) -> nn.Linear:

@@ -5,7 +5,7 @@ Prepared once as Parquet, one file a split; loaded as padded tensors with their 
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -77,11 +77,10 @@ class Pieces:
         pairs = zip(self.tokens.split(size), self.mask.split(size), strict=True)
         return [Batch(*pair) for pair in pairs]
 
-    def shuffled(self, size: int, seed: int) -> Iterator[Batch]:
-        """All pieces in the order that `seed` gives, `size` at a time."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        for chosen in order.split(size):
-            yield Batch(self.tokens[chosen], self.mask[chosen])
+
+def shuffled(count: int, size: int, seed: int) -> Sequence[Tensor]:
+    """The indices below `count` in the order that `seed` gives, `size` at a time."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).split(size)
 
 
 class Encoded(NamedTuple):

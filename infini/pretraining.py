@@ -5,13 +5,14 @@ section 2). Documents are laid end to end with an end-of-text token between them
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
+from infini import engine
 from infini.checkpoint import Checkpoint
 from infini.muon import Muon
 from infini.params import Pretrain
@@ -109,18 +110,29 @@ def cosine(step: int, total: int, warmup: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
-def losses(model: GPTNeoXForCausalLM, rows: Tensor, batch_tokens: int) -> Iterator[Loss]:
-    """Next-token losses over (rows, length), `batch_tokens` tokens at a time."""
-    for tokens in rows.split(batch_tokens // rows.shape[1]):
-        loss = model(tokens, labels=tokens, use_cache=False).loss
-        yield Loss(loss, tokens[:, 1:].numel())
+def next_token_loss(model: GPTNeoXForCausalLM, tokens: Tensor) -> Iterator[Loss]:
+    """The one loss of a batch of (rows, length) tokens."""
+    count, mine = tokens[:, 1:].numel(), engine.share(tokens.to(model.device))
+    if not len(mine):
+        yield Loss(next(model.parameters()).sum() * 0.0, count, count)
+        return
+    mean = model(mine, labels=mine, use_cache=False).loss
+    yield Loss(mean * mine[:, 1:].numel(), count, count)
 
 
 @torch.no_grad()
 def validation_loss(model: GPTNeoXForCausalLM, rows: Tensor, batch_tokens: int) -> float:
     """Mean next-token loss in nats over (rows, length)."""
-    scored = list(losses(model, rows, batch_tokens))
-    return sum(s.value.item() * s.items for s in scored) / sum(s.items for s in scored)
+    scored = [
+        loss for tokens in batches(rows, batch_tokens) for loss in next_token_loss(model, tokens)
+    ]
+    total = engine.total(torch.stack([loss.total for loss in scored]).sum())
+    return total.item() / sum(loss.items for loss in scored)
+
+
+def batches(rows: Tensor, batch_tokens: int) -> Sequence[Tensor]:
+    """(rows, length) tokens, `batch_tokens` at a time."""
+    return rows.split(batch_tokens // rows.shape[1])
 
 
 def pretrain(
@@ -142,18 +154,19 @@ def pretrain(
     # One context less than there is: every epoch starts at another offset.
     steps = [(len(stream) - recipe.context) // recipe.batch_tokens for stream in text]
 
-    def epoch_losses(epoch: int) -> Iterator[Loss]:
+    def epoch_batches(epoch: int) -> Sequence[Tensor]:
         rows = sequences(text[epoch - 1], phases[epoch - 1].context, seed + epoch)
         whole = steps[epoch - 1] * recipe.batch_tokens // rows.shape[1]
-        return losses(model, rows[:whole], recipe.batch_tokens)
+        return batches(rows[:whole], recipe.batch_tokens)
 
-    model = new_model(recipe)
+    model = new_model(recipe).to(engine.device())
     model.config.eos_token_id = model.config.bos_token_id = tokenizer.eos_token_id
     total = sum(steps)
     result = fit(
         dict(model.named_parameters()),
         optimizers(model, recipe),
-        epoch_losses,
+        epoch_batches,
+        lambda tokens: next_token_loss(model, tokens),
         steps=steps,
         checkpoint=checkpoint,
         validate=lambda: validation_loss(model, held_out, recipe.batch_tokens),

@@ -1,40 +1,60 @@
 """The one training loop.
 
-Pretraining, distillation, finetuning and adapters differ in two things only:
-a generator of losses and a validation function. Early stopping keeps the best
-epoch's weights; a checkpoint after every epoch makes a killed run continue to
-the same bits (the data order is a function of seed and epoch).
+Pretraining, distillation, finetuning and adapters differ in their batches, the losses of a
+batch and a validation function. Early stopping keeps the best epoch's weights. A checkpoint
+after every epoch and every few minutes makes a killed run continue to the same bits: the
+batches are a function of seed and epoch, and nothing else is carried from one to the next.
 """
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
+from infini import engine
 from infini.checkpoint import Checkpoint
 from infini.errors import InputError
-from infini.progress import on_terminal
+from infini.live import LiveView
 from infini.record import write_json
+from infini.signals import Stopped, stop_requests
 
 log = logging.getLogger(__name__)
 
+B = TypeVar("B")
+
+CHECKPOINT_SECONDS = 60.0  # between two checkpoints within an epoch
+EXPLODED = 10.0  # times the first loss: no training that still works gets there
+
 
 class Loss(NamedTuple):
-    """What one backward pass needs."""
+    """What one backward pass needs; its gradient is that of total / step_items."""
 
-    value: Tensor  # mean over `items` scored tokens or samples
-    items: int
-    weight: float = 1.0  # of its gradient, where several make one step
-    step: bool = True  # take an optimizer step after this one
+    total: Tensor  # summed over the items that this process scored
+    items: int  # that all processes scored
+    step_items: int  # the same of all losses of the optimizer step
+    step: bool = True  # take the optimizer step after this one
+
+
+@dataclass
+class Epoch:
+    """How far an epoch is."""
+
+    batches: int = 0
+    steps: int = 0
+    total: float = 0.0  # Σ loss
+    count: int = 0  # of items
+
+    def add(self, total: float, count: int) -> None:
+        """Another step."""
+        self.steps, self.total, self.count = self.steps + 1, self.total + total, self.count + count
 
 
 @dataclass
@@ -44,6 +64,7 @@ class Fit:
     curve: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     stopped_early: bool = False
+    first_loss: float = math.nan  # of the first step
     seconds: float = 0.0
 
     @property
@@ -89,7 +110,8 @@ def adamw(trained: dict[str, nn.Parameter], lr: float, gate_lr: float) -> Optimi
 def fit(
     trained: dict[str, nn.Parameter],
     optimizers: list[Optimizer],
-    losses: Callable[[int], Iterator[Loss]],
+    batches: Callable[[int], Sequence[B]],
+    losses: Callable[[B], Iterator[Loss]],
     *,
     steps: list[int],
     checkpoint: Checkpoint,
@@ -101,70 +123,89 @@ def fit(
 ) -> Fit:
     """Train `trained` (name → parameter) in place.
 
-    losses(epoch) yields the epoch's losses one by one; each is backpropagated before
-    the next is asked for. steps: optimizer steps of each epoch. validate() gives the
-    validation loss; without it the last epoch is kept. patience: epochs without a better
-    validation loss before stopping.
-    schedule(step) multiplies every learning rate. clip: maximum gradient norm.
+    batches(epoch): the batches of an epoch, counted from 1. losses(batch) yields a batch's losses,
+    each backpropagated before the next is asked for. steps: optimizer steps of each epoch.
+    validate() gives the validation loss; without it the last epoch is kept. patience: epochs
+    without a better validation loss before stopping. schedule(step) multiplies every learning
+    rate. clip: maximum gradient norm.
+    InputError: the loss diverged. Stopped: a signal asked for it; the next call goes on.
     """
-    result = Fit()
     best: dict[str, Tensor] = {name: t.detach().clone() for name, t in trained.items()}
     # The checkpoint holds the weights as they are and as they were at their best.
     stored: dict[str, Tensor] = {**trained} | {f"best.{name}": t for name, t in best.items()}
+    result, so_far = Fit(), Epoch()
     if record := checkpoint.load(stored, optimizers):
-        result = Fit(**record)
-        log.info("%s: goes on after epoch %d", title, len(result.curve))
-    epochs = len(steps)
+        result, so_far = Fit(**record["fit"]), Epoch(**record["epoch"])
+        log.info("%s: goes on in epoch %d, step %d", title, len(result.curve) + 1, so_far.steps)
     base_lrs = [[group["lr"] for group in o.param_groups] for o in optimizers]
     parameters = list(trained.values())
+    clock = saved = time.perf_counter()
 
-    bar = tqdm(
-        total=sum(steps),
-        initial=sum(steps[: len(result.curve)]),
-        desc=title,
-        unit="step",
-        disable=not on_terminal(),
-    )
-    while len(result.curve) < epochs and not result.stopped_early:
-        epoch = len(result.curve) + 1
-        step, started = sum(steps[: epoch - 1]), time.perf_counter()
-        total, count = 0.0, 0
-        for loss in losses(epoch):
-            if not torch.isfinite(loss.value):
-                raise InputError(
-                    f"{title}: the loss is {loss.value.item()} in epoch {epoch}, step {step}: "
-                    "lower the learning rate"
-                )
-            (loss.value * loss.weight).backward()
-            total, count = total + loss.value.item() * loss.items, count + loss.items
-            if not loss.step:
-                continue
-            if clip is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, clip)
-            for optimizer, lrs in zip(optimizers, base_lrs, strict=True):
-                for group, lr in zip(optimizer.param_groups, lrs, strict=True):
-                    group["lr"] = lr * (schedule(step) if schedule else 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-            step += 1
-            bar.update()
+    def save() -> None:
+        nonlocal clock, saved
+        saved = time.perf_counter()
+        result.seconds, clock = result.seconds + saved - clock, saved
+        if engine.is_main():
+            checkpoint.save(stored, optimizers, {"fit": vars(result), "epoch": vars(so_far)})
 
-        val_loss = validate() if validate else math.nan
-        row = {"epoch": epoch, "train_loss": total / count, "val_loss": val_loss}
-        better = not validate or not result.curve or val_loss < result.best["val_loss"]
-        result.curve.append(row)
-        if better:
-            result.best_epoch = epoch
-            for name, t in trained.items():
-                best[name].copy_(t.detach())
-        result.stopped_early = patience is not None and epoch - result.best_epoch >= patience
-        bar.set_postfix(train=f"{row['train_loss']:.4g}", val=f"{val_loss:.4g}")
-        if bar.disable:
-            val = f" val={val_loss:.6g}{' *' if better else ''}" if validate else ""
-            log.info("%s: epoch %d/%d train=%.6g%s", title, epoch, epochs, row["train_loss"], val)
-        result.seconds += time.perf_counter() - started
-        checkpoint.save(stored, optimizers, vars(result))
-    bar.close()
+    def take_step(step: int) -> None:
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
+        for optimizer, lrs in zip(optimizers, base_lrs, strict=True):
+            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+                group["lr"] = lr * (schedule(step) if schedule else 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def check(loss: float) -> None:
+        if math.isnan(result.first_loss):
+            result.first_loss = loss
+        if math.isfinite(loss) and loss <= EXPLODED * result.first_loss:
+            return
+        kept = f"; the best weights so far are in {checkpoint.path}" if result.curve else ""
+        raise InputError(
+            f"{title}: the loss is {loss:.6g} in epoch {len(result.curve) + 1}, step "
+            f"{so_far.steps} (at first {result.first_loss:.6g}): lower the learning rate{kept}"
+        )
+
+    done = sum(steps[: len(result.curve)]) + so_far.steps
+    with LiveView(title, sum(steps), done) as view, stop_requests() as asked_to_stop:
+        while len(result.curve) < len(steps) and not result.stopped_early:
+            epoch = len(result.curve) + 1
+            before = sum(steps[: epoch - 1])
+            for batch in batches(epoch)[so_far.batches :]:
+                total, count, stop = torch.zeros((), device=parameters[0].device), 0, False
+                for loss in losses(batch):
+                    (loss.total / loss.step_items).backward()
+                    total, count = total + loss.total.detach(), count + loss.items
+                    if not loss.step:
+                        continue
+                    asked = total.new_tensor(asked_to_stop())
+                    summed = engine.sum_gradients(parameters, torch.stack([total, asked]))
+                    whole, stops = summed.tolist()
+                    check(whole / count)
+                    take_step(before + so_far.steps)
+                    so_far.add(whole, count)
+                    view.took_step(whole / count, count)
+                    total, count, stop = torch.zeros_like(total), 0, stop or stops > 0
+                so_far.batches += 1
+                if stop or time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                    save()
+                if stop:
+                    raise Stopped(f"{title}: saved in epoch {epoch}, step {so_far.steps}")
+
+            val_loss = validate() if validate else math.nan
+            row = {"epoch": epoch, "train_loss": so_far.total / so_far.count, "val_loss": val_loss}
+            better = not validate or not result.curve or val_loss < result.best["val_loss"]
+            result.curve.append(row)
+            if better:
+                result.best_epoch = epoch
+                for name, t in trained.items():
+                    best[name].copy_(t.detach())
+            result.stopped_early = patience is not None and epoch - result.best_epoch >= patience
+            view.ended_epoch(row, len(steps), result.best)
+            so_far = Epoch()
+            save()
     for name, t in trained.items():
         t.data.copy_(best[name])
     return result

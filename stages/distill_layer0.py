@@ -2,13 +2,13 @@
 
 import torch
 
-from infini import params
+from infini import engine, params
 from infini.base import load_model
 from infini.checkpoint import Checkpoint, fingerprint
 from infini.cli import run
-from infini.distillation import distillation_error, distillation_losses, record_layer
+from infini.distillation import distillation_error, distillation_loss, record_layer
 from infini.layers import infini_slots, our_tensors
-from infini.pieces import Pieces
+from infini.pieces import Pieces, shuffled
 from infini.record import MODELS, SAMPLES, TRAINING, Stopwatch
 from infini.surgery import retrofit
 from infini.training import adamw, fit
@@ -38,13 +38,16 @@ def main(version: str) -> None:
     result = fit(
         trained,
         [adamw(trained, recipe.lr, recipe.gate_lr)],
-        lambda epoch: distillation_losses(layer, train_data, recipe.batch_size, seed + epoch),
+        lambda epoch: shuffled(len(train_data), recipe.batch_size, seed + epoch),
+        lambda chosen: distillation_loss(layer, train_data, chosen),
         steps=[-(-len(train_data) // recipe.batch_size)] * recipe.epochs,
         validate=(lambda: distillation_error(layer, val_data)) if recipe.hold_out else None,
         patience=recipe.patience,
         checkpoint=checkpoint,
         title=f"{version} distill",
     )
+    if not engine.is_main():
+        return
     held_out = len(val_data) if recipe.hold_out else 0
     model.save_pretrained(MODELS / version / "distill")
     result.write(TRAINING / version / "distill", len(train_data), held_out)
@@ -53,4 +56,4 @@ def main(version: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, parallel=True)

@@ -1,6 +1,6 @@
 """Score the untouched base or a version by every protocol, on test text."""
 
-from infini import params
+from infini import engine, params
 from infini.base import load_model
 from infini.cli import run
 from infini.evaluation import Evaluator, evaluate_base, evaluate_version
@@ -15,9 +15,11 @@ def main(version: str) -> None:
         metrics = evaluate_base(model, evaluator)
     else:
         metrics = evaluate_version(model, version, evaluator)
+    if not engine.is_main():
+        return
     write_json(METRICS / f"{version}.json", metrics)
     watch.write()
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, parallel=True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from infini import params
+from infini import engine, params
 from infini.checkpoint import Checkpoint, fingerprint
 from infini.cli import run
 from infini.corpus import base_texts, read_texts
@@ -24,6 +24,8 @@ def main() -> None:
         "pretrain", fingerprint([seed, shares.model_dump(), recipe.model_dump()], [])
     )
     model, tokenizer, result = pretrain(recipe, seed, texts, validation, checkpoint)
+    if not engine.is_main():
+        return
     model.save_pretrained(FOLDER)
     tokenizer.save_pretrained(FOLDER)
     result.table().to_csv(FOLDER / "curve.csv", index=False)
@@ -32,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, parallel=True)

@@ -1,6 +1,5 @@
 """Every stage's main, run whole in a temporary directory at toy size."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -9,11 +8,7 @@ import pytest
 
 from infini import report
 from infini.errors import InputError
-from toy import read_params, write_params
-
-
-def stage(name: str, *words: str) -> None:
-    importlib.import_module(f"stages.{name}").main(*words)
+from toy import read_params, stage, write_params
 
 
 def run_all() -> None:

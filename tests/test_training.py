@@ -1,20 +1,25 @@
 """The one loop: early stopping, best weights, resuming to the same bits; its losses."""
 
-from collections.abc import Iterator
+import math
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from infini import checkpoint, training
 from infini.base import decoder_layers
 from infini.checkpoint import Checkpoint, fingerprint
-from infini.distillation import distillation_error, layer_error, record_layer
+from infini.distillation import distillation_error, record_layer, squared_error
 from infini.documents import document_losses
 from infini.errors import InputError
 from infini.params import LongRecipe
 from infini.pieces import Pieces
+from infini.signals import Stopped
 from infini.surgery import infini_slots, our_tensors, retrofit
 from infini.training import Fit, Loss, adamw, fit
 
@@ -29,23 +34,25 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def quadratic(
     epochs: int,
     fail_in: int | None = None,
+    how: Callable[[], None] = lambda: _raise(KeyboardInterrupt),
     patience: int | None = None,
     vals: list[float] | None = None,
 ) -> tuple[Fit, torch.Tensor]:
     weight = nn.Parameter(torch.tensor([3.0, -2.0]))
     trained = {"w": weight}
 
-    def losses(epoch: int) -> Iterator[Loss]:
-        for i in range(4):
-            if epoch == fail_in and i == 2:
-                raise KeyboardInterrupt
-            noise = torch.randn(2, generator=torch.Generator().manual_seed(10 * epoch + i))
-            yield Loss((weight + noise).square().sum(), 1)
+    def losses(batch: tuple[int, int]) -> Iterator[Loss]:
+        epoch, i = batch
+        if epoch == fail_in and i == 2:
+            how()
+        noise = torch.randn(2, generator=torch.Generator().manual_seed(10 * epoch + i))
+        yield Loss((weight + noise).square().sum(), 1, 1)
 
     left = iter(vals or [])
     result = fit(
         trained,
         [adamw(trained, 0.1, 0.1)],
+        lambda epoch: [(epoch, i) for i in range(4)],
         losses,
         steps=[4] * epochs,
         checkpoint=Checkpoint("quadratic", "key"),
@@ -55,7 +62,15 @@ def quadratic(
     return result, weight.detach().clone()
 
 
-def test_a_killed_run_continues_to_the_same_bits() -> None:
+def _raise(kind: type[BaseException]) -> None:
+    raise kind
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["every batch", "every epoch"])
+def test_a_killed_run_continues_to_the_same_bits(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", seconds)
     undisturbed, expected = quadratic(6)
     Checkpoint("quadratic", "key").remove()
     with pytest.raises(KeyboardInterrupt):
@@ -63,6 +78,38 @@ def test_a_killed_run_continues_to_the_same_bits() -> None:
     resumed, got = quadratic(6)
     assert torch.equal(got, expected)
     assert [r["train_loss"] for r in resumed.curve] == [r["train_loss"] for r in undisturbed.curve]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
+    handlers = signal.getsignal(number)
+    _, expected = quadratic(6)
+    Checkpoint("quadratic", "key").remove()
+    with pytest.raises(Stopped, match="saved in epoch 4, step 3"):
+        quadratic(6, fail_in=4, how=lambda: signal.raise_signal(number))
+    assert signal.getsignal(number) is handlers
+    _, got = quadratic(6)
+    assert torch.equal(got, expected)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, expected = quadratic(6)
+    Checkpoint("quadratic", "key").remove()
+    real = checkpoint.save_file
+
+    def full() -> None:
+        def save_file(tensors: object, file: Path, metadata: object) -> None:
+            file.write_bytes(b"part of it")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(checkpoint, "save_file", save_file)
+
+    with pytest.raises(InputError, match=r"No space left on device.*the last checkpoint is kept"):
+        quadratic(6, fail_in=4, how=full)
+    assert len(list(Path(".checkpoints").iterdir())) == 1
+    monkeypatch.setattr(checkpoint, "save_file", real)
+    _, got = quadratic(6)
+    assert torch.equal(got, expected)
 
 
 def test_early_stopping_keeps_the_best_epoch() -> None:
@@ -74,16 +121,26 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
     assert result.best["val_loss"] == 1.0
 
 
-def test_a_diverging_loss_stops_with_its_place() -> None:
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 11.0])
+def test_a_diverging_loss_stops_with_its_place_and_keeps_the_best(factor: float) -> None:
     weight = nn.Parameter(torch.tensor(1.0))
-    with pytest.raises(InputError, match="the loss is nan in epoch 1, step 0"):
+    kept = Checkpoint("diverges", "key")
+
+    def losses(batch: tuple[int, int]) -> Iterator[Loss]:
+        yield Loss(weight * 0 + (factor if batch == (2, 1) else 1.0), 1, 1)
+
+    with pytest.raises(
+        InputError, match=rf"the loss is {factor:g} in epoch 2, step 1 .*{kept.path}"
+    ):
         fit(
             {"w": weight},
             [adamw({"w": weight}, 0.1, 0.1)],
-            lambda _: iter([Loss(weight * float("nan"), 1)]),
-            steps=[1],
-            checkpoint=Checkpoint("nan", "key"),
+            lambda epoch: [(epoch, i) for i in range(2)],
+            losses,
+            steps=[2, 2],
+            checkpoint=kept,
         )
+    assert "tensor/best.w" in load_file(kept.path)
 
 
 def test_the_key_follows_settings_and_inputs(tmp_path: Path) -> None:
@@ -124,7 +181,7 @@ def test_distillation_ignores_padding_and_carries_no_memory(model: PreTrainedMod
     teacher.inputs[1, 9:] = 1e3
     teacher.outputs[1, 9:] = -1e3
     assert distillation_error(layer, teacher) == pytest.approx(both, rel=1e-6)
-    assert layer_error(layer, teacher, torch.tensor([0, 1])).requires_grad
+    assert squared_error(layer, teacher, torch.tensor([0, 1])).requires_grad
 
 
 def test_the_teacher_is_the_bases_own_layer(model: PreTrainedModel) -> None:
@@ -148,10 +205,11 @@ def gradients(model: PreTrainedModel, how: LongRecipe) -> tuple[float, list[bool
     text = some_pieces([64, 64], 64)
     model.zero_grad()
     total, count, steps = 0.0, 0, []
-    for loss in document_losses(model, text, L, how, seed=0):
-        (loss.value * loss.weight).backward()
-        total, count = total + loss.value.item() * loss.items, count + loss.items
-        steps.append(loss.step)
+    for chosen in torch.tensor([[0], [1]]):
+        for loss in document_losses(model, text, L, how, chosen):
+            (loss.total / loss.step_items).backward()
+            total, count = total + loss.total.item(), count + loss.items
+            steps.append(loss.step)
     flat = torch.cat([p.grad.flatten() for p in our_tensors(model).values() if p.grad is not None])
     return total / count, steps, flat
 
@@ -178,7 +236,7 @@ def test_gradient_of_a_document_is_that_of_its_mean_loss(model: PreTrainedModel)
     _, _, weighted = gradients(model, how)
     text = some_pieces([64, 64], 64)
     model.zero_grad()
-    for loss in document_losses(model, text, L, how, seed=0):
-        (loss.value * loss.items / 63).backward()
+    for loss in document_losses(model, text, L, how, torch.tensor([0, 1])):
+        (loss.total / 63).backward()
     flat = torch.cat([p.grad.flatten() for p in our_tensors(model).values() if p.grad is not None])
     torch.testing.assert_close(flat, weighted)

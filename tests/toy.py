@@ -1,5 +1,6 @@
 """Toy text and toy params."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -21,3 +22,8 @@ def write_params(content: dict[str, Any]) -> None:
 
 def read_params() -> dict[str, Any]:
     return yaml.safe_load(Path("params.yaml").read_text())
+
+
+def stage(name: str, *words: str) -> None:
+    """A stage's main, in this process and folder."""
+    importlib.import_module(f"stages.{name}").main(*words)

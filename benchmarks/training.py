@@ -1,0 +1,281 @@
+"""Distillation and finetuning steps against the seed's way and the machine's limit.
+
+At pythia-70m's shape with random weights: layer 0 replaced, its tensors alone trained.
+
+The seed's way: the teacher layer run again for every batch, batches padded to the longest,
+the causal sum over keys and values as whole products (B, H, T, D, D), a step a segment with
+the memory detached, whole float32 logits. The limit: the FLOPs that the step cannot avoid,
+at the rate of a large matrix product measured in the same rounds.
+
+    python -m benchmarks.training
+"""
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
+
+import infini
+from benchmarks import table
+from benchmarks.memory import high_water
+from infini import engine
+from infini.base import decoder_layers
+from infini.distillation import LayerData, record_layer, squared_error
+from infini.documents import document_losses
+from infini.layers import infini_slots, our_tensors
+from infini.params import LongRecipe
+from infini.perplexity import head_of
+from infini.pieces import Pieces
+from infini.recall import EPSILON
+from infini.segments import run_segments
+from infini.training import Loss, adamw
+
+HIDDEN, HEADS, LAYERS, VOCABULARY = 512, 8, 6, 50304
+SEGMENT, DOCUMENT, BATCH = 256, 4096, 8
+ROUNDS = {"distillation": 8, "finetuning": 3}
+RECIPE = LongRecipe(
+    epochs=1, lr=1e-5, gate_lr=1e-5, batch_size=1, hold_out=False, patience=None,
+    documents=None, update="document", bptt_segments=None,
+)  # fmt: skip
+
+
+def base() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, intermediate_size=4 * HIDDEN, rotary_pct=0.25,
+    )  # fmt: skip
+    model: PreTrainedModel = GPTNeoXForCausalLM(config).eval().requires_grad_(False)
+    return model.to(engine.device())
+
+
+class SeedAttention(nn.Module):
+    """Linear attention and a delta memory as the seed wrote them: every product materialised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(HIDDEN, HIDDEN) for _ in range(4))
+        self.beta = nn.Parameter(torch.zeros(HEADS))
+        self.memory: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> tuple[Tensor, None]:
+        q, k, v = (
+            proj(hidden_states).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            for proj in (self.q, self.k, self.v)
+        )  # (B, H, T, D)
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        products = torch.einsum("bhtd,bhte->bhtde", k, v).cumsum(2)  # (B, H, T, D, D)
+        scale = torch.einsum("bhtd,bhtd->bht", q, k.cumsum(2))[..., None]
+        out = torch.einsum("bhtd,bhtde->bhte", q, products) / scale.clamp(min=EPSILON)
+        if self.memory is not None:
+            matrix, normalizer = self.memory
+            recalled = (q @ matrix) / (q @ normalizer).clamp(min=EPSILON)
+            gate = self.beta.sigmoid()[:, None, None]
+            out = gate * recalled + (1 - gate) * out
+            v = v - (k @ matrix) / (k @ normalizer).clamp(min=EPSILON)
+        else:
+            matrix, normalizer = torch.zeros_like(k[0, 0].T @ v[0, 0]), 0.0
+        self.memory = (
+            (matrix + k.transpose(-1, -2) @ v).detach(),
+            (normalizer + k.sum(2)[..., None]).detach(),
+        )
+        return self.o(out.transpose(1, 2).flatten(2)), None
+
+
+def distillation() -> dict[str, Callable[[], int]]:
+    """name → a step that returns its real tokens."""
+    model = base()
+    lengths = torch.randint(SEGMENT // 2, SEGMENT + 1, (BATCH,)).clamp(max=SEGMENT)
+    mask = torch.arange(SEGMENT) < lengths[:, None]
+    tokens = torch.randint(VOCABULARY, mask.shape) * mask
+    teacher, embed = decoder_layers(model)[0], model.get_input_embeddings()
+    rotary = model.get_decoder().rotary_emb
+    data: LayerData = record_layer(model, 0, Pieces(tokens, mask, lengths))
+
+    infini.retrofit(model, "replace", [0], SEGMENT, update="delta", local="linear", init="random")
+    ours, trained = infini_slots(model)[0], our_tensors(model)
+    optimizer = adamw(trained, 1e-4, 1e-4)
+
+    def our_step() -> int:
+        items = int(mask.sum())
+        (squared_error(ours, data, torch.arange(BATCH)) / items).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return items
+
+    student = seed_layer(teacher)
+    seeds = torch.optim.AdamW(student.parameters(), 1e-4)
+
+    def seed_step() -> int:
+        hidden = embed(tokens)
+        positions = rotary(hidden, torch.arange(SEGMENT)[None])
+        student.attention.memory = None  # type: ignore[union-attr]
+        with torch.no_grad():
+            wanted = teacher(hidden, None, position_embeddings=positions)
+        out = student(hidden, None, position_embeddings=positions)
+        F.mse_loss(first(out), first(wanted)).backward()
+        seeds.step()
+        seeds.zero_grad()
+        return int(mask.sum())
+
+    return {"ours": our_step, "the seed's way": seed_step}
+
+
+def first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """A layer's hidden states."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+def seed_layer(teacher: nn.Module) -> nn.Module:
+    """A trainable copy of a layer with the seed's attention."""
+    import copy
+
+    layer = copy.deepcopy(teacher).requires_grad_(True)
+    layer.attention = SeedAttention()
+    return layer
+
+
+def finetuning() -> dict[str, Callable[[], int]]:
+    """name → a document's steps, which return its tokens."""
+    tokens = torch.randint(VOCABULARY, (1, DOCUMENT))
+    everything = torch.ones_like(tokens, dtype=torch.bool)
+    documents = Pieces(tokens, everything, torch.tensor([DOCUMENT]))
+    model = infini.retrofit(
+        base(), "replace", [0], SEGMENT, update="delta", local="linear", init="random"
+    )
+    trained = our_tensors(model)
+    optimizer = adamw(trained, 1e-5, 1e-5)
+
+    def steps(losses: Callable[[], object]) -> int:
+        for loss in losses():  # type: ignore[attr-defined]
+            (loss.total / loss.step_items).backward()
+            if loss.step:
+                optimizer.step()
+                optimizer.zero_grad()
+        return DOCUMENT
+
+    by_segment = RECIPE.model_copy(update={"update": "segment", "bptt_segments": 0})
+    seed = base()
+    decoder_layers(seed)[0] = seed_layer(decoder_layers(seed)[0])
+    attention = decoder_layers(seed)[0].attention
+    seeds = torch.optim.AdamW([p for p in seed.parameters() if p.requires_grad], 1e-5)
+
+    def seed_document() -> int:
+        attention.memory = None  # type: ignore[union-attr]
+        for segment in tokens.split(SEGMENT, 1):
+            seed(segment, labels=segment, use_cache=False).loss.backward()
+            seeds.step()
+            seeds.zero_grad()
+        return DOCUMENT
+
+    def whole_logits() -> list[Loss]:
+        hidden, _ = run_segments(model, tokens, SEGMENT)
+        logits = head_of(model)(hidden).float()
+        total = F.cross_entropy(logits[0, :-1], tokens[0, 1:], reduction="sum")
+        return [Loss(total, DOCUMENT - 1, DOCUMENT - 1)]
+
+    first_document = torch.tensor([0])
+    return {
+        "ours": lambda: steps(
+            lambda: document_losses(model, documents, SEGMENT, RECIPE, first_document)
+        ),
+        "ours, a step a segment": lambda: steps(
+            lambda: document_losses(model, documents, SEGMENT, by_segment, first_document)
+        ),
+        "ours with whole logits": lambda: steps(whole_logits),
+        "the seed's way": seed_document,
+    }
+
+
+def flops_per_token(phase: str) -> float:
+    """Matrix products that one token's step cannot do without."""
+    layer, local = 24 * HIDDEN**2, 2 * SEGMENT * HIDDEN
+    memory = 4 * HIDDEN * (HIDDEN // HEADS)
+    if phase == "distillation":
+        return 3.0 * (layer + memory)  # forward, gradients of activations and of weights
+    trained = 3.0 * (layer + memory)
+    frozen = 2.0 * layer + 3.0 * local  # no gradients of weights
+    return trained + (LAYERS - 1) * frozen + 2.0 * 2 * HIDDEN * VOCABULARY
+
+
+def matmul_rate() -> float:
+    """FLOP/s of a large float32 matrix product."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    start = time.perf_counter()
+    for _ in range(4):
+        a @ b
+    return 4 * 2 * 2048**3 / (time.perf_counter() - start)
+
+
+PHASES = {"distillation": distillation, "finetuning": finetuning}
+
+
+def _peak(phase: str, name: str, queue: "multiprocessing.Queue[float]") -> None:
+    step = PHASES[phase]()[name]
+    before = high_water()
+    step()
+    queue.put(high_water() - before)
+
+
+def peak_memory(phase: str, name: str) -> float:
+    """MiB that a step adds, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_peak, args=(phase, name, queue))
+    process.start()
+    peak: float = queue.get()
+    process.join()
+    return peak
+
+
+def measure(phase: str) -> list[dict[str, object]]:
+    """One row a way: medians over interleaved rounds."""
+    ways = PHASES[phase]()
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    limits = []
+    for round_ in tqdm(range(ROUNDS[phase] + 1), desc=phase, mininterval=5):
+        rate = matmul_rate()
+        for name, step in ways.items():
+            start = time.perf_counter()
+            tokens = step()
+            if round_:  # the first warms up
+                speeds[name].append(tokens / (time.perf_counter() - start))
+        if round_:
+            limits.append(rate / flops_per_token(phase))
+
+    def ratio(name: str, others: list[float]) -> str:
+        pairs = zip(speeds[name], others, strict=True)
+        return f"{statistics.median(a / b for a, b in pairs):.2f}"
+
+    return [
+        {
+            "phase": phase,
+            "way": name,
+            "tokens/s": round(statistics.median(speeds[name])),
+            "of the seed's way": ratio(name, speeds["the seed's way"]),
+            "of the limit": ratio(name, limits),
+            "peak memory, MiB": round(peak_memory(phase, name)),
+        }
+        for name in ways
+    ]
+
+
+def main() -> None:
+    rows = [row for phase in PHASES for row in measure(phase)]
+    notes = (
+        f"Hidden size {HIDDEN}, {LAYERS} layers, vocabulary {VOCABULARY}; distillation: {BATCH} "
+        f"samples of {SEGMENT // 2} to {SEGMENT} tokens a step; finetuning: a document of "
+        f"{DOCUMENT} tokens in segments of {SEGMENT}."
+    )
+    table.write("training", pd.DataFrame(rows), notes)
+
+
+if __name__ == "__main__":
+    main()
