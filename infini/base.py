@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import logging as transformers_logging
 
 from infini import engine
 from infini.errors import InputError
 from infini.params import Base
+from infini.progress import on_terminal
 
 ATTENTION_NAMES = ("attention", "self_attn", "attn")
 
@@ -18,6 +20,8 @@ ATTENTION_NAMES = ("attention", "self_attn", "attn")
 def load_model(base: Base) -> PreTrainedModel:
     """The base in float32 and evaluation mode, nothing in it trainable, where this process runs."""
     _check(base)
+    if not on_terminal():
+        transformers_logging.disable_progress_bar()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         base.model,
         revision=base.revision or "main",

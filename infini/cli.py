@@ -6,8 +6,6 @@ import shlex
 import sys
 from collections.abc import Callable
 
-import torch
-
 from infini.errors import InputError
 from infini.progress import configure_logging
 from infini.signals import Stopped
@@ -39,6 +37,8 @@ def run(main: Callable[..., None], *, parallel: bool = False) -> None:
 
 def _launch(launcher: list[str]) -> None:
     """Become the launcher of this very command."""
+    import torch  # slow, and not every stage needs it
+
     if launcher[:2] == ["accelerate", "launch"] and not torch.accelerator.is_available():
         # Without accelerators it starts one process, whatever --num_processes says, unless
         # it is told to use its launcher for many.

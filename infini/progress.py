@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,5 @@ def progress(items: Sequence[T], title: str) -> "tqdm[T]":
 def configure_logging() -> None:
     """Once, at a stage's entry point."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if not on_terminal():
-        transformers_logging.disable_progress_bar()
     for noisy in ("httpx", "datasets", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -2,12 +2,11 @@
 
 import json
 import logging
+import os
 import platform
 import time
 from pathlib import Path
 from typing import Any
-
-import torch
 
 log = logging.getLogger(__name__)
 
@@ -40,5 +39,5 @@ class Stopwatch:
         """Seconds since the start, and on what."""
         seconds = round(time.perf_counter() - self.start, 1)
         log.info("%s: %.1f s", self.name, seconds)
-        content = {"seconds": seconds, **more, "threads": torch.get_num_threads()}
+        content = {"seconds": seconds, **more, "cores": len(os.sched_getaffinity(0))}
         write_json(TIMES / f"{self.name}.json", content | {"machine": platform.machine()})
