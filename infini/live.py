@@ -14,7 +14,10 @@ from infini.progress import on_terminal
 
 log = logging.getLogger(__name__)
 
-ROOT = Path("live")  # by training; gone when it is done: the final curves are outputs
+# By training; gone when it is done: the final curves are outputs. Not in .gitignore: DVC
+# would not look there.
+ROOT = Path("live")
+DVC_YAML = "plots:\n- plots/metrics:\n    x: step\n"
 LINE_SECONDS = 30.0  # between two lines within an epoch, off a terminal
 POINT_SECONDS = 1.0  # between two points of a live curve
 
@@ -36,11 +39,8 @@ class LiveView:
         )
         if self.main:
             self.folder = ROOT / title.replace(" ", "-")
-            self.live = Live(
-                str(self.folder),
-                save_dvc_exp=False,
-                dvcyaml=str(self.folder / "dvc.yaml"),
-            )
+            self.live = Live(str(self.folder), save_dvc_exp=False, dvcyaml=None)
+            (self.folder / "dvc.yaml").write_text(DVC_YAML)
 
     def __enter__(self) -> "LiveView":
         return self

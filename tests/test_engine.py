@@ -106,3 +106,26 @@ def test_a_killed_worker_ends_the_stage(prepared: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0
     assert not Path("data/models/v2").exists()
+
+
+def test_a_stage_killed_again_and_again_ends_with_the_same_bits(prepared: Path) -> None:
+    content = read_params()
+    content["replacements"]["v2"]["distill"] |= {"epochs": 60, "patience": None}
+    write_params(content)
+    stage("distill_layer0", "v2")
+    outputs = [*Path("data/models/v2/distill").iterdir(), Path("data/training/v2/distill.csv")]
+    expected = {file: file.read_bytes() for file in outputs}
+    for file in outputs:
+        file.unlink()
+    for after in (1, 12, 30):  # checkpoints
+        process = start("distill_layer0", "v2")
+        last, seen = None, 0
+        while seen < after:
+            assert process.poll() is None
+            now = [file.stat().st_mtime_ns for file in Path(".checkpoints").glob("*.safetensors")]
+            last, seen = now, seen + (now != last and bool(now))
+        process.kill()
+        process.communicate()
+    assert "goes on in epoch" in run("distill_layer0", "v2")
+    assert {file: file.read_bytes() for file in outputs} == expected
+    assert not Path(".checkpoints").exists()

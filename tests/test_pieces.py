@@ -12,7 +12,7 @@ from infini import params
 from infini.corpus import content_id, read_texts
 from infini.errors import InputError
 from infini.params import Shares
-from infini.pieces import Pieces, cut, encode, prepare
+from infini.pieces import Pieces, cut, encode, prepare, shuffled
 from infini.splits import SPLITS, Text, split_of
 from toy import sentence
 
@@ -87,6 +87,14 @@ def test_quotas_and_reading_no_more_than_needed(project: Path, base_folder: Path
         prepare([Text("1", "short")], tokenizer, data)
 
 
+def test_an_epoch_has_every_index_once_in_the_order_of_its_seed() -> None:
+    batches = shuffled(7, 3, seed=1)
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert sorted(torch.cat(list(batches)).tolist()) == list(range(7))
+    assert torch.cat(list(batches)).equal(torch.cat(list(shuffled(7, 7, seed=1))))
+    assert not torch.cat(list(batches)).equal(torch.cat(list(shuffled(7, 7, seed=2))))
+
+
 def test_loading_pads_and_masks(tmp_path: Path) -> None:
     table = pd.DataFrame({"tokens": [[1, 2, 3], [4, 5]], "bytes": [9, 7]})
     table.to_parquet(tmp_path / "a.parquet")
@@ -94,7 +102,5 @@ def test_loading_pads_and_masks(tmp_path: Path) -> None:
     assert pieces.tokens.tolist() == [[1, 2, 3, 0], [4, 5, 0, 0]]
     assert pieces.mask.tolist() == [[True, True, True, False], [True, True, False, False]]
     assert len(pieces + pieces) == 4
-    shuffled = torch.cat([batch.tokens for batch in pieces.shuffled(1, seed=0)])
-    assert sorted(shuffled.tolist()) == sorted(pieces.tokens.tolist())
     with pytest.raises(InputError, match="5 pieces asked for, it has 2"):
         Pieces.load(tmp_path / "a.parquet", 5)

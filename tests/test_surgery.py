@@ -110,7 +110,9 @@ def test_save_and_load_give_the_same_bits(
     model.save_pretrained(tmp_path)
     files = {"README.md", "infini_config.json", "infini.safetensors"}
     assert {p.name for p in tmp_path.iterdir()} == files
-    assert f"base_model: {base_folder}" in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert f"base_model: {base_folder}" in card
+    assert "| memory update | linear |" in card
     assert all(name.startswith("layers.1.") for name in load_file(tmp_path / "infini.safetensors"))
     again = infini.load(tmp_path)  # finds the base by its recorded name
     tokens = text(2, 50)
