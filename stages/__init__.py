@@ -1,5 +1,7 @@
 """The pipeline's scripts, one a stage."""
 
 import gc
+import sys
 
-gc.disable()  # importing makes much and frees nothing; `infini.cli.run` enables it again
+if sys.argv[0] == "-m":  # a stage is being started, see `infini.cli.run`
+    gc.disable()  # importing makes much and frees nothing
