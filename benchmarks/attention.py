@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import table
-from benchmarks.memory import high_water, keep_heap
+from benchmarks.memory import added_by, keep_heap
 from infini import InfiniAttention
 
 HIDDEN, HEADS = 512, 8
@@ -114,9 +114,7 @@ def _peak(name: str, length: int, segment: int, queue: "multiprocessing.Queue[fl
         step(model, x, None)
         queue.put((torch.cuda.max_memory_allocated() - before) / 2**20)
         return
-    before = high_water()
-    step(model, x, None)
-    queue.put(high_water() - before)
+    queue.put(added_by(lambda: step(model, x, None)))
 
 
 def peak_memory(name: str, length: int, segment: int) -> float:

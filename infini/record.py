@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 log = logging.getLogger(__name__)
 
 SAMPLES, DOCUMENTS = Path("data/prepared/samples"), Path("data/prepared/documents")
@@ -34,10 +36,17 @@ class Stopwatch:
     def __init__(self, name: str):
         self.name = name
         self.start = time.perf_counter()
+        self.startup = time.time() - psutil.Process().create_time()  # imports, mostly
 
     def write(self, **more: float) -> None:
         """Seconds since the start, and on what."""
         seconds = round(time.perf_counter() - self.start, 1)
         log.info("%s: %.1f s", self.name, seconds)
-        content = {"seconds": seconds, **more, "cores": len(os.sched_getaffinity(0))}
-        write_json(TIMES / f"{self.name}.json", content | {"machine": platform.machine()})
+        content = {
+            "seconds": seconds,
+            "startup": round(self.startup, 1),
+            **more,
+            "cores": len(os.sched_getaffinity(0)),
+            "machine": platform.machine(),
+        }
+        write_json(TIMES / f"{self.name}.json", content)

@@ -155,12 +155,19 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 
 def times_table(times: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """Rows: stages; columns: seconds in all, and an epoch."""
+    """Rows: stages; columns: seconds of work, of imports before it, of an epoch."""
     rows = {
-        name: {"seconds": f"{time['seconds']:.1f}", "an epoch": time.get("seconds_per_epoch")}
+        name: {
+            "seconds": f"{time['seconds']:.1f}",
+            "imports": f"{time['startup']:.1f}",
+            "an epoch": time.get("seconds_per_epoch"),
+        }
         for name, time in times.items()
     }
-    rows["sum"] = {"seconds": f"{sum(time['seconds'] for time in times.values()):.1f}"}
+    rows["sum"] = {
+        column: f"{sum(time[key] for time in times.values()):.1f}"
+        for column, key in (("seconds", "seconds"), ("imports", "startup"))
+    }
     return pd.DataFrame.from_dict(rows, "index", dtype=object)
 
 

@@ -121,3 +121,18 @@ def test_chunked_cross_entropy_has_the_whole_ones_values_and_gradients() -> None
     ours_grad, hidden.grad = hidden.grad, None
     whole.sum().backward()
     torch.testing.assert_close(ours_grad, hidden.grad)
+
+
+def test_chunked_cross_entropy_in_bfloat16_is_near_float32() -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(64, 300)
+    hidden = torch.randn(1, CHUNK + 9, 64, requires_grad=True)
+    targets = torch.randint(300, hidden.shape[:2])
+    exact = cross_entropy(hidden, head, targets)
+    (wanted,) = torch.autograd.grad(exact.sum(), hidden)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = cross_entropy(hidden, head, targets)
+    (got,) = torch.autograd.grad(losses.sum(), hidden)
+    assert losses.dtype == got.dtype == torch.float32
+    torch.testing.assert_close(losses, exact, rtol=1e-2, atol=2e-2)
+    torch.testing.assert_close(got, wanted, rtol=5e-2, atol=2e-2)
