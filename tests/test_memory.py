@@ -71,8 +71,9 @@ def test_values_state_and_gradients_equal_the_equations(
 
 @pytest.mark.parametrize("update", UPDATES)
 def test_gradcheck(update: Update) -> None:
-    q, k, v = inputs(2 * L + 3)
-    start = compressive_memory(*inputs(L + 2), segment_length=L, update=update)[1].detach()
+    q, k, v = (x[:1].detach().requires_grad_() for x in inputs(2 * L + 3))
+    before = (x[:1] for x in inputs(L + 2))
+    start = compressive_memory(*before, segment_length=L, update=update)[1].detach()
 
     def run(q: Tensor, k: Tensor, v: Tensor, m: Tensor, z: Tensor) -> tuple[Tensor, ...]:
         state = start._replace(matrix=m, normalizer=z)
