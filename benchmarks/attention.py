@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import table
-from benchmarks.memory import added_by, keep_heap
+from benchmarks.memory import keep_heap
 from infini import InfiniAttention
+from infini.rss import added_by
 
 HIDDEN, HEADS = 512, 8
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

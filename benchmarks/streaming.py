@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 import infini
 from benchmarks import table
-from benchmarks.memory import high_water
 from infini.base import load_model
 from infini.cache import InfiniCache
 from infini.params import Base
+from infini.rss import high_water
 
 TOKENS, CHUNK = 2**20, 4096
 ROWS = 10  # of the table

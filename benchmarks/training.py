@@ -24,16 +24,16 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
 import infini
 from benchmarks import table
-from benchmarks.memory import added_by
 from infini import engine
 from infini.base import decoder_layers
 from infini.distillation import LayerData, record_layer, squared_error
 from infini.documents import document_losses
 from infini.layers import infini_slots, our_tensors
+from infini.losses import head_of
 from infini.params import LongRecipe
-from infini.perplexity import head_of
 from infini.pieces import Pieces
 from infini.recall import EPSILON
+from infini.rss import added_by
 from infini.segments import run_segments
 from infini.training import Loss, adamw
 
@@ -97,7 +97,9 @@ def distillation() -> dict[str, Callable[[], int]]:
     tokens = torch.randint(VOCABULARY, mask.shape) * mask
     teacher, embed = decoder_layers(model)[0], model.get_input_embeddings()
     rotary = model.get_decoder().rotary_emb
-    data: LayerData = record_layer(model, 0, Pieces(tokens, mask, lengths))
+    data: LayerData = record_layer(
+        model, 0, Pieces(tokens, mask, lengths, torch.arange(len(tokens)))
+    )
 
     infini.retrofit(model, "replace", [0], SEGMENT, update="delta", local="linear", init="random")
     ours, trained = infini_slots(model)[0], our_tensors(model)
@@ -146,7 +148,7 @@ def finetuning() -> dict[str, Callable[[], int]]:
     """name → a document's steps, which return its tokens."""
     tokens = torch.randint(VOCABULARY, (1, DOCUMENT))
     everything = torch.ones_like(tokens, dtype=torch.bool)
-    documents = Pieces(tokens, everything, torch.tensor([DOCUMENT]))
+    documents = Pieces(tokens, everything, torch.tensor([DOCUMENT]), torch.zeros(1))
     model = infini.retrofit(
         base(), "replace", [0], SEGMENT, update="delta", local="linear", init="random"
     )

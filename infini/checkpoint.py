@@ -9,13 +9,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -24,8 +24,13 @@ from infini.errors import InputError
 ROOT = Path(".checkpoints")
 
 
-def fingerprint(settings: Any, inputs: Iterable[str | Path]) -> str:
-    """Hash of the settings, the input files (folders: every file below) and this package's code."""
+def fingerprint(
+    settings: Any, inputs: Iterable[str | Path], tensors: Mapping[str, Tensor] | None = None
+) -> str:
+    """Hash of the settings, the input files (folders: every file below) and this package's code.
+
+    tensors: what the training starts from, where settings and files do not tell.
+    """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode())
     code = Path(__file__).parent
     for path in (code, *map(Path, inputs)):
@@ -34,6 +39,8 @@ def fingerprint(settings: Any, inputs: Iterable[str | Path]) -> str:
             if "__pycache__" not in file.parts:
                 digest.update(file.name.encode())
                 digest.update(file.read_bytes())
+    if tensors:
+        digest.update(save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}))
     return digest.hexdigest()[:16]
 
 

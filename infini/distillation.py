@@ -5,8 +5,7 @@ MSE on the layer's output over real tokens only; the memory is empty for every s
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +13,18 @@ from transformers import PreTrainedModel
 
 from infini import engine
 from infini.base import decoder_layers
-from infini.perplexity import BATCH_TOKENS
-from infini.pieces import Pieces
+from infini.checkpoint import Checkpoint, fingerprint
+from infini.layers import infini_slots, our_tensors
+from infini.losses import BATCH_TOKENS
+from infini.params import Distillation, Placement
+from infini.pieces import Pieces, shuffled
 from infini.progress import progress
 from infini.ragged import Packing
-from infini.segments import Run, running
-from infini.training import Loss
+from infini.record import SAMPLES
+from infini.segments import Run, running, stopping_after
+from infini.surgery import replace_layer
+from infini.training import Loss, adamw, fit
+from infini.versions import Trained
 
 
 @dataclass
@@ -38,27 +43,15 @@ class LayerData:
         return LayerData(*map(torch.cat, pairs))
 
 
-class _Recorded(Exception):
-    """The layer has run: what comes after it is not needed."""
-
-
 @torch.no_grad()
 def record_layer(model: PreTrainedModel, index: int, pieces: Pieces) -> LayerData:
     """Run `pieces` through the base, each alone, up to one layer; keep what passes through it."""
     layer = decoder_layers(model)[index]
     seen: list[tuple[Tensor, Tensor]] = []
-
-    def keep(_: nn.Module, args: tuple[Tensor, ...], out: Tensor | tuple[Tensor, ...]) -> None:
-        seen.append((args[0], out[0] if isinstance(out, tuple) else out))
-        raise _Recorded
-
-    handle = layer.register_forward_hook(keep)
-    try:
-        for batch in progress(pieces.batches(BATCH_TOKENS), "teacher"):
-            with suppress(_Recorded):
-                model.get_decoder()(batch.tokens.to(model.device), use_cache=False)
-    finally:
-        handle.remove()
+    for batch in progress(pieces.batches(BATCH_TOKENS), "teacher"):
+        with stopping_after(layer) as passed:
+            model.get_decoder()(batch.tokens.to(model.device), use_cache=False)
+        seen += passed
     inputs, outputs = (torch.cat(parts) for parts in zip(*seen, strict=True))
     return LayerData(inputs, outputs, pieces.mask)
 
@@ -91,3 +84,41 @@ def distillation_error(layer: nn.Module, data: LayerData) -> float:
     for chosen in engine.share(batches):
         total += squared_error(layer, data, chosen)
     return engine.total(total).item() / int(data.mask.sum())
+
+
+def distill(
+    base: PreTrainedModel,
+    placement: Placement,
+    recipe: Distillation,
+    segment_length: int,
+    seed: int,
+    title: str,
+) -> Trained:
+    """Replace a layer of `base`, in place, by one that learns to do what it did."""
+    torch.manual_seed(seed)
+    samples = [
+        Pieces.load(SAMPLES / f"{s}.parquet", width=segment_length) for s in ("train", "val")
+    ]
+    (index,) = placement.layers
+    train, val = (record_layer(base, index, pieces) for pieces in samples)
+    if not recipe.hold_out:
+        train += val
+    if recipe.padding:
+        train = replace(train, mask=torch.ones_like(train.mask))
+
+    model = replace_layer(base, placement, segment_length, seed)
+    layer, trained = infini_slots(model)[index], our_tensors(model)
+    settings = [seed, recipe.model_dump(), model.infini_config]
+    checkpoint = Checkpoint(title.replace(" ", "-"), fingerprint(settings, [SAMPLES]))
+    result = fit(
+        trained,
+        [adamw(trained, recipe.lr, recipe.gate_lr)],
+        lambda epoch: shuffled(len(train), recipe.batch_size, seed + epoch),
+        lambda chosen: distillation_loss(layer, train, chosen),
+        steps=[-(-len(train) // recipe.batch_size)] * recipe.epochs,
+        validate=(lambda: distillation_error(layer, val)) if recipe.hold_out else None,
+        patience=recipe.patience,
+        checkpoint=checkpoint,
+        title=title,
+    )
+    return Trained(model, result, len(train), len(val) if recipe.hold_out else 0, checkpoint)

@@ -4,6 +4,7 @@
 a wrong value or an unknown key is one line that names the key, before any work.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ FILE = Path("params.yaml")
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0)]
 Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Method = Literal["replace", "parallel"]
 
@@ -145,6 +147,13 @@ class Recipe(Section):
         return self
 
 
+class Distillation(Recipe):
+    """Training on short samples, to do what the replaced layer did."""
+
+    # padding counts in the loss and is written to memory (an audit: a mistake)
+    padding: bool = False
+
+
 class LongRecipe(Recipe):
     """Training on long documents."""
 
@@ -154,6 +163,10 @@ class LongRecipe(Recipe):
     update: Literal["segment", "document"]
     # segments that gradient flows back through the memory; null: the whole document
     bptt_segments: Annotated[int, Field(ge=0)] | None
+    # 1: the next token is learnt; 2: the token after next (an audit: labels shifted twice)
+    label_shift: Literal[1, 2] = 1
+    # a document starts with the memory of the one before it (an audit: not reset)
+    carry_memory: bool = False
 
     @model_validator(mode="after")
     def _update(self) -> "LongRecipe":
@@ -166,7 +179,7 @@ class Replacement(Section):
     """A version that replaces a layer: distilled from it, then finetuned on long documents."""
 
     layer: Placement
-    distill: Recipe
+    distill: Distillation
     finetune: LongRecipe
 
     @model_validator(mode="after")
@@ -207,6 +220,17 @@ class SlidingProtocol(LongProtocol):
     stride: Positive
 
 
+class PasskeyProtocol(Section):
+    """Passkey retrieval: a number hidden in test text, asked for at its end."""
+
+    # segments a text
+    lengths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
+    # where the number is: 0 the start, 1 right before the question
+    depths: Annotated[list[Share], Field(min_length=1)]
+    # texts for each length and depth
+    samples: Positive
+
+
 class Evaluate(Section):
     """Stage evaluate_ppl: the protocols."""
 
@@ -215,18 +239,58 @@ class Evaluate(Section):
     memory_off: LongProtocol
     double_shift: LongProtocol
     sliding: SlidingProtocol
+    passkey: PasskeyProtocol
+
+
+class Cost(Section):
+    """Stage measure_cost: what a memory costs against a full cache of keys and values."""
+
+    # tokens read
+    lengths: Annotated[list[Positive], Field(min_length=1)]
+    # runs of each, the fastest counts
+    repeats: Positive
+
+
+class Audit(Section):
+    """Stage audit: a version trained once more with a suspect of the seed log in it."""
+
+    # the version
+    of: Version
+    # what the report says that it asks
+    question: str
+    # what differs from the version's own recipe; distill: {} keeps its distilled layer
+    distill: dict[str, Any] = {}
+    finetune: dict[str, Any] = {}
 
 
 class Params(Section):
     """The whole of params.yaml."""
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
+    # further seeds that every version is trained with
+    seeds: list[Seed]
     base: Base
     pretrain: Pretrain
     data: Data
     replacements: dict[Version, Replacement]
     adapters: dict[Version, Adapter]
     evaluate: Evaluate
+    cost: Cost
+    audits: dict[Version, Audit]
+
+    @model_validator(mode="after")
+    def _audits(self) -> "Params":
+        for name, audit in self.audits.items():
+            try:
+                audited(audit, self.versions)
+            except InputError as error:
+                raise InputError(f"audits.{name}.{error}") from None
+        return self
+
+    @property
+    def versions(self) -> dict[str, Replacement | Adapter]:
+        """All of them, by name."""
+        return {**self.replacements, **self.adapters}
 
     @model_validator(mode="after")
     def _names(self) -> "Params":
@@ -235,6 +299,26 @@ class Params(Section):
         if "base" in self.replacements.keys() | self.adapters.keys():
             raise InputError("'base' is the untouched base's name: rename the version")
         return self
+
+
+def audited(audit: Audit, versions: Mapping[str, Replacement | Adapter]) -> Replacement | Adapter:
+    """An audit's recipe: its version's, with what it changes. InputError for what cannot be."""
+    if (recipe := versions.get(audit.of)) is None:
+        raise InputError(f"of: no version {audit.of!r}")
+    content = recipe.model_dump()
+    if isinstance(recipe, Adapter):
+        if audit.distill:
+            raise InputError(f"distill: {audit.of!r} is an adapter, nothing is distilled")
+        content |= audit.finetune
+    else:
+        content |= {key: content[key] | getattr(audit, key) for key in ("distill", "finetune")}
+    try:
+        return type(recipe).model_validate(content)
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        place = ["finetune"] if isinstance(recipe, Adapter) else []
+        key = ".".join(map(str, [*place, *first["loc"]]))
+        raise InputError(f"{key}: {_message(first)}") from None
 
 
 def load(file: Path | None = None) -> Params:
@@ -283,6 +367,11 @@ def read(*keys: str) -> list[Any]:
                 raise InputError(f"{FILE}: {key}: no such key") from None
         values.append(value)
     return values
+
+
+def every_seed(seed: int, seeds: list[int]) -> list[int]:
+    """What every version is trained with: `seed`, then the further ones."""
+    return list(dict.fromkeys([seed, *seeds]))
 
 
 if __name__ == "__main__":

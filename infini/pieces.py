@@ -6,7 +6,7 @@ Prepared once as Parquet, one file a split; loaded as padded tensors with their 
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +47,7 @@ class Pieces:
     tokens: Tensor  # (n, T), zero on padding
     mask: Tensor  # real tokens: (n, T), bool
     bytes: Tensor  # (n,)
+    texts: Tensor  # number of the text that each is from: (n,)
 
     @classmethod
     def load(cls, file: str | Path, limit: int | None = None, width: int = 0) -> "Pieces":
@@ -62,14 +63,20 @@ class Pieces:
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         tokens = F.pad(tokens, (0, max(0, width - tokens.shape[1])))
         mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-        return cls(tokens, mask, torch.tensor(table["bytes"].to_numpy()))
+        texts, _ = pd.factorize(table["text_id"])
+        return cls(tokens, mask, torch.tensor(table["bytes"].to_numpy()), torch.tensor(texts))
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __add__(self, other: "Pieces") -> "Pieces":
-        """Both, one after the other; the widths must agree."""
+        """Both, of different texts, one after the other; the widths must agree."""
+        other = replace(other, texts=other.texts + self.texts.max() + 1)
         return Pieces(*map(torch.cat, zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def first(self, count: int) -> "Pieces":
+        """The first `count` of them."""
+        return Pieces(*(tensor[:count] for tensor in vars(self).values()))
 
     def batches(self, batch_tokens: int) -> list[Batch]:
         """All pieces in order, about `batch_tokens` tokens at a time, at least one piece."""

@@ -1,16 +1,28 @@
-"""The report's plots, drawn from its tables."""
+"""The report's plots, drawn from its tables.
 
-from pathlib import Path
+Axes and text stay black and nothing is filled white: a page turns black into its text colour.
+"""
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from infini.cells import figures
+from infini.scores import difference_curve
 
-def curves(table: pd.DataFrame, title: str, unit: str, file: Path) -> None:
+
+def _figure(height: float = 3.6, **axes: Any) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(7, height), layout="constrained")
+    return figure, figure.subplots(**axes)
+
+
+def curves(table: pd.DataFrame, unit: str) -> Figure:
     """Loss against epoch, one colour a version; train dashed, a dot on the best epoch."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure()
     for i, (version, rows) in enumerate(table.groupby("version", sort=False)):
         for split, curve in rows.groupby("split"):
             axes.plot(
@@ -23,46 +35,131 @@ def curves(table: pd.DataFrame, title: str, unit: str, file: Path) -> None:
             )
             best = curve[curve["event"] == "best"]
             axes.plot(best["epoch"], best["loss"], "o", color=f"C{i}")
-    axes.set(title=title, xlabel="epoch", ylabel=unit)
+    axes.set(xlabel="epoch", ylabel=unit)
     axes.grid(alpha=0.3)
     if len(table):
-        axes.legend()
-    _save(figure, file)
+        axes.legend(framealpha=0)
+    return figure
 
 
-def perplexity(table: pd.DataFrame, file: Path) -> None:
+def _relative_scale(axes: Axes) -> None:
+    """Linear near zero, logarithmic beyond: a version may be far off and another near."""
+    axes.set_yscale("symlog", linthresh=10)
+    axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+    axes.set_ylabel("perplexity, above or below the base")
+    axes.axhline(0, color="black", linewidth=1)
+
+
+def perplexity(metrics: dict[str, dict[str, Any]]) -> Figure:
     """Long test documents: every version against the base by segments, in per cent."""
-    base = table.loc["segmented.ppl", "base"]
-
-    def against_base(ppl: float) -> float:
-        return 100 * (ppl / base - 1)
-
-    versions = [version for version in table.columns if version != "base"]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    found = {version: figures(tree) for version, tree in metrics.items()}
+    base, versions = found["base"]["segmented.ppl"].value, [v for v in found if v != "base"]
+    figure, axes = _figure()
     rows = {"segmented.ppl": "with its memory", "memory_off.ppl": "memory kept empty"}
     for offset, (row, label) in zip((-0.2, 0.2), rows.items(), strict=True):
-        heights = [against_base(table.loc[row, version]) for version in versions]
+        heights = [100 * (found[version][row].value / base - 1) for version in versions]
         at = [i + offset for i in range(len(versions))]
         bars = axes.bar(at, heights, width=0.38, label=label)
         axes.bar_label(bars, fmt="%+.1f %%", padding=2, fontsize=8)
-    axes.axhline(0, color="black", linewidth=1)
-    ceiling = against_base(table.loc["sliding.ppl", "base"])
+    ceiling = 100 * (found["base"]["sliding.ppl"].value / base - 1)
     axes.axhline(ceiling, color="black", linestyle=":", label="base, full attention")
-    # Linear near zero, logarithmic beyond: a version may be far off and another near.
-    axes.set_yscale("symlog", linthresh=10)
-    axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+    _relative_scale(axes)
     axes.margins(y=0.15)
-    axes.set(
-        title=f"Long test documents: perplexity against the base by segments ({base:.2f})",
-        ylabel="above (+) or below (-) the base",
-    )
     axes.set_xticks(range(len(versions)), versions)
-    axes.legend()
-    _save(figure, file)
+    axes.legend(framealpha=0)
+    return figure
 
 
-def _save(figure: Figure, file: Path) -> None:
-    # Without the software's version and date the same data gives the same file.
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=130, metadata={"Software": None})
+def by(losses: dict[str, pd.DataFrame], key: str, label: str) -> Figure:
+    """Perplexity against the base by segments, by `segment` or `distance`; a band of one error."""
+    figure, axes = _figure()
+    base = losses["base"].query("protocol == 'segmented'")
+    lines = {"base, full attention": losses["base"].query("protocol == 'sliding'")}
+    lines |= {v: t.query("protocol == 'segmented'") for v, t in losses.items() if v != "base"}
+    for i, (name, table) in enumerate(lines.items()):
+        style = {"color": "black", "linestyle": ":"} if i == 0 else {"color": f"C{i - 1}"}
+        nats = difference_curve(table, base, key)
+        middle, low, high = (
+            100 * np.expm1(nats["nats"] + sign * nats["nats_se"].fillna(0)) for sign in (0, -1, 1)
+        )
+        axes.plot(nats.index, middle, marker=".", label=name, **style)
+        axes.fill_between(nats.index, low, high, alpha=0.2, linewidth=0, color=style["color"])
+    if key == "distance":
+        axes.set_xscale("log", base=2)
+    _relative_scale(axes)
+    axes.set_xlabel(label)
+    axes.grid(alpha=0.3)
+    axes.legend(framealpha=0)
+    return figure
+
+
+def retrieval(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Nats that the memory adds to the key's log-probability, by depth and length; a map each."""
+    versions = [v for v in tables if v != "base"]
+    figure, panels = _figure(2.2 * len(versions) + 0.4, nrows=len(versions), squeeze=False)
+    maps = {}
+    for version in versions:
+        gain = tables[version].assign(gain=lambda t: t["log_prob"] - t["log_prob_off"])
+        maps[version] = gain.pivot_table("gain", "depth", "segments", aggfunc="mean")
+    largest = max((table.abs().max().max() for table in maps.values()), default=0) or 1.0
+    mesh = None
+    for axes, (version, table) in zip(panels[:, 0], maps.items(), strict=True):
+        mesh = axes.pcolormesh(table, cmap="RdBu", vmin=-largest, vmax=largest, edgecolors="none")
+        axes.set_xticks(np.arange(table.shape[1]) + 0.5, table.columns)
+        axes.set_yticks(np.arange(len(table)) + 0.5, [f"{100 * d:.0f} %" for d in table.index])
+        axes.invert_yaxis()
+        axes.set(title=version, xlabel="segments", ylabel="depth of the key")
+        for (row, column), value in np.ndenumerate(table.to_numpy()):
+            light = abs(value) < 0.6 * largest
+            axes.text(
+                column + 0.5,
+                row + 0.5,
+                f"{value:+.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="#111111" if light else "#fefefe",
+            )
+    if mesh is not None:
+        figure.colorbar(mesh, ax=panels[:, 0], label="nats with the memory")
+    return figure
+
+
+def gates(tables: dict[str, pd.DataFrame]) -> Figure:
+    """The memory's share of every head, sigmoid(β): a dot a seed."""
+    figure, axes = _figure(3.0)
+    at: list[str] = []
+    for i, (version, table) in enumerate(tables.items()):
+        for (layer, head), rows in table.groupby(["layer", "head"]):
+            label = version if head == 0 and layer == table["layer"].min() else None
+            axes.scatter([len(at)] * len(rows), rows["gate"], color=f"C{i}", label=label, zorder=2)
+            at.append(f"{layer}.{head}")
+    axes.set_xticks(range(len(at)), at, rotation=90, fontsize=8)
+    axes.set(xlabel="layer.head", ylabel="share of the memory")
+    axes.grid(alpha=0.3)
+    if at:
+        axes.legend(framealpha=0)
+    return figure
+
+
+def costs(table: pd.DataFrame) -> Figure:
+    """State, speed and peak memory by length, a line a version."""
+    figure, panels = _figure(6.0, nrows=3, sharex=True)
+    labels = {
+        "state_bytes": "bytes carried",
+        "tokens_per_second": "tokens a second",
+        "peak_mib": "peak memory, MiB",
+    }
+    for axes, (column, label) in zip(panels, labels.items(), strict=True):
+        for i, (version, rows) in enumerate(table.groupby("version", sort=False)):
+            style = {"color": "black", "linestyle": ":"} if i == 0 else {"color": f"C{i - 1}"}
+            axes.plot(rows["length"], rows[column], marker=".", label=version, **style)
+        axes.set_xscale("log", base=2)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    panels[0].set_yscale("log")
+    lengths = sorted(set(table["length"]))
+    panels[-1].set_xticks(lengths, [f"{length:,}" for length in lengths])
+    panels[-1].set_xlabel("tokens read")
+    panels[0].legend(framealpha=0, ncols=4)
+    return figure

@@ -15,7 +15,14 @@ log = logging.getLogger(__name__)
 SAMPLES, DOCUMENTS = Path("data/prepared/samples"), Path("data/prepared/documents")
 SUMMARY = Path("data/prepared/summary.json")
 MODELS, TRAINING = Path("data/models"), Path("data/training")
+EVALUATION = Path("data/evaluation")
 METRICS, TIMES = Path("reports/metrics"), Path("reports/times")
+AUDITS, COSTS = Path("reports/audits"), Path("reports/costs.csv")
+
+
+def model_folder(version: str, step: str, seed: int) -> Path:
+    """Where the model of a version's step, `distill` or `finetune`, is."""
+    return MODELS / version / step / f"seed{seed}"
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

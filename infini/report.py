@@ -1,208 +1,165 @@
-"""The comparison report: pure functions of the metrics files and params.
+"""The comparison report: what it shows, in which order.
 
-A version named in params.yaml becomes a column of every table, and a line of every plot.
+A version named in params.yaml becomes a row or a column of every table, a line of every plot.
 """
 
-import math
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import jinja2
-import pandas as pd
+from infini import findings, plots, tables
+from infini.page import Card, Drawing, Report, Section, Table
+from infini.params import Audit, Base, Data, SlidingProtocol
+from infini.results import Results
 
-from infini.params import Adapter, Replacement
-
-TEMPLATES = Path(__file__).parent / "templates"
-
-# The rows of the seed's table "v1 vs v2": label, metric.
-SEED_ROWS = {
-    "Distillation epochs": "distill.epochs",
-    "Distillation loss (test)": "distill.test_loss",
-    "Original PPL": "distill.ppl_original",
-    "Distilled PPL": "distill.ppl_distilled",
-    "PPL gap (distillation)": "distill.ppl_gap",
-    "Finetune epochs": "finetune.epochs",
-    "Best finetune epoch": "finetune.best_epoch",
-    "Long-context PPL before": "finetune.ppl_before",
-    "Long-context PPL after": "finetune.ppl_after",
-}
-# The protocols, as every version is compared by them with the untouched base.
-PROTOCOL_ROWS = {
-    "Short samples, PPL": "short.ppl",
-    "Long documents by segments, PPL": "segmented.ppl",
-    "– the same, memory kept empty": "memory_off.ppl",
-    "– the same, bits per byte": "segmented.bits_per_byte",
-    "Full attention over a sliding window, PPL": "sliding.ppl",
-    "Token after next (the seed's loop), PPL": "double_shift.ppl",
-}
+UNITS = {"distill": "mean squared error", "finetune": "nats a token"}
+ERRORS = (
+    "± is one standard error over test texts, paired with the base where it is a difference; with "
+    "several seeds it is one standard deviation over seeds. ~ marks a difference within two errors "
+    "of none: noise."
+)
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def metrics_table(metrics: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """Rows: every metric; columns: versions, in the given order."""
-    columns = {version: pd.Series(flatten(tree), dtype=object) for version, tree in metrics.items()}
-    order = dict.fromkeys(key for column in columns.values() for key in column.index)
-    return pd.DataFrame(columns).reindex(list(order))
-
-
-def settings_table(versions: dict[str, Replacement | Adapter]) -> pd.DataFrame:
-    """Rows: every setting; columns: versions. An adapter's training stands beside finetuning."""
-    columns = {}
-    for version, recipe in versions.items():
-        settings = recipe.model_dump()
-        if isinstance(recipe, Adapter):
-            own = {name: settings.pop(name) for name in ("layer", "alpha")}
-            settings = own | {"finetune": settings}
-        columns[version] = flatten(settings)
-    return pd.DataFrame(columns, dtype=object)
-
-
-def show(value: Any) -> str:
-    """A table cell: six significant digits at most, a dash for what does not exist."""
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    if value is None or (isinstance(value, float) and pd.isna(value)):
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:,.4f}" if 0.01 <= abs(value) < 100 else f"{value:,.6g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def change(first: Any, last: Any) -> str:
-    """What became of a figure: a difference for counts, per cent for the rest."""
-    if any(value is None or pd.isna(value) for value in (first, last)):
-        return "–"
-    if isinstance(first, int) and isinstance(last, int):
-        return f"{last - first:+,}"
-    return f"{100 * (last / first - 1):+.1f} %" if first > 0 else f"{last - first:+.4g}"
-
-
-def markdown(table: pd.DataFrame, corner: str) -> str:
-    """A Markdown table of already printable cells."""
-    return table.rename_axis(corner).to_markdown(disable_numparse=True)
-
-
-def select(table: pd.DataFrame, rows: dict[str, str]) -> pd.DataFrame:
-    """The named rows under their labels, those that any version has."""
-    chosen = table.reindex(rows.values())
-    chosen.index = pd.Index(rows.keys())
-    return chosen.dropna(how="all").astype(object)
-
-
-def versus(table: pd.DataFrame) -> pd.DataFrame:
-    """v1 | v2 | change: every version after the first is followed by its change from the first."""
-    columns: dict[str, Iterable[str]] = {}
-    first = table.columns[0]
-    for version in table.columns:
-        columns[version] = [show(value) for value in table[version]]
-        if version != first:
-            label = "change" if len(table.columns) == 2 else f"{version} vs {first}"
-            columns[label] = [
-                change(*pair) for pair in zip(table[first], table[version], strict=True)
-            ]
-    return pd.DataFrame(columns, index=table.index)
-
-
-def curves_table(
-    curves: dict[str, pd.DataFrame], summaries: dict[str, dict[str, Any]]
-) -> pd.DataFrame:
-    """All versions' loss curves, long: version, epoch, split, loss, event (best, stopped)."""
-    parts = [pd.DataFrame(columns=["version", "epoch", "split", "loss", "event"])]
-    for version, curve in curves.items():
-        rows = curve.melt("epoch", var_name="split", value_name="loss").dropna(subset="loss")
-        rows["split"] = rows["split"].str.removesuffix("_loss")
-        rows.insert(0, "version", version)
-        rows["event"] = ""
-        summary = summaries[version]
-        if summary["stopped_early"]:
-            rows.loc[rows["epoch"] == summary["epochs"], "event"] = "stopped"
-        rows.loc[rows["epoch"] == summary["best_epoch"], "event"] = "best"
-        parts.append(rows)
-    return pd.concat([part for part in parts if len(part)] or parts)
-
-
-def findings(table: pd.DataFrame) -> list[str]:
-    """What the numbers say of every version's memory, in sentences."""
-    base, ceiling = table.loc["segmented.ppl", "base"], table.loc["sliding.ppl", "base"]
-    sentences = [
-        f"The untouched base has perplexity {base:.2f} by segments and {ceiling:.2f} with full "
-        f"attention: {100 * (1 - ceiling / base):.1f} % is what a memory could win."
-    ]
-    for version in table.columns.drop("base"):
-        ours, empty = table.loc["segmented.ppl", version], table.loc["memory_off.ppl", version]
-        recovered = math.log(base / ours) / math.log(base / ceiling)
-        sentences.append(
-            f"**{version}**: {ours:.2f}, {abs(100 * (ours / base - 1)):.1f} % "
-            f"{'above' if ours > base else 'below'} the base by segments. Its memory "
-            f"{'lowers' if ours < empty else 'raises'} perplexity by "
-            f"{abs(100 * (ours / empty - 1)):.2f} % (memory kept empty: {empty:.2f}). "
-            f"Context recovery {100 * recovered:.0f} %."
-        )
-    return sentences
-
-
-def times_table(times: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """Rows: stages; columns: seconds of work, of imports before it, of an epoch."""
-    rows = {
-        name: {
-            "seconds": f"{time['seconds']:.1f}",
-            "imports": f"{time['startup']:.1f}",
-            "an epoch": time.get("seconds_per_epoch"),
-        }
-        for name, time in times.items()
-    }
-    rows["sum"] = {
-        column: f"{sum(time[key] for time in times.values()):.1f}"
-        for column, key in (("seconds", "seconds"), ("imports", "startup"))
-    }
-    return pd.DataFrame.from_dict(rows, "index", dtype=object)
-
-
-def compare_page(
-    table: pd.DataFrame,
-    versions: dict[str, Replacement | Adapter],
-    replacements: list[str],
+def build(
+    results: Results,
     *,
-    prepared: dict[str, dict[str, int]],
-    times: dict[str, dict[str, Any]],
-    **context: Any,
-) -> str:
-    """The report in Markdown."""
-
-    def group(name: str) -> str:
-        rows = table[table.index.str.startswith(f"{name}.")]
-        rows = rows.rename(index=lambda key: key.removeprefix(f"{name}."))
-        return markdown(rows.dropna(axis="columns", how="all").map(show), name)
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+    base: Base,
+    data: Data,
+    sliding: SlidingProtocol,
+    audits: dict[str, Audit],
+    replacements: list[str],
+    provenance: dict[str, str],
+) -> Report:
+    """The whole report."""
+    sections = [
+        _versions(results, sliding),
+        Section("The seed's comparison", [
+            "The rows of the research log's own table, measured on held-out text.",
+            Table(tables.versus({v: results.metrics[v] for v in replacements}, tables.SEED_ROWS),
+                  "metric", "Replacements: " + " | ".join(replacements)),
+        ]),
+        _seed_audit(results, audits, replacements),
+        _where(results, data),
+        _retrieval(results),
+        _memory(results),
+        _costs(results),
+        _training(results),
+        _settings(results),
+        _origin(results, base, data, provenance),
+    ]  # fmt: skip
+    return Report(
+        "Does the memory pay?",
+        findings.of_all(results.metrics),
+        _cards(results.metrics),
+        [section for section in sections if section.parts],
     )
-    return environment.get_template("compare.md.j2").render(
-        protocols=markdown(select(table, PROTOCOL_ROWS).map(show), "test text"),
-        findings=findings(table),
-        distillation=group("distill"),
-        finetuning=group("finetune"),
-        replacements=replacements,
-        versus=markdown(versus(select(table[replacements], SEED_ROWS)), "metric"),
-        settings=markdown(settings_table(versions).map(show), "setting"),
-        prepared=markdown(pd.DataFrame(prepared).map(show), "split"),
-        times=markdown(times_table(times).map(show), "stage"),
-        **context,
-    )
+
+
+def _cards(metrics: dict[str, dict[str, Any]]) -> list[Card]:
+    base = metrics["base"]
+    cards = [
+        Card(
+            "Untouched base",
+            f"{base['segmented']['ppl']:.2f}",
+            f"perplexity by segments; {base['sliding']['ppl']:.2f} with full attention",
+        )
+    ]
+    for version, tree in metrics.items():
+        if version != "base":
+            note = f"context recovery; perplexity {tree['segmented']['ppl']:.2f}, "
+            note += f"{tree['memory_off']['ppl']:.2f} with the memory kept empty"
+            cards.append(Card(version, findings.recovered(tree), note))
+    return cards
+
+
+def _versions(results: Results, sliding: SlidingProtocol) -> Section:
+    return Section("All versions", [
+        f"Every figure is on held-out test text. Full attention: the base over windows of "
+        f"{sliding.context:,} tokens moving by {sliding.stride:,}. {ERRORS}",
+        Table(tables.all_versions(results.metrics), "version", "All versions against the base"),
+        Drawing("perplexity", plots.perplexity(results.metrics),
+                "Perplexity of long test documents against the base, by version"),
+    ])  # fmt: skip
+
+
+def _seed_audit(results: Results, audits: dict[str, Audit], replacements: list[str]) -> Section:
+    parts: list[Any] = [
+        findings.of_the_seed(results.metrics, results.audits),
+        Table(tables.double_shift(results.metrics, replacements), "model",
+              "The same models, perplexity by two scorings of the same documents"),
+    ]  # fmt: skip
+    if results.audits:
+        parts += [
+            "The log's other suspects, each put into a version once more (perplexity on long test "
+            "documents):",
+            Table(tables.audits(results.audits, audits), "audit", "Audits"),
+        ]
+    return Section("What the research log measured", parts)
+
+
+def _where(results: Results, data: Data) -> Section:
+    return Section("Where in the document", [
+        "By segment the memory has read; the first segment's memory is empty.",
+        Drawing("segments", plots.by(results.losses, "segment", "segment"),
+                "Perplexity against the base by segment index"),
+        Table(tables.by(results.losses, "segment"), "segment",
+              f"Perplexity by segment of {data.segment_length} tokens"),
+        Drawing("distance", plots.by(results.losses, "distance", "tokens since the start"),
+                "Perplexity against the base by distance to the document's start"),
+        Table(tables.by(results.losses, "distance"), "tokens from",
+              "Perplexity by distance to the document's start"),
+    ])  # fmt: skip
+
+
+def _retrieval(results: Results) -> Section:
+    return Section("Retrieval", [
+        "A pass key hidden in test text and asked for at its end: the log-probability of the key "
+        "(nats), the mean rank of its tokens (0 is the likeliest), and how often greedy decoding "
+        "gives it. Blue: the memory helps.",
+        Table(tables.retrieval(results.metrics), "version", "Passkey, with the memory and without"),
+        Drawing("retrieval", plots.retrieval(results.passkey),
+                "Nats that the memory adds to the key, by depth and length"),
+    ])  # fmt: skip
+
+
+def _memory(results: Results) -> Section:
+    alphas = tables.group(results.metrics, "alpha")
+    parts: list[Any] = [
+        Drawing("gates", plots.gates(results.gates), "Share of the memory in every head"),
+    ]
+    if len(alphas):
+        parts.insert(0, Table(alphas, "α", "Weight of the memory beside its layer"))
+    return Section("Gates and α", parts)
+
+
+def _costs(results: Results) -> Section:
+    if not len(results.costs):
+        return Section("What a memory costs", [])
+    return Section("What a memory costs", [
+        "Against the base with a full cache of keys and values.",
+        Drawing("costs", plots.costs(results.costs), "State, speed and peak memory by length"),
+        Table(tables.costs(results.costs), "tokens", "Cost by length"),
+    ])  # fmt: skip
+
+
+def _training(results: Results) -> Section:
+    parts: list[Any] = []
+    for step, unit in UNITS.items():
+        parts += [
+            Drawing(step, plots.curves(results.curves[step], unit), f"Loss by epoch: {step}"),
+            Table(tables.group(results.metrics, step), step, f"Training: {step}"),
+        ]
+    return Section("Training", parts)
+
+
+def _settings(results: Results) -> Section:
+    shown, differ = tables.settings(results.versions)
+    return Section("Settings", [Table(shown, "setting", "Settings by version", differ)])
+
+
+def _origin(results: Results, base: Base, data: Data, provenance: dict[str, str]) -> Section:
+    return Section("Where this comes from", [
+        f"Base `{base.model}`, corpus `{data.corpus}`, documents of {data.document_length:,} "
+        f"tokens in segments of {data.segment_length}.",
+        Table(tables.listed(provenance), "origin", "Provenance"),
+        Table(tables.prepared(results.prepared), "split", "Text by split"),
+        Table(tables.times(results.times), "stage", "Wall time, seconds"),
+    ], folded=True)  # fmt: skip

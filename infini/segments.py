@@ -5,7 +5,7 @@ see the whole document (`Run`). Positions restart in every segment.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,30 @@ def running(model: nn.Module, run: Run) -> Iterator[None]:
     finally:
         for module in ours:
             module.run = None
+
+
+class _Reached(Exception):
+    """The layer has run: what comes after it is not needed."""
+
+
+@contextmanager
+def stopping_after(layer: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Within it, a forward pass ends, and the block with it, once `layer` has run.
+
+    The list gets the layer's input and output, (B, T, d).
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def stop(_: nn.Module, args: tuple[Tensor, ...], out: Tensor | tuple[Tensor, ...]) -> None:
+        seen.append((args[0], out[0] if isinstance(out, tuple) else out))
+        raise _Reached
+
+    handle = layer.register_forward_hook(stop)
+    try:
+        with suppress(_Reached):
+            yield seen
+    finally:
+        handle.remove()
 
 
 def run_rows(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -19,7 +20,7 @@ from infini.errors import InputError
 from infini.layers import InfiniAdapter, InfiniLayer, infini_slots, our_tensors
 from infini.local import LocalKind, Position
 from infini.model import InfiniDecoder, InfiniModel, put_in_front, take_out
-from infini.params import Base, Method
+from infini.params import Adapter, Base, Method, Placement
 from infini.recall import Update
 from infini.teacher import check_replaceable, rotary_of, teacher_attention
 
@@ -128,6 +129,30 @@ def retrofit(
     put_in_front(decoder, InfiniDecoder)
     decoder.infini = {k: v for k, v in model.infini_config.items() if k != "base"}
     return model
+
+
+def replace_layer(
+    model: PreTrainedModel, recipe: Placement, segment_length: int, seed: int
+) -> PreTrainedModel:
+    """A replacement as params.yaml describes it, its layer fresh; `seed` decides the weights."""
+    torch.manual_seed(seed)
+    return retrofit(
+        model, "replace", segment_length=segment_length, init="random", **recipe.model_dump()
+    )
+
+
+def add_adapter(
+    model: PreTrainedModel, recipe: Adapter, segment_length: int, seed: int
+) -> PreTrainedModel:
+    """An adapter as params.yaml describes it; `seed` decides the new weights."""
+    torch.manual_seed(seed)
+    return retrofit(
+        model,
+        "parallel",
+        segment_length=segment_length,
+        alpha=recipe.alpha,
+        **recipe.layer.model_dump(),
+    )
 
 
 def _initialise(ours: InfiniLayer, std: float) -> None:

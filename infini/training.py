@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
@@ -23,7 +22,6 @@ from infini import engine
 from infini.checkpoint import Checkpoint
 from infini.errors import InputError
 from infini.live import LiveView
-from infini.record import write_json
 from infini.signals import Stopped, stop_requests
 
 log = logging.getLogger(__name__)
@@ -81,8 +79,8 @@ class Fit:
         """Columns epoch, train_loss, val_loss (empty without validation)."""
         return pd.DataFrame(self.curve, columns=["epoch", "train_loss", "val_loss"])
 
-    def write(self, file: Path, train: int, val: int) -> None:
-        """The summary as `file`.json and the curve as `file`.csv; sizes of what was trained on."""
+    def summary(self, train: int, val: int) -> dict[str, Any]:
+        """The kept epoch in figures; train, val: sizes of what was trained on."""
         summary: dict[str, Any] = {
             "train_size": train,
             "val_size": val,
@@ -93,8 +91,7 @@ class Fit:
         }
         if val:
             summary["val_loss"] = self.best["val_loss"]
-        write_json(file.with_suffix(".json"), summary)
-        self.table().to_csv(file.with_suffix(".csv"), index=False)
+        return summary
 
 
 def adamw(trained: dict[str, nn.Parameter], lr: float, gate_lr: float) -> Optimizer:

@@ -1,27 +1,23 @@
 """Train a memory beside frozen layers: layer(x) + α · infini(x), α learned from its start."""
 
-import torch
-
 from infini import params
 from infini.base import load_model
 from infini.cli import run
-from infini.documents import train_version
-from infini.surgery import retrofit
+from infini.documents import train_on_documents
+from infini.surgery import add_adapter
+from infini.versions import Trained, train_seeds
 
 
 def main(version: str) -> None:
-    seed, base, length, recipe = params.read(
-        "seed", "base", "data.segment_length", f"adapters.{version}"
+    seed, seeds, base, length, recipe = params.read(
+        "seed", "seeds", "base", "data.segment_length", f"adapters.{version}"
     )
-    torch.manual_seed(seed)
-    model = retrofit(
-        load_model(base),
-        "parallel",
-        segment_length=length,
-        alpha=recipe.alpha,
-        **recipe.layer.model_dump(),
-    )
-    train_version(model, version, recipe, length, seed, inputs=[])
+
+    def train(seed: int, title: str) -> Trained:
+        model = add_adapter(load_model(base), recipe, length, seed)
+        return train_on_documents(model, recipe, length, seed, title)
+
+    train_seeds(version, "finetune", params.every_seed(seed, seeds), train)
 
 
 if __name__ == "__main__":

@@ -2,51 +2,39 @@
 
 import pandas as pd
 
-from infini import params, plots, report
+from infini import params, provenance, report
+from infini.cells import flatten
 from infini.cli import run
-from infini.record import METRICS, SUMMARY, TIMES, TRAINING, Stopwatch, read_json, write_json
+from infini.page import html, markdown, save_drawings
+from infini.record import DOCUMENTS, METRICS, SAMPLES, Stopwatch
+from infini.results import read_results
 
 REPORTS = METRICS.parent
-UNITS = {"distill": "mean squared error", "finetune": "nats a token"}
 
 
 def main() -> None:
     watch = Stopwatch("compare_report")
-    base, data, replacements, adapters, sliding = params.read(
-        "base", "data", "replacements", "adapters", "evaluate.sliding"
+    base, data, replacements, adapters, audits, sliding = params.read(
+        "base", "data", "replacements", "adapters", "audits", "evaluate.sliding"
     )
-    versions = {**replacements, **adapters}
-    metrics = {v: read_json(METRICS / f"{v}.json") for v in ("base", *versions)}
-    table = report.metrics_table(metrics)
-    table.T.rename_axis("version").to_csv(REPORTS / "compare.csv")
-    write_json(REPORTS / "compare.json", metrics)
-
-    for step, unit in UNITS.items():
-        done = [v for v in versions if (TRAINING / v / f"{step}.csv").is_file()]
-        curves = report.curves_table(
-            {v: pd.read_csv(TRAINING / v / f"{step}.csv") for v in done},
-            {v: read_json(TRAINING / v / f"{step}.json") for v in done},
-        )
-        plots.curves(curves, f"{step}: loss by epoch", unit, REPORTS / f"plots/{step}.png")
-        curves.to_csv(REPORTS / f"plots/{step}.csv", index=False)
-    plots.perplexity(table, REPORTS / "plots/perplexity.png")
-
-    page = report.compare_page(
-        table,
-        versions,
-        list(replacements),
+    results = read_results({**replacements, **adapters}, audits)
+    page = report.build(
+        results,
         base=base,
         data=data,
         sliding=sliding,
-        prepared=read_json(SUMMARY),
-        # Not tracked: of the last time that each stage really ran.
-        times={
-            file.stem: read_json(file)
-            for file in sorted(TIMES.glob("*.json"))
-            if file.stem.rpartition("-")[0] in ("prepare", "base", *versions)
-        },
+        audits=audits,
+        replacements=list(replacements),
+        provenance=provenance.provenance(params.FILE, [SAMPLES, DOCUMENTS]),
     )
-    (REPORTS / "compare.md").write_text(page)
+    plots = REPORTS / "plots"
+    save_drawings(page, plots)
+    for step, curves in results.curves.items():
+        curves.to_csv(plots / f"{step}.csv", index=False)
+    table = pd.DataFrame({version: flatten(tree) for version, tree in results.metrics.items()}).T
+    table.rename_axis("version").to_csv(REPORTS / "compare.csv")
+    (REPORTS / "compare.md").write_text(markdown(page, "plots"))
+    (REPORTS / "index.html").write_text(html(page))
     watch.write()
 
 

@@ -75,6 +75,11 @@ def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) 
         "memory_off": {"documents": 2},
         "double_shift": {"documents": 2},
         "sliding": {"documents": 2, "context": 32, "stride": 8},
+        "passkey": {"lengths": [10, 12], "depths": [0.0, 1.0], "samples": 1},
     }
+    content["cost"] = {"lengths": [32, 64], "repeats": 1}
+    kept = ("padding", "labels_shifted_twice", "carried_memory", "step_a_segment")
+    content["audits"] = {name: content["audits"][name] for name in kept}
+    content["audits"]["labels_shifted_twice"]["finetune"] = {"label_shift": 2}
     write_params(content)
     return tmp_path

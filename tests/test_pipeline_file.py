@@ -44,7 +44,7 @@ def keys_read(file: Path) -> set[str]:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "params.read":
             for argument in node.args:
                 text = ast.unparse(argument)
-                keys.add(re.sub(r"\{version\}", "${key}", text.lstrip("f").strip("'\"")))
+                keys.add(re.sub(r"\{(version|name)\}", "${key}", text.lstrip("f").strip("'\"")))
     return keys
 
 

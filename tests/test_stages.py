@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from infini import report
+from infini.cells import flatten
 from infini.errors import InputError
+from infini.results import STEPS
 from toy import read_params, stage, write_params
 
 
@@ -22,6 +23,9 @@ def run_all() -> None:
     for version in params["adapters"]:
         stage("adapter_parallel", version)
         stage("evaluate_ppl", version)
+    for name in params["audits"]:
+        stage("audit", name)
+    stage("measure_cost")
     stage("compare_report")
 
 
@@ -37,17 +41,18 @@ def test_the_whole_pipeline(project: Path) -> None:
 
     versions = ["base", "v1", "v2", "v9", "v3"]
     assert files("data/models") == {
-        f"{v}/{step}/{file}"
+        f"{v}/{step}/seed0/{file}"
         for v, steps in {"v1": 2, "v2": 2, "v9": 2, "v3": 1}.items()
         for step in ("finetune", "distill")[:steps]
         for file in ("README.md", "infini_config.json", "infini.safetensors")
     }
     assert files("reports/metrics") == {f"{v}.json" for v in versions}
-    assert {f"plots/{n}.png" for n in ("distill", "finetune", "perplexity")} < files("reports")
+    drawn = ("perplexity", "segments", "distance", "retrieval", "gates", "costs", *STEPS)
+    assert {f"plots/{n}.svg" for n in drawn} < files("reports")
     assert not Path(".checkpoints").exists()
 
     metrics = {v: json.loads(Path(f"reports/metrics/{v}.json").read_text()) for v in versions}
-    keys = {v: set(report.flatten(m)) for v, m in metrics.items()}
+    keys = {v: set(flatten(m)) for v, m in metrics.items()}
     assert keys["v2"] == keys["v9"]
     assert keys["v2"] - keys["v1"] == {"distill.val_loss", "finetune.val_ppl"}
     assert {k for k in keys["v2"] if not k.startswith("distill.")} | {"alpha.layer0"} == keys["v3"]
@@ -96,7 +101,7 @@ def test_a_model_of_pythia_70m_shape_from_a_local_folder(
     stage("distill_layer0", "v1")
     from safetensors.torch import load_file
 
-    tensors = load_file("data/models/v1/distill/infini.safetensors")
+    tensors = load_file("data/models/v1/distill/seed0/infini.safetensors")
     assert tensors["layers.0.layer.attention.attention.q_proj.weight"].shape == (512, 512)
     assert tensors["layers.0.layer.attention.attention.beta"].shape == (8,)
     assert tensors["layers.0.layer.mlp.dense_h_to_4h.weight"].shape == (2048, 512)
