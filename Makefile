@@ -23,4 +23,6 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@command -v chromedriver >/dev/null || apt-get install -y -qq chromium chromium-driver \
+		>/dev/null 2>&1 || echo "no chromium here: the report's browser tests will be skipped"
 	$(BIN)/pytest

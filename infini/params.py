@@ -216,8 +216,14 @@ class SlidingProtocol(LongProtocol):
 
     # tokens a window; at most the base's own context
     context: Positive
-    # tokens a window moves on
+    # tokens a window moves on; at most the context
     stride: Positive
+
+    @model_validator(mode="after")
+    def _stride(self) -> "SlidingProtocol":
+        if self.stride > self.context:
+            raise InputError(f"stride: at most the context, {self.context}, got {self.stride}")
+        return self
 
 
 class PasskeyProtocol(Section):

@@ -83,9 +83,11 @@ def sliding(
         for start in range(0, length, stride):
             end = min(start + context, length)
             hidden = model.get_decoder()(batch.tokens[:, start:end], use_cache=False)
-            new = hidden.last_hidden_state[:, scored_to - start :]
-            nats.append(cross_entropy(new, head_of(model), targets[:, scored_to:end]))
-            scored_to = end
+            # Of windows that overlap, the later predicts the token behind the earlier's last.
+            to = end if end == length or stride == context else end - 1
+            new = hidden.last_hidden_state[:, scored_to - start : to - start]
+            nats.append(cross_entropy(new, head_of(model), targets[:, scored_to:to]))
+            scored_to = to
             if end == length:
                 break
         return torch.cat(nats, 1), targets

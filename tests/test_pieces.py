@@ -96,11 +96,12 @@ def test_an_epoch_has_every_index_once_in_the_order_of_its_seed() -> None:
 
 
 def test_loading_pads_and_masks(tmp_path: Path) -> None:
-    table = pd.DataFrame({"tokens": [[1, 2, 3], [4, 5]], "bytes": [9, 7]})
+    table = pd.DataFrame({"text_id": ["b", "a"], "tokens": [[1, 2, 3], [4, 5]], "bytes": [9, 7]})
     table.to_parquet(tmp_path / "a.parquet")
     pieces = Pieces.load(tmp_path / "a.parquet", width=4)
     assert pieces.tokens.tolist() == [[1, 2, 3, 0], [4, 5, 0, 0]]
     assert pieces.mask.tolist() == [[True, True, True, False], [True, True, False, False]]
-    assert len(pieces + pieces) == 4
+    assert (pieces + pieces).texts.tolist() == [0, 1, 2, 3]  # other texts, by definition
+    assert pieces.first(1).bytes.tolist() == [9]
     with pytest.raises(InputError, match="5 pieces asked for, it has 2"):
         Pieces.load(tmp_path / "a.parquet", 5)

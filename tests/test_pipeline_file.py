@@ -1,4 +1,4 @@
-"""dvc.yaml lists exactly what each stage's code imports and reads."""
+"""The pipeline files list exactly what each stage's code imports and reads."""
 
 import ast
 import re
@@ -8,7 +8,12 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+FILES = ("dvc.yaml", "audits/dvc.yaml")
+STAGES = {
+    name: stage
+    for file in FILES
+    for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items()
+}
 
 
 def module_file(name: str) -> Path | None:

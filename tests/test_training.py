@@ -164,7 +164,7 @@ def some_pieces(lengths: list[int], width: int, seed: int = 0) -> Pieces:
         300, (len(lengths), width), generator=torch.Generator().manual_seed(seed)
     )
     mask = torch.arange(width) < torch.tensor(lengths)[:, None]
-    return Pieces(tokens * mask, mask, torch.tensor(lengths))
+    return Pieces(tokens * mask, mask, torch.tensor(lengths), torch.arange(len(lengths)))
 
 
 def test_distillation_ignores_padding_and_carries_no_memory(model: PreTrainedModel) -> None:

@@ -1,0 +1,93 @@
+"""lm-evaluation-harness scores our loaded model as any other, and as our protocol does."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import lm_eval
+import pytest
+import torch
+import yaml
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import AutoTokenizer, PreTrainedModel
+
+import infini
+from infini.base import load_model
+from infini.params import Base
+from infini.perplexity import segmented
+from infini.pieces import Pieces
+from toy import sentence
+
+L, LONGEST = 16, 1024
+
+
+@pytest.fixture
+def loaded(model: PreTrainedModel, base_folder: Path, tmp_path: Path) -> PreTrainedModel:
+    """A model with a memory that matters, as read from its folder."""
+    torch.manual_seed(1)
+    infini.retrofit(model, "parallel", [0, 1], L, alpha=4.0)
+    model.save_pretrained(tmp_path / "model")
+    return infini.load(tmp_path / "model", load_model(Base(model=str(base_folder))))
+
+
+def harness(model: PreTrainedModel, base_folder: Path, batch_size: int = 3) -> HFLM:
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    return HFLM(pretrained=model, tokenizer=tokenizer, max_length=LONGEST, batch_size=batch_size)
+
+
+def test_rolling_word_perplexity_is_ours(
+    loaded: PreTrainedModel, base_folder: Path, tmp_path: Path
+) -> None:
+    texts = [sentence(length, seed) for seed, length in enumerate((60, 7, 25, 41))]
+    lines = [json.dumps({"text": text}) for text in texts]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    task = {
+        "task": "local_text",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "texts.jsonl")}},
+        "test_split": "test",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
+        "metadata": {"version": 1},
+    }
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/local_text.yaml").write_text(yaml.safe_dump(task))
+    lm = harness(loaded, base_folder)
+    found = lm_eval.simple_evaluate(
+        lm,
+        tasks=["local_text"],
+        task_manager=TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    assert found is not None
+    theirs = found["results"]["local_text"]
+
+    # It puts one token in front, which is not scored: our pieces begin with it.
+    ids = [torch.tensor([lm.prefix_token_id, *lm.tok_encode(text)]) for text in texts]
+    tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    mask = torch.arange(tokens.shape[1]) < torch.tensor([len(i) for i in ids])[:, None]
+    assert 2 * L < tokens.shape[1] <= LONGEST
+    counts = torch.tensor([len(text.encode()) for text in texts])
+    pieces = Pieces(tokens, mask, counts, torch.arange(len(texts)))
+    score = segmented(loaded, pieces, L)
+    words = sum(len(re.split(r"\s+", text)) for text in texts)
+    assert theirs["word_perplexity,none"] == pytest.approx(math.exp(score.total / words), rel=1e-3)
+    assert theirs["bits_per_byte,none"] == pytest.approx(score.bits_per_byte, rel=1e-3)
+    off = segmented(loaded, pieces, L, memory=False)
+    assert abs(off.total / score.total - 1) > 2e-3  # the memory is seen
+
+
+def test_requests_leave_nothing_behind(loaded: PreTrainedModel, base_folder: Path) -> None:
+    pairs = [(sentence(n, n), " peace of the union") for n in (40, 5, 23, 12)]
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    together = harness(loaded, base_folder).loglikelihood(requests)
+    again = harness(loaded, base_folder).loglikelihood(requests[::-1])[::-1]
+    alone = [harness(loaded, base_folder, 1).loglikelihood([one])[0] for one in requests]
+    for other in (again, alone):
+        assert [x for x, _ in other] == pytest.approx([x for x, _ in together], abs=1e-4)
+    assert len({round(x, 5) for x, _ in together}) == len(pairs)
