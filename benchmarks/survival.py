@@ -68,7 +68,7 @@ def main() -> None:
         survive(folder, arguments.kills, *arguments.seconds)
         status = ["git", "status", "--short", "--", "dvc.lock", "data", "reports"]
         changed = subprocess.run(
-            [*status, ":!reports/times", ":!reports/compare.md"],
+            [*status, ":!reports/times", ":!reports/compare.md", ":!reports/index.html"],
             cwd=folder, check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
     if changed:

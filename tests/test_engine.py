@@ -113,7 +113,10 @@ def test_a_stage_killed_again_and_again_ends_with_the_same_bits(prepared: Path) 
     content["replacements"]["v2"]["distill"] |= {"epochs": 60, "patience": None}
     write_params(content)
     stage("distill_layer0", "v2")
-    outputs = [*Path("data/models/v2/distill").iterdir(), Path("data/training/v2/distill.csv")]
+    outputs = [
+        *Path("data/models/v2/distill/seed0").iterdir(),
+        Path("data/training/v2/distill.csv"),
+    ]
     expected = {file: file.read_bytes() for file in outputs}
     for file in outputs:
         file.unlink()

@@ -23,6 +23,13 @@ from toy import read_params, write_params
         ("adapters.v3.layer.local", "soft", "adapters.v3.layer.local: input should be 'softmax'"),
         ("adapters.v3.learning_rate", 1.0, "adapters.v3.learning_rate: unknown key; remove it"),
         ("adapters.v1", None, "adapters.v1: "),
+        ("seeds", [-1], "seeds.0: input should be greater than or equal to 0"),
+        ("evaluate.passkey.depths", [1.5], "evaluate.passkey.depths.0: input should be less"),
+        ("evaluate.sliding.stride", 64, "stride: at most the context, 32, got 64"),
+        ("audits.padding.of", "v8", "audits.padding.of: no version 'v8'"),
+        ("audits.padding.distill", {"lrr": 1.0}, "audits.padding.distill.lrr: unknown key"),
+        ("audits.carried_memory.finetune", {"lr": 2.0}, "audits.carried_memory.finetune.lr: input"),
+        ("audits.carried_memory.distill", {"lr": 0.1}, "'v3' is an adapter, nothing is distilled"),
     ],
 )
 def test_one_line_names_the_key(project: Path, key: str, value: object, message: str) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -27,6 +28,10 @@ def run_all() -> None:
         stage("audit", name)
     stage("measure_cost")
     stage("compare_report")
+
+
+def params_audits() -> list[str]:
+    return list(read_params()["audits"])
 
 
 def files(folder: str) -> set[str]:
@@ -60,12 +65,45 @@ def test_the_whole_pipeline(project: Path) -> None:
     assert metrics["v1"]["distill"]["train_size"] == 12
     assert metrics["v2"]["distill"]["train_size"] == 11
 
-    page = Path("reports/compare.md").read_text()
-    for word in ("v9 vs v1", "Context recovery", "PPL gap (distillation)", "finetune.lr"):
-        assert word in page
+    for file in ("reports/compare.md", "reports/index.html"):
+        page = Path(file).read_text()
+        for word in ("v9 vs v1", "Context recovery", "PPL gap (distillation)", "finetune.lr"):
+            assert word in page
+        assert "Padding in the distillation" in page  # an audit
+    audited = {a: json.loads(Path(f"reports/audits/{a}.json").read_text()) for a in params_audits()}
+    assert all(set(a) >= {"before", "after", "vs_version"} for a in audited.values())
+    shifted = audited["labels_shifted_twice"]
+    assert shifted["after"]["double_shift"]["ppl"] < shifted["before"]["double_shift"]["ppl"]
+    costs = pd.read_csv("reports/costs.csv")
+    assert set(costs["version"]) == set(versions)
+    state = costs.pivot(index="version", columns="length", values="state_bytes")
+    assert state.loc["base", 64] == 2 * state.loc["base", 32]
+    assert (state.drop("base")[64] == state.drop("base")[32]).all()
     curves = pd.read_csv("reports/plots/distill.csv")
     assert set(curves["version"]) == {"v1", "v2", "v9"}
     assert set(curves.loc[curves["version"] == "v1", "split"]) == {"train"}
+
+
+def test_seeds_give_a_mean_and_a_spread(project: Path) -> None:
+    content = read_params()
+    content["seeds"] = [1]
+    write_params(content)
+    stage("prepare_data")
+    stage("evaluate_ppl", "base")
+    stage("adapter_parallel", "v3")
+    stage("evaluate_ppl", "v3")
+    assert files("data/models/v3/finetune") == {
+        f"seed{seed}/{file}"
+        for seed in (0, 1)
+        for file in ("README.md", "infini_config.json", "infini.safetensors")
+    }
+    assert set(pd.read_csv("data/training/v3/finetune.csv")["seed"]) == {0, 1}
+    losses = pd.read_parquet("data/evaluation/v3/losses.parquet").query("protocol == 'segmented'")
+    sums = losses.groupby("seed")[["nats", "tokens"]].sum()
+    each = np.exp(sums["nats"] / sums["tokens"])
+    metrics = json.loads(Path("reports/metrics/v3.json").read_text())
+    assert metrics["segmented"]["ppl"] == pytest.approx(each.mean(), rel=1e-5)
+    assert metrics["spread"]["segmented"]["ppl"] == pytest.approx(each.std(), rel=1e-3)
 
 
 def test_a_model_of_pythia_70m_shape_from_a_local_folder(

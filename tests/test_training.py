@@ -17,8 +17,11 @@ from infini.checkpoint import Checkpoint, fingerprint
 from infini.distillation import distillation_error, record_layer, squared_error
 from infini.documents import document_losses
 from infini.errors import InputError
+from infini.losses import cross_entropy, head_of, next_token
 from infini.params import LongRecipe
+from infini.perplexity import double_shift
 from infini.pieces import Pieces
+from infini.segments import run_segments
 from infini.signals import Stopped
 from infini.surgery import infini_slots, our_tensors, retrofit
 from infini.training import Fit, Loss, adamw, fit
@@ -240,3 +243,27 @@ def test_gradient_of_a_document_is_that_of_its_mean_loss(model: PreTrainedModel)
         (loss.total / 63).backward()
     flat = torch.cat([p.grad.flatten() for p in our_tensors(model).values() if p.grad is not None])
     torch.testing.assert_close(flat, weighted)
+
+
+def test_labels_shifted_twice_are_the_seeds_loop(model: PreTrainedModel) -> None:
+    retrofit(model, "parallel", layers=[0], segment_length=L, alpha=0.0)  # no memory to differ in
+    text = some_pieces([64, 50], 64)
+    losses = list(document_losses(model, text, L, recipe(label_shift=2), torch.arange(2)))
+    expected = double_shift(model, text, L)
+    assert sum(loss.total.item() for loss in losses) == pytest.approx(expected.total, rel=1e-5)
+    assert sum(loss.items for loss in losses) == expected.tokens
+
+
+def test_carried_memory_is_the_document_befores(model: PreTrainedModel) -> None:
+    torch.manual_seed(0)
+    retrofit(model, "parallel", layers=[0], segment_length=L, alpha=1.0)
+    text = some_pieces([64, 64], 64)
+    second, first = torch.tensor([1]), torch.tensor([0])
+    (carried,) = document_losses(model, text, L, recipe(), second, first)
+    (fresh,) = document_losses(model, text, L, recipe(), second)
+    with torch.no_grad():
+        hidden, _ = run_segments(model, text.tokens.flatten()[None], L)
+        targets = next_token(text.tokens[1:], text.mask[1:])
+        expected = cross_entropy(hidden[:, 64:], head_of(model), targets).sum()
+    torch.testing.assert_close(carried.total, expected, rtol=1e-5, atol=1e-4)
+    assert not torch.allclose(carried.total, fresh.total, rtol=1e-5)
