@@ -52,7 +52,7 @@ def show(value: Any, error: float | None = None) -> str:
 
 def is_noise(difference: float, error: float | None) -> bool:
     """Whether a difference is within two of its errors of none."""
-    return error is not None and abs(difference) <= 2 * error
+    return error is not None and error > 0 and abs(difference) <= 2 * error
 
 
 def change(first: Figure | None, last: Figure | None) -> str:

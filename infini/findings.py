@@ -13,8 +13,8 @@ Metrics = dict[str, dict[str, Any]]
 
 def percent(nats: Figure, sign: int = 1) -> str:
     """Nats a token as a change of perplexity: "0.35 ± 0.05 %"."""
-    value, error = 100 * math.expm1(sign * nats.value), nats.error
-    return f"{show(abs(value), None if error is None else 100 * error)} %"
+    value, ratio = 100 * math.expm1(sign * nats.value), math.exp(sign * nats.value)
+    return f"{show(abs(value), None if nats.error is None else 100 * ratio * nats.error)} %"
 
 
 def recovered(tree: dict[str, Any]) -> str:

@@ -87,6 +87,7 @@ def by(losses: dict[str, pd.DataFrame], key: str, label: str) -> Figure:
     if key == "distance":
         axes.set_xscale("log", base=2)
     _relative_scale(axes)
+    axes.set_ylim(bottom=max(-100, axes.get_ylim()[0]))  # no perplexity is less than none
     axes.set_xlabel(label)
     axes.grid(alpha=0.3)
     axes.legend(framealpha=0)

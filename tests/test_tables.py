@@ -59,10 +59,10 @@ def test_findings_are_computed() -> None:
     headline, base, v1, v2 = findings.of_all(METRICS)
     assert "beyond noise: v2." in headline
     assert "10.0 % is what a memory could win" in base
-    assert "44.00, 10.0 ± 1.0 % above the base" in v1
+    assert "44.00, 10.0 ± 1.1 % above the base" in v1
     assert "What its memory brings is within noise" in v1
-    assert "38.00, 5.0 ± 1.0 % below the base" in v2
-    assert "memory lowers perplexity by 5.0 ± 1.0 %" in v2
+    assert "38.00, 4.97 ± 0.95 % below the base" in v2
+    assert "memory lowers perplexity by 4.97 ± 0.95 %" in v2
     assert "Context recovery 49 ± 10 %" in v2
     worse = {**METRICS, "v2": version(38.0, 40.0, -0.01, 0.051, 0.49)}
     assert "no version" in findings.of_all(worse)[0]
