@@ -88,8 +88,8 @@ def _seed_audit(results: Results, audits: dict[str, Audit], replacements: list[s
     ]  # fmt: skip
     if results.audits:
         parts += [
-            "The log's other suspects, each put into a version once more (perplexity on long test "
-            "documents):",
+            "The log's other suspects, each put into a version once more; perplexity on long test "
+            f"documents. {100 * results.padding:.1f} % of the short samples' places are padding here.",
             Table(tables.audits(results.audits, audits), "audit", "Audits"),
         ]
     return Section("What the research log measured", parts)

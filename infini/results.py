@@ -11,6 +11,7 @@ from infini.record import (
     COSTS,
     EVALUATION,
     METRICS,
+    SAMPLES,
     SUMMARY,
     TIMES,
     TRAINING,
@@ -33,11 +34,15 @@ class Results:
     audits: dict[str, dict[str, Any]]  # those that were run
     costs: pd.DataFrame  # empty if not measured
     prepared: dict[str, dict[str, int]]
+    padding: float  # the share of the training samples' places that hold none
     times: dict[str, dict[str, Any]]
 
 
-def read_results(versions: dict[str, Replacement | Adapter], audits: dict[str, Audit]) -> Results:
+def read_results(
+    versions: dict[str, Replacement | Adapter], audits: dict[str, Audit], segment_length: int
+) -> Results:
     """From the stages' files."""
+    samples = pd.read_parquet(SAMPLES / "train.parquet", columns=["tokens"])["tokens"]
     names = ("base", *versions)
     audited = {name: AUDITS / f"{name}.json" for name in audits}
     return Results(
@@ -50,6 +55,7 @@ def read_results(versions: dict[str, Replacement | Adapter], audits: dict[str, A
         audits={name: read_json(file) for name, file in audited.items() if file.is_file()},
         costs=pd.read_csv(COSTS) if COSTS.is_file() else pd.DataFrame(),
         prepared=read_json(SUMMARY),
+        padding=1 - samples.map(len).mean() / segment_length,
         # Not tracked: of the last time that each stage really ran.
         times={
             file.stem: read_json(file)

@@ -17,7 +17,7 @@ def main() -> None:
     base, data, replacements, adapters, audits, sliding = params.read(
         "base", "data", "replacements", "adapters", "audits", "evaluate.sliding"
     )
-    results = read_results({**replacements, **adapters}, audits)
+    results = read_results({**replacements, **adapters}, audits, data.segment_length)
     page = report.build(
         results,
         base=base,
