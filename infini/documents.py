@@ -40,7 +40,8 @@ def document_losses(
 ) -> Iterator[Loss]:
     """The losses of the chosen documents (indices), chunk after chunk.
 
-    before: documents whose memory they start with (an audit); None: with an empty one.
+    before: documents whose memory they start with (an audit), dealt out over the chosen; None:
+    with an empty one.
     """
     head, length = head_of(model), documents.tokens.shape[1]
     chunk = chunk_length(recipe, length, segment_length)
@@ -53,9 +54,11 @@ def document_losses(
     tokens, targets = tokens[rows].to(model.device), targets.to(model.device)
     states: States = {}
     if before is not None:
-        rows = before[torch.arange(len(rows)) % len(before)]
+        earlier = before[torch.arange(len(chosen)) % len(before)]
+        earlier = engine.share(earlier) if len(mine) else earlier[:1]
+        whole = documents.tokens[earlier, : length // segment_length * segment_length]
         with torch.no_grad(), engine.autocast():
-            _, states = run_segments(model, documents.tokens[rows].to(model.device), segment_length)
+            _, states = run_segments(model, whole.to(model.device), segment_length)
     for start in range(0, length, chunk):
         part = slice(start, start + chunk)
         with engine.autocast():

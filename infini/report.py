@@ -89,7 +89,7 @@ def _seed_audit(results: Results, audits: dict[str, Audit], replacements: list[s
     if results.audits:
         parts += [
             "The log's other suspects, each put into a version once more; perplexity on long test "
-            f"documents. {100 * results.padding:.1f} % of the short samples' places are padding here.",
+            f"documents. Of the short samples here {100 * results.padding:.1f} % is padding.",
             Table(tables.audits(results.audits, audits), "audit", "Audits"),
         ]
     return Section("What the research log measured", parts)

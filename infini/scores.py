@@ -177,7 +177,8 @@ def with_errors(**estimates: Estimate) -> Metrics:
 def mean_and_spread(runs: list[Metrics]) -> Metrics:
     """The mean of the same metrics of several seeds; `spread`: their standard deviations.
 
-    One run: as it is. Figures that only some runs have, or that all agree on, have no spread.
+    One run: as it is. A figure that only some runs have is that of those; one that is the same in
+    all of them, or is a standard error itself, has no spread.
     """
     if len(runs) == 1:
         return runs[0]
@@ -188,7 +189,7 @@ def mean_and_spread(runs: list[Metrics]) -> Metrics:
 def _merge(runs: list[Metrics]) -> tuple[Metrics, Metrics]:
     mean: Metrics = {}
     spread: Metrics = {}
-    for key in runs[0]:
+    for key in dict.fromkeys(key for run in runs for key in run):
         values = [run[key] for run in runs if key in run]
         if isinstance(values[0], dict):
             mean[key], below = _merge(values)

@@ -1,7 +1,8 @@
 """A version's step, trained with every seed, and written down once all are done."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from statistics import mean
+from typing import Any, NamedTuple
 
 import pandas as pd
 from transformers import PreTrainedModel
@@ -31,18 +32,24 @@ def train_seeds(
     seed). The checkpoints stay until the last is done: a killed stage goes on with its seed.
     """
     watch = Stopwatch(f"{version}-{step}")
-    done: dict[int, Trained] = {}
+    summaries: dict[str, dict[str, Any]] = {}
+    curves: list[pd.DataFrame] = []
+    seconds: list[float] = []
+    checkpoints: list[Checkpoint] = []
     for seed in seeds:
-        done[seed] = train(seed, f"{version} {step} seed {seed}")
+        model, fit, train_size, val_size, checkpoint = train(seed, f"{version} {step} seed {seed}")
         if engine.is_main():
-            done[seed].model.save_pretrained(model_folder(version, step, seed))
+            model.save_pretrained(model_folder(version, step, seed))
+        del model  # one base at a time
+        summaries[str(seed)] = fit.summary(train_size, val_size)
+        curves.append(fit.table().assign(seed=seed))
+        seconds.append(fit.seconds_per_epoch)
+        checkpoints.append(checkpoint)
     if not engine.is_main():
         return
     file = TRAINING / version / f"{step}.json"
-    write_json(file, {str(s): t.fit.summary(t.train_size, t.val_size) for s, t in done.items()})
-    curves = [trained.fit.table().assign(seed=seed) for seed, trained in done.items()]
+    write_json(file, summaries)
     pd.concat(curves).to_csv(file.with_suffix(".csv"), index=False)
-    seconds = sum(trained.fit.seconds_per_epoch for trained in done.values()) / len(done)
-    watch.write(seconds_per_epoch=round(seconds, 2))
-    for trained in done.values():
-        trained.checkpoint.remove()
+    watch.write(seconds_per_epoch=round(mean(seconds), 2))
+    for checkpoint in checkpoints:
+        checkpoint.remove()
