@@ -23,6 +23,7 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@command -v chromedriver >/dev/null || apt-get install -y -qq chromium chromium-driver \
-		>/dev/null 2>&1 || echo "no chromium here: the report's browser tests will be skipped"
+	@command -v chromedriver >/dev/null || { timeout 300 sh -c "apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver" \
+		>/dev/null 2>&1 </dev/null; } || echo "no chromium: the page's browser tests are skipped"
 	$(BIN)/pytest
