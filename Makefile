@@ -4,26 +4,36 @@ PYTHON ?= python3
 BIN := .venv/bin
 # the stages' `python` is this environment's
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+PIP_INSTALL := pip install --quiet --disable-pip-version-check
+OLDEST := transformers==5.23.0
 
-.PHONY: setup run test
+.PHONY: setup run test test-oldest
 setup: .venv/done
 
 .venv/done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	@# torch by itself first, so that nothing else pulls another build of it
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/$(PIP_INSTALL) torch==2.13.0
+	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e '.[test]'
 	touch $@
 
+# The report once more: nothing may have changed since the last one, and DVC has the last word.
 run: setup
 	$(BIN)/python -m infini.params
 	$(BIN)/dvc repro
+	@$(BIN)/python -m stages.compare_report
 
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	@command -v chromedriver >/dev/null || { timeout 300 sh -c "apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver" \
 		>/dev/null 2>&1 </dev/null; } || echo "no chromium: the page's browser tests are skipped"
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
+
+# The model's tests on the oldest transformers that pyproject.toml allows; `test` has the newest.
+test-oldest: setup
+	$(BIN)/$(PIP_INSTALL) --upgrade --no-deps --target .oldest $(OLDEST)
+	PYTHONPATH=.oldest $(BIN)/pytest -n auto tests/model

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from benchmarks import table
 from benchmarks.memory import keep_heap
 from infini import InfiniAttention
-from infini.rss import added_by
+from infini.evaluation.peak_memory import added_by
 
 HIDDEN, HEADS = 512, 8
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

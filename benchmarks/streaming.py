@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 import infini
 from benchmarks import table
-from infini.base import load_model
-from infini.cache import InfiniCache
-from infini.params import Base
-from infini.rss import high_water
+from infini.evaluation.peak_memory import high_water
+from infini.model.architectures import CACHE, cache_of
+from infini.model.base import load_base
+from infini.model.cache import InfiniCache
 
 TOKENS, CHUNK = 2**20, 4096
 ROWS = 10  # of the table
@@ -26,7 +26,7 @@ ROWS = 10  # of the table
 @torch.no_grad()
 def main() -> None:
     torch.manual_seed(0)
-    model = load_model(Base(model="data/base"))
+    model = load_base("data/base")
     infini.retrofit(model, "parallel", [0], 256, alpha=0.1)
     rows = []
     cache: InfiniCache | None = None
@@ -35,8 +35,8 @@ def main() -> None:
 
     def read(tokens: torch.Tensor, cache: InfiniCache | None) -> tuple[InfiniCache, float]:
         began = time.perf_counter()
-        out = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return out.past_key_values, time.perf_counter() - began
+        out = model(tokens, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
+        return cache_of(out), time.perf_counter() - began
 
     for start in tqdm(range(0, TOKENS, CHUNK), mininterval=5):
         tokens = torch.randint(model.config.vocab_size, (1, CHUNK), generator=generator)

@@ -1,8 +1,8 @@
-"""Distillation and finetuning steps against the seed's way and the machine's limit.
+"""Distillation and finetuning steps against the log's way and the machine's limit.
 
 At pythia-70m's shape with random weights: layer 0 replaced, its tensors alone trained.
 
-The seed's way: the teacher layer run again for every batch, batches padded to the longest,
+The log's way: the teacher layer run again for every batch, batches padded to the longest,
 the causal sum over keys and values as whole products (B, H, T, D, D), a step a segment with
 the memory detached, whole float32 logits. The limit: the FLOPs that the step cannot avoid,
 at the rate of a large matrix product measured in the same rounds.
@@ -10,6 +10,7 @@ at the rate of a large matrix product measured in the same rounds.
     python -m benchmarks.training
 """
 
+import copy
 import multiprocessing
 import statistics
 import time
@@ -24,18 +25,17 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
 import infini
 from benchmarks import table
-from infini import engine
-from infini.base import decoder_layers
-from infini.distillation import LayerData, record_layer, squared_error
-from infini.documents import document_losses
-from infini.layers import infini_slots, our_tensors
-from infini.losses import head_of
-from infini.params import LongRecipe
-from infini.pieces import Pieces
-from infini.recall import EPSILON
-from infini.rss import added_by
-from infini.segments import run_segments
-from infini.training import Loss, adamw
+from infini import processes
+from infini.corpus.pieces import Pieces
+from infini.evaluation.layer_error import LayerData, record_layer, squared_error
+from infini.evaluation.peak_memory import added_by
+from infini.memory.features import EPSILON
+from infini.model.architectures import decoder_layers, head_of
+from infini.model.layers import memory_modules, our_tensors
+from infini.model.segments import run_segments
+from infini.training.config import LongRecipe
+from infini.training.long_context import Documents
+from infini.training.loop import Loss, adamw
 
 HIDDEN, HEADS, LAYERS, VOCABULARY = 512, 8, 6, 50304
 SEGMENT, DOCUMENT, BATCH = 256, 4096, 8
@@ -53,11 +53,11 @@ def base() -> PreTrainedModel:
         num_attention_heads=HEADS, intermediate_size=4 * HIDDEN, rotary_pct=0.25,
     )  # fmt: skip
     model: PreTrainedModel = GPTNeoXForCausalLM(config).eval().requires_grad_(False)
-    return model.to(engine.device())
+    return model.to(processes.device())
 
 
-class SeedAttention(nn.Module):
-    """Linear attention and a delta memory as the seed wrote them: every product materialised."""
+class LogAttention(nn.Module):
+    """Linear attention and a delta memory as the log wrote them: every product materialised."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def distillation() -> dict[str, Callable[[], int]]:
     )
 
     infini.retrofit(model, "replace", [0], SEGMENT, update="delta", local="linear", init="random")
-    ours, trained = infini_slots(model)[0], our_tensors(model)
+    ours, trained = memory_modules(model)[0], our_tensors(model)
     optimizer = adamw(trained, 1e-4, 1e-4)
 
     def our_step() -> int:
@@ -112,10 +112,10 @@ def distillation() -> dict[str, Callable[[], int]]:
         optimizer.zero_grad()
         return items
 
-    student = seed_layer(teacher)
-    seeds = torch.optim.AdamW(student.parameters(), 1e-4)
+    student = log_layer(teacher)
+    theirs = torch.optim.AdamW(student.parameters(), 1e-4)
 
-    def seed_step() -> int:
+    def log_step() -> int:
         hidden = embed(tokens)
         positions = rotary(hidden, torch.arange(SEGMENT)[None])
         student.attention.memory = None  # type: ignore[union-attr]
@@ -123,11 +123,11 @@ def distillation() -> dict[str, Callable[[], int]]:
             wanted = teacher(hidden, None, position_embeddings=positions)
         out = student(hidden, None, position_embeddings=positions)
         F.mse_loss(first(out), first(wanted)).backward()
-        seeds.step()
-        seeds.zero_grad()
+        theirs.step()
+        theirs.zero_grad()
         return int(mask.sum())
 
-    return {"ours": our_step, "the seed's way": seed_step}
+    return {"ours": our_step, "the log's way": log_step}
 
 
 def first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -135,12 +135,10 @@ def first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-def seed_layer(teacher: nn.Module) -> nn.Module:
-    """A trainable copy of a layer with the seed's attention."""
-    import copy
-
+def log_layer(teacher: nn.Module) -> nn.Module:
+    """A trainable copy of a layer with the log's attention."""
     layer = copy.deepcopy(teacher).requires_grad_(True)
-    layer.attention = SeedAttention()
+    layer.attention = LogAttention()
     return layer
 
 
@@ -164,17 +162,17 @@ def finetuning() -> dict[str, Callable[[], int]]:
         return DOCUMENT
 
     by_segment = RECIPE.model_copy(update={"update": "segment", "bptt_segments": 0})
-    seed = base()
-    decoder_layers(seed)[0] = seed_layer(decoder_layers(seed)[0])
-    attention = decoder_layers(seed)[0].attention
-    seeds = torch.optim.AdamW([p for p in seed.parameters() if p.requires_grad], 1e-5)
+    log_model = base()
+    decoder_layers(log_model)[0] = log_layer(decoder_layers(log_model)[0])
+    attention = decoder_layers(log_model)[0].attention
+    theirs = torch.optim.AdamW([p for p in log_model.parameters() if p.requires_grad], 1e-5)
 
-    def seed_document() -> int:
+    def log_document() -> int:
         attention.memory = None  # type: ignore[union-attr]
         for segment in tokens.split(SEGMENT, 1):
-            seed(segment, labels=segment, use_cache=False).loss.backward()
-            seeds.step()
-            seeds.zero_grad()
+            log_model(segment, labels=segment, use_cache=False).loss.backward()
+            theirs.step()
+            theirs.zero_grad()
         return DOCUMENT
 
     def whole_logits() -> list[Loss]:
@@ -184,15 +182,13 @@ def finetuning() -> dict[str, Callable[[], int]]:
         return [Loss(total, DOCUMENT - 1, DOCUMENT - 1)]
 
     first_document = torch.tensor([0])
+    whole = Documents(model, documents, SEGMENT, RECIPE)
+    stepwise = Documents(model, documents, SEGMENT, by_segment)
     return {
-        "ours": lambda: steps(
-            lambda: document_losses(model, documents, SEGMENT, RECIPE, first_document)
-        ),
-        "ours, a step a segment": lambda: steps(
-            lambda: document_losses(model, documents, SEGMENT, by_segment, first_document)
-        ),
+        "ours": lambda: steps(lambda: whole.losses(first_document)),
+        "ours, a step a segment": lambda: steps(lambda: stepwise.losses(first_document)),
         "ours with whole logits": lambda: steps(whole_logits),
-        "the seed's way": seed_document,
+        "the log's way": log_document,
     }
 
 
@@ -260,7 +256,7 @@ def measure(phase: str) -> list[dict[str, object]]:
             "phase": phase,
             "way": name,
             "tokens/s": round(statistics.median(speeds[name])),
-            "of the seed's way": ratio(name, speeds["the seed's way"]),
+            "of the log's way": ratio(name, speeds["the log's way"]),
             "of the limit": ratio(name, limits),
             "peak memory, MiB": round(peak_memory(phase, name)),
         }

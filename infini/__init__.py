@@ -1,22 +1,45 @@
-"""infini: a constant-size long-term memory for pretrained language models."""
+"""infini: a constant-size long-term memory for pretrained language models.
+
+The names below are there after `import infini`; each is imported when it is first used, so
+that nobody waits for what they do not use.
+"""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Imported on first use: a stage then depends on, and waits for, only what it needs.
+if TYPE_CHECKING:
+    from infini import memory
+    from infini.memory import InfiniAttention
+    from infini.model.cache import load_memory, save_memory
+    from infini.model.loading import load
+    from infini.model.retrofit import remove, retrofit
+
+__all__ = [
+    "InfiniAttention",
+    "load",
+    "load_memory",
+    "memory",
+    "remove",
+    "retrofit",
+    "save_memory",
+]
 _HOMES = {
-    "InfiniAttention": "infini.attention",
-    "compressive_memory": "infini.memory",
-    "retrofit": "infini.surgery",
-    "remove": "infini.surgery",
-    "load": "infini.surgery",
-    "save_memory": "infini.cache",
-    "load_memory": "infini.cache",
+    "InfiniAttention": "infini.memory",
+    "load": "infini.model.loading",
+    "load_memory": "infini.model.cache",
+    "remove": "infini.model.retrofit",
+    "retrofit": "infini.model.retrofit",
+    "save_memory": "infini.model.cache",
 }
-__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "memory":
+        return import_module("infini.memory")
     if name not in _HOMES:
         raise AttributeError(f"module 'infini' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,23 +1,26 @@
 """Train a memory beside frozen layers: layer(x) + α · infini(x), α learned from its start."""
 
-from infini import params
-from infini.base import load_model
-from infini.cli import run
-from infini.documents import train_on_documents
-from infini.surgery import add_adapter
-from infini.versions import Trained, train_seeds
+from infini import params, processes
+from infini.console.stage import run
+from infini.model.base import load_base
+from infini.model.config import Base
+from infini.model.retrofit import untrained
+from infini.training.config import Adapter
+from infini.training.long_context import train_on_documents
+from infini.training.seeds import Job, Trained, train_seeds
 
 
 def main(version: str) -> None:
-    seed, seeds, base, length, recipe = params.read(
-        "seed", "seeds", "base", "data.segment_length", f"adapters.{version}"
-    )
+    base = params.read("base", Base)
+    length = params.read("data.segment_length", int)
+    recipe = params.read(f"adapters.{version}", Adapter)
 
-    def train(seed: int, title: str) -> Trained:
-        model = add_adapter(load_model(base), recipe, length, seed)
-        return train_on_documents(model, recipe, length, seed, title)
+    def train(job: Job) -> Trained:
+        model = load_base(base.model, base.revision).to(processes.device())
+        model = untrained(model, length, job.seed, recipe.retrofit_options())
+        return train_on_documents(model, recipe, length, job)
 
-    train_seeds(version, "finetune", params.every_seed(seed, seeds), train)
+    train_seeds(version, "finetune", params.every_seed(), train)
 
 
 if __name__ == "__main__":

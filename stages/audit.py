@@ -1,27 +1,30 @@
-"""Train a version once more with a suspect of the seed log in it; on demand."""
+"""Train a version once more with a suspect of the research log in it; on demand."""
 
-from infini import engine, params
-from infini.audit import run_audit
-from infini.cli import run
-from infini.evaluation import Evaluator
-from infini.record import AUDITS, Stopwatch, write_json
+from infini import params, processes
+from infini.console.stage import run
+from infini.console.stopwatch import Stopwatch
+from infini.evaluation.config import Evaluate
+from infini.evaluation.protocols import HeldOutText
+from infini.model.base import load_base, load_tokenizer
+from infini.model.config import Base
+from infini.paths import AUDITS, write_json
+from infini.training.audit import run_audit
+from infini.training.config import Audit
+from infini.training.seeds import Job
 
 
 def main(name: str) -> None:
     watch = Stopwatch(f"{name}-audit")
-    seed, base, length, protocols, replacements, adapters, audit = params.read(
-        "seed",
-        "base",
-        "data.segment_length",
-        "evaluate",
-        "replacements",
-        "adapters",
-        f"audits.{name}",
+    base, audit = params.read("base", Base), params.read(f"audits.{name}", Audit)
+    length = params.read("data.segment_length", int)
+    tokenizer = load_tokenizer(base.model, base.revision)
+    text = HeldOutText(params.read("evaluate", Evaluate), length, tokenizer)
+    model = load_base(base.model, base.revision).to(processes.device())
+    job = Job(name, params.read("seed", int))
+    metrics, trainings = run_audit(
+        audit, params.audited(audit, params.versions()), model, job, text
     )
-    recipe = params.audited(audit, {**replacements, **adapters})
-    evaluator = Evaluator(base, length, protocols)
-    metrics, trainings = run_audit(name, audit, recipe, base, seed, evaluator)
-    if not engine.is_main():
+    if not processes.is_main():
         return
     write_json(AUDITS / f"{name}.json", metrics)
     watch.write()

@@ -1,41 +1,49 @@
-"""Gather every version's metrics into tables, plots and one page."""
+"""Gather every version's results into tables, plots and one page."""
 
-import pandas as pd
+import logging
 
-from infini import params, provenance, report
-from infini.cells import flatten
-from infini.cli import run
-from infini.page import html, markdown, save_drawings
-from infini.record import DOCUMENTS, METRICS, SAMPLES, Stopwatch
-from infini.results import read_results
+from infini import params
+from infini.console.stage import run
+from infini.console.stopwatch import Stopwatch
+from infini.corpus.config import Data
+from infini.evaluation.config import SlidingProtocol
+from infini.model.config import Base
+from infini.paths import DOCUMENTS, PAGE, PLOTS, REPORTS, SAMPLES
+from infini.report import provenance
+from infini.report.page import html, markdown, save_drawings
+from infini.report.results import Setup, read_results, read_times
+from infini.report.sections import build
+from infini.training.config import Adapter, Audit, Replacement
 
-REPORTS = METRICS.parent
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
     watch = Stopwatch("compare_report")
-    base, data, replacements, adapters, audits, sliding = params.read(
-        "base", "data", "replacements", "adapters", "audits", "evaluate.sliding"
+    setup = Setup(
+        base=params.read("base", Base),
+        data=params.read("data", Data),
+        sliding=params.read("evaluate.sliding", SlidingProtocol),
+        replacements=params.read("replacements", dict[str, Replacement]),
+        adapters=params.read("adapters", dict[str, Adapter]),
+        audits=params.read("audits", dict[str, Audit]),
     )
-    results = read_results({**replacements, **adapters}, audits, data.segment_length)
-    page = report.build(
+    results = read_results(setup)
+    report = build(
         results,
-        base=base,
-        data=data,
-        sliding=sliding,
-        audits=audits,
-        replacements=list(replacements),
-        provenance=provenance.provenance(params.FILE, [SAMPLES, DOCUMENTS]),
+        origin=provenance.of_results(params.FILE, [SAMPLES, DOCUMENTS]),
+        this_run=provenance.of_this_run(),
+        times=read_times(setup),
     )
-    plots = REPORTS / "plots"
-    save_drawings(page, plots)
+    save_drawings(report, PLOTS)
     for step, curves in results.curves.items():
-        curves.to_csv(plots / f"{step}.csv", index=False)
-    table = pd.DataFrame({version: flatten(tree) for version, tree in results.metrics.items()}).T
-    table.rename_axis("version").to_csv(REPORTS / "compare.csv")
-    (REPORTS / "compare.md").write_text(markdown(page, "plots"))
-    (REPORTS / "index.html").write_text(html(page))
+        curves.to_csv(PLOTS / f"{step}.csv", index=False)
+    results.metrics.rename_axis("version").to_csv(REPORTS / "compare.csv")
+    (REPORTS / "compare.md").write_text(markdown(report, "plots"))
+    PAGE.write_text(html(report))
     watch.write()
+    log.info("The report: %s", PAGE)
+    log.info("%s", report.summary[0].replace("**", ""))
 
 
 if __name__ == "__main__":

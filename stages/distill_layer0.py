@@ -1,26 +1,25 @@
 """Distil the replaced layer of a version into an Infini layer."""
 
-from infini import params
-from infini.base import load_model
-from infini.cli import run
-from infini.distillation import distill
-from infini.versions import Trained, train_seeds
+from infini import params, processes
+from infini.console.stage import run
+from infini.model.base import load_base
+from infini.model.config import Base
+from infini.training.config import Recipe, ReplacedLayer
+from infini.training.distillation import distill
+from infini.training.seeds import Job, Trained, train_seeds
 
 
 def main(version: str) -> None:
-    seed, seeds, base, length, placement, recipe = params.read(
-        "seed",
-        "seeds",
-        "base",
-        "data.segment_length",
-        f"replacements.{version}.layer",
-        f"replacements.{version}.distill",
-    )
+    base = params.read("base", Base)
+    length = params.read("data.segment_length", int)
+    place = params.read(f"replacements.{version}.layer", ReplacedLayer)
+    recipe = params.read(f"replacements.{version}.distill", Recipe)
 
-    def train(seed: int, title: str) -> Trained:
-        return distill(load_model(base), placement, recipe, length, seed, title)
+    def train(job: Job) -> Trained:
+        model = load_base(base.model, base.revision).to(processes.device())
+        return distill(model, place, recipe, length, job)
 
-    train_seeds(version, "distill", params.every_seed(seed, seeds), train)
+    train_seeds(version, "distill", params.every_seed(), train)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,27 @@
 """Score the untouched base, or a version with every seed, by every protocol on test text."""
 
-from infini import engine, params
-from infini.base import load_model
-from infini.cli import run
-from infini.evaluation import Evaluator, evaluate_base, evaluate_version, write
-from infini.record import Stopwatch
+from infini import params, processes
+from infini.console.stage import run
+from infini.console.stopwatch import Stopwatch
+from infini.evaluation.config import Evaluate
+from infini.evaluation.protocols import HeldOutText
+from infini.evaluation.version import evaluate_base, evaluate_version, write
+from infini.model.base import load_base, load_tokenizer
+from infini.model.config import Base
 
 
 def main(version: str) -> None:
     watch = Stopwatch(f"{version}-evaluate")
-    seed, seeds, base, length, protocols = params.read(
-        "seed", "seeds", "base", "data.segment_length", "evaluate"
-    )
-    model, evaluator = load_model(base), Evaluator(base, length, protocols)
+    base, seeds = params.read("base", Base), params.every_seed()
+    length = params.read("data.segment_length", int)
+    tokenizer = load_tokenizer(base.model, base.revision)
+    text = HeldOutText(params.read("evaluate", Evaluate), length, tokenizer)
+    model = load_base(base.model, base.revision).to(processes.device())
     if version == "base":
-        evaluations = {seed: evaluate_base(model, evaluator)}
+        evaluations = {seeds[0]: evaluate_base(model, text)}
     else:
-        evaluations = {
-            one: evaluate_version(model, version, one, evaluator)
-            for one in params.every_seed(seed, seeds)
-        }
-    if not engine.is_main():
+        evaluations = {seed: evaluate_version(model, version, seed, text) for seed in seeds}
+    if not processes.is_main():
         return
     write(version, evaluations)
     watch.write()

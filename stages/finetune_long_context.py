@@ -1,24 +1,27 @@
 """Finetune a distilled version on long documents, the Infini layer only."""
 
-from infini import params
-from infini.base import load_model
-from infini.cli import run
-from infini.documents import train_on_documents
-from infini.record import model_folder
-from infini.surgery import load
-from infini.versions import Trained, train_seeds
+from infini import params, processes
+from infini.console.stage import run
+from infini.model.base import load_base
+from infini.model.config import Base
+from infini.model.loading import load
+from infini.paths import model_folder
+from infini.training.config import LongRecipe
+from infini.training.long_context import train_on_documents
+from infini.training.seeds import Job, Trained, train_seeds
 
 
 def main(version: str) -> None:
-    seed, seeds, base, length, recipe = params.read(
-        "seed", "seeds", "base", "data.segment_length", f"replacements.{version}.finetune"
-    )
+    base = params.read("base", Base)
+    length = params.read("data.segment_length", int)
+    recipe = params.read(f"replacements.{version}.finetune", LongRecipe)
 
-    def train(seed: int, title: str) -> Trained:
-        model = load(model_folder(version, "distill", seed), load_model(base))
-        return train_on_documents(model, recipe, length, seed, title)
+    def train(job: Job) -> Trained:
+        model = load_base(base.model, base.revision).to(processes.device())
+        model = load(model_folder(version, "distill", job.seed), model)
+        return train_on_documents(model, recipe, length, job)
 
-    train_seeds(version, "finetune", params.every_seed(seed, seeds), train)
+    train_seeds(version, "finetune", params.every_seed(), train)
 
 
 if __name__ == "__main__":

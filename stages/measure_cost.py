@@ -1,16 +1,23 @@
 """Measure what every version's memory costs against the base's full cache; on demand."""
 
-from infini import costs, params
-from infini.cli import run
-from infini.record import COSTS, Stopwatch
+from infini import params
+from infini.console.stage import run
+from infini.console.stopwatch import Stopwatch
+from infini.evaluation import cost
+from infini.evaluation.config import Cost
+from infini.model.config import Base
+from infini.paths import COSTS
 
 
 def main() -> None:
     watch = Stopwatch("measure_cost")
-    seed, base, length, replacements, adapters, cost = params.read(
-        "seed", "base", "data.segment_length", "replacements", "adapters", "cost"
+    table = cost.table(
+        params.read("base", Base),
+        {name: version.retrofit_options() for name, version in params.versions().items()},
+        params.read("data.segment_length", int),
+        params.read("cost", Cost),
+        params.read("seed", int),
     )
-    table = costs.table(base, {**replacements, **adapters}, length, cost, seed)
     COSTS.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(COSTS, index=False)
     watch.write()

@@ -3,19 +3,22 @@
 import logging
 
 from infini import params
-from infini.base import load_tokenizer
-from infini.cli import run
-from infini.corpus import read_texts
-from infini.pieces import prepare, write
-from infini.record import DOCUMENTS, SAMPLES, SUMMARY, Stopwatch, write_json
+from infini.console.stage import run
+from infini.console.stopwatch import Stopwatch
+from infini.corpus.config import Data
+from infini.corpus.prepare import prepare, write
+from infini.corpus.sources import read_texts
+from infini.model.base import load_tokenizer
+from infini.model.config import Base
+from infini.paths import DOCUMENTS, SAMPLES, SUMMARY, write_json
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     watch = Stopwatch("prepare-data")
-    base, data = params.read("base", "data")
-    tokenizer = load_tokenizer(base)
+    base, data = params.read("base", Base), params.read("data", Data)
+    tokenizer = load_tokenizer(base.model, base.revision)
     samples, documents, counts = prepare(read_texts(data.corpus), tokenizer, data)
     write(samples, SAMPLES)
     write(documents, DOCUMENTS)

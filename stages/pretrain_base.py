@@ -2,29 +2,31 @@
 
 from pathlib import Path
 
-from infini import engine, params
-from infini.checkpoint import Checkpoint, fingerprint
-from infini.cli import run
-from infini.corpus import base_texts, read_texts
-from infini.pretraining import pretrain
-from infini.record import Stopwatch
-from infini.splits import split_of
+from infini import params, processes
+from infini.console.stage import run
+from infini.console.stopwatch import Stopwatch
+from infini.corpus.config import Shares
+from infini.corpus.sources import base_texts, read_texts
+from infini.corpus.splits import split_of
+from infini.training.checkpoint import Checkpoint, fingerprint
+from infini.training.config import Pretrain
+from infini.training.pretraining import pretrain
 
 FOLDER = Path("data/base")
 
 
 def main() -> None:
     watch = Stopwatch("pretrain_base")
-    seed, shares, recipe = params.read("seed", "data.shares", "pretrain")
+    seed, shares = params.read("seed", int), params.read("data.shares", Shares)
+    recipe = params.read("pretrain", Pretrain)
     corpora = dict.fromkeys(corpus for phase in recipe.phases for corpus in phase.corpora)
     texts = {corpus: base_texts(corpus, shares) for corpus in corpora}
     first = recipe.phases[0].corpora[0]
     validation = [text for text in read_texts(first) if split_of(text.id, shares) == "val"]
-    checkpoint = Checkpoint(
-        "pretrain", fingerprint([seed, shares.model_dump(), recipe.model_dump()], [])
-    )
+    key = fingerprint([seed, shares.model_dump(), recipe.model_dump()], [])
+    checkpoint = Checkpoint("pretrain", key)
     model, tokenizer, result = pretrain(recipe, seed, texts, validation, checkpoint)
-    if not engine.is_main():
+    if not processes.is_main():
         return
     model.save_pretrained(FOLDER)
     tokenizer.save_pretrained(FOLDER)

@@ -1,15 +1,32 @@
-"""Tiny random models of every architecture that a layer can be replaced in."""
+"""Tiny random models: of every architecture that a layer can be replaced in, and of more."""
+
+import copy
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    Cohere2Config,
+    CohereConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GlmConfig,
     GPT2Config,
+    GPTJConfig,
     GPTNeoXConfig,
+    GptOssConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    OPTConfig,
+    Phi3Config,
+    PhiConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
+    StableLmConfig,
 )
 
 L = 16
@@ -29,12 +46,60 @@ CONFIGS = {
     "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
     "gpt2": GPT2Config(vocab_size=50, n_embd=16, n_layer=3, n_head=4, n_positions=256),
 }
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+WIDE = {**GROUPED, "head_dim": 8, "sliding_window": 5}  # a window of its own, in some layers
+IN_TURN = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+OWN_WINDOW = ("mistral_5", "gemma2", "gemma3", "cohere2", "gpt_oss")
+# Beside CONFIGS, those that can have a window
+WINDOWED = {
+    **CONFIGS,
+    "mistral_5": MistralConfig(**GROUPED, sliding_window=5),
+    "gemma2": Gemma2Config(**WIDE),
+    "gemma3": Gemma3TextConfig(**WIDE, **IN_TURN),
+    "opt": OPTConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        ffn_dim=32,
+        max_position_embeddings=256,
+        word_embed_proj_dim=16,
+    ),
+    "phi": PhiConfig(**SIZES),
+    "phi3": Phi3Config(**GROUPED, pad_token_id=0),
+    "olmo2": Olmo2Config(**GROUPED),
+    "stablelm": StableLmConfig(**GROUPED, partial_rotary_factor=0.5),
+    "granite": GraniteConfig(**GROUPED),
+    "cohere": CohereConfig(**GROUPED),
+    "cohere2": Cohere2Config(**WIDE),
+    "glm": GlmConfig(**GROUPED, head_dim=8, pad_token_id=0),
+    "gpt_oss": GptOssConfig(**WIDE, **IN_TURN, num_local_experts=4, num_experts_per_tok=2),
+    # One layer without positions
+    "smollm3": SmolLM3Config(**GROUPED, pad_token_id=0, no_rope_layers=[1, 0, 1]),
+    "llama_yarn": LlamaConfig(
+        **GROUPED,
+        rope_parameters={
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+}
+# Attention that does not go through the interface, and positions that are given within it
+REFUSED = {
+    "bloom": BloomConfig(vocab_size=50, hidden_size=16, n_layer=3, n_head=4),
+    "gptj": GPTJConfig(
+        vocab_size=50, n_embd=16, n_layer=3, n_head=4, n_positions=256, rotary_dim=4
+    ),
+}
+EVERY = {**CONFIGS, **WINDOWED, **REFUSED}
 
 
 def tiny(name: str) -> PreTrainedModel:
     """With weights large enough that attention matters, biases included; no end token."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(EVERY[name])).eval()
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     model.generation_config.eos_token_id = None

@@ -11,10 +11,9 @@ import torch
 import yaml
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
-from infini.base import load_model
-from infini.params import Base
-from infini.pretraining import train_tokenizer
-from infini.splits import Text
+from infini.corpus.splits import Text
+from infini.model.base import load_base
+from infini.training.pretraining import train_tokenizer
 from toy import sentence, write_params
 
 torch.set_num_threads(1)
@@ -44,7 +43,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(base_folder: Path) -> PreTrainedModel:
-    return load_model(Base(model=str(base_folder)))
+    return load_base(str(base_folder))
 
 
 @pytest.fixture
@@ -80,6 +79,6 @@ def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     content["cost"] = {"lengths": [32, 64], "repeats": 1}
     kept = ("padding", "labels_shifted_twice", "carried_memory", "step_a_segment")
     content["audits"] = {name: content["audits"][name] for name in kept}
-    content["audits"]["labels_shifted_twice"]["finetune"] = {"label_shift": 2}
+    content["audits"]["labels_shifted_twice"]["finetune"] = {}
     write_params(content)
     return tmp_path

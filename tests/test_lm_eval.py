@@ -15,10 +15,9 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, PreTrainedModel
 
 import infini
-from infini.base import load_model
-from infini.params import Base
-from infini.perplexity import segmented
-from infini.pieces import Pieces
+from infini.corpus.pieces import Pieces
+from infini.evaluation.perplexity import segmented
+from infini.model.base import load_base
 from toy import sentence
 
 L, LONGEST = 16, 1024
@@ -30,7 +29,7 @@ def loaded(model: PreTrainedModel, base_folder: Path, tmp_path: Path) -> PreTrai
     torch.manual_seed(1)
     infini.retrofit(model, "parallel", [0, 1], L, alpha=4.0)
     model.save_pretrained(tmp_path / "model")
-    return infini.load(tmp_path / "model", load_model(Base(model=str(base_folder))))
+    return infini.load(tmp_path / "model", load_base(str(base_folder)))
 
 
 def harness(model: PreTrainedModel, base_folder: Path, batch_size: int = 3) -> HFLM:

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from infini import params
+from infini.corpus.config import Data
 from infini.errors import InputError
+from infini.training.config import Adapter, ReplacedLayer
 from toy import read_params, write_params
 
 
@@ -25,10 +27,37 @@ from toy import read_params, write_params
         ("adapters.v1", None, "adapters.v1: "),
         ("seeds", [-1], "seeds.0: input should be greater than or equal to 0"),
         ("evaluate.passkey.depths", [1.5], "evaluate.passkey.depths.0: input should be less"),
+        (
+            "data.segment_length",
+            65,
+            "data.segment_length: at most data.document_length, 64, got 65",
+        ),
+        (
+            "evaluate.sliding.documents",
+            3,
+            "evaluate.sliding.documents: at most data.test.documents, 2",
+        ),
+        (
+            "evaluate.short.samples",
+            7,
+            "evaluate.short.samples: at most data.test.samples, 6, got 7",
+        ),
+        (
+            "replacements.v2.finetune.documents",
+            7,
+            "v2.finetune.documents: at most data.documents, 6",
+        ),
+        ("adapters.v3.documents", 7, "adapters.v3.documents: at most data.documents, 6, got 7"),
         ("evaluate.sliding.stride", 64, "stride: at most the context, 32, got 64"),
         ("audits.padding.of", "v8", "audits.padding.of: no version 'v8'"),
         ("audits.padding.distill", {"lrr": 1.0}, "audits.padding.distill.lrr: unknown key"),
         ("audits.carried_memory.finetune", {"lr": 2.0}, "audits.carried_memory.finetune.lr: input"),
+        (
+            "audits.carried_memory.mistake",
+            "padding_counted",
+            "'v3' is an adapter, nothing is distilled",
+        ),
+        ("audits.padding.mistake", "padding", "audits.padding.mistake: input should be 'none'"),
         ("audits.carried_memory.distill", {"lr": 0.1}, "'v3' is an adapter, nothing is distilled"),
     ],
 )
@@ -41,7 +70,7 @@ def test_one_line_names_the_key(project: Path, key: str, value: object, message:
     block[last] = value
     write_params(content)
     with pytest.raises(InputError) as error:
-        params.read("seed")
+        params.load()
     assert message in str(error.value)
     assert str(error.value).startswith("params.yaml: ")
     assert "\n" not in str(error.value)
@@ -69,7 +98,7 @@ def test_a_misspelt_key_is_named_rather_than_the_one_it_misses(project: Path) ->
 def test_numbers_as_dvc_writes_them(project: Path) -> None:
     text = Path("params.yaml").read_text().replace("gate_lr: 0.01", "gate_lr: 1e-05")
     Path("params.yaml").write_text(text)
-    assert params.read("adapters.v3.gate_lr") == [1e-5]
+    assert params.read("adapters.v3.gate_lr", float) == 1e-5
 
 
 def test_broken_yaml_is_one_line(project: Path) -> None:
@@ -78,5 +107,15 @@ def test_broken_yaml_is_one_line(project: Path) -> None:
         params.load()
 
 
-def test_read_gives_just_the_values_asked_for(project: Path) -> None:
-    assert params.read("seed", "replacements.v2.finetune.patience") == [0, 2]
+def test_read_gives_what_is_asked_for(project: Path) -> None:
+    assert params.read("replacements.v2.finetune.patience", int) == 2
+    assert params.read("data", Data).segment_length == 16
+    assert list(params.read("adapters", dict[str, Adapter])) == ["v3"]
+    assert list(params.versions()) == ["v1", "v2", "v3"]
+    with pytest.raises(InputError, match=r"^params.yaml: replacements.v8.layer: no such key$"):
+        params.read("replacements.v8.layer", ReplacedLayer)
+
+
+def test_every_seed_is_trained_once(project: Path) -> None:
+    write_params(read_params() | {"seed": 3, "seeds": [1, 3, 2]})
+    assert params.every_seed() == [3, 1, 2]

@@ -1,19 +1,33 @@
 """Every stage's main, run whole in a temporary directory at toy size."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from infini.cells import flatten
 from infini.errors import InputError
-from infini.results import STEPS
+from infini.evaluation.estimates import flatten
+from infini.report.results import STEPS
 from toy import read_params, stage, write_params
 
 
 def run_all() -> None:
+    """The default run, then what is run on demand, then the report."""
+    params = read_params()
+    run_versions()
+    for name in params["audits"]:
+        stage("audit", name)
+    # A process for every version and length: one of each kind is enough.
+    write_params(params | {"replacements": {"v2": params["replacements"]["v2"]}, "audits": {}})
+    stage("measure_cost")
+    write_params(params)
+    stage("compare_report")
+
+
+def run_versions() -> None:
     params = read_params()
     stage("prepare_data")
     stage("evaluate_ppl", "base")
@@ -24,10 +38,6 @@ def run_all() -> None:
     for version in params["adapters"]:
         stage("adapter_parallel", version)
         stage("evaluate_ppl", version)
-    for name in params["audits"]:
-        stage("audit", name)
-    stage("measure_cost")
-    stage("compare_report")
 
 
 def params_audits() -> list[str]:
@@ -75,7 +85,7 @@ def test_the_whole_pipeline(project: Path) -> None:
     shifted = audited["labels_shifted_twice"]
     assert shifted["after"]["double_shift"]["ppl"] < shifted["before"]["double_shift"]["ppl"]
     costs = pd.read_csv("reports/costs.csv")
-    assert set(costs["version"]) == set(versions)
+    assert set(costs["version"]) == {"base", "v2", "v3"}
     state = costs.pivot(index="version", columns="length", values="state_bytes")
     assert state.loc["base", 64] == 2 * state.loc["base", 32]
     assert (state.drop("base")[64] == state.drop("base")[32]).all()
@@ -84,26 +94,53 @@ def test_the_whole_pipeline(project: Path) -> None:
     assert set(curves.loc[curves["version"] == "v1", "split"]) == {"train"}
 
 
-def test_seeds_give_a_mean_and_a_spread(project: Path) -> None:
-    content = read_params()
-    content["seeds"] = [1]
+def test_the_report_is_the_same_bytes_again_but_for_the_page(project: Path) -> None:
+    content = read_params() | {"replacements": {}, "audits": {}}
     write_params(content)
-    stage("prepare_data")
-    stage("evaluate_ppl", "base")
-    stage("adapter_parallel", "v3")
-    stage("evaluate_ppl", "v3")
-    assert files("data/models/v3/finetune") == {
-        f"seed{seed}/{file}"
-        for seed in (0, 1)
-        for file in ("README.md", "infini_config.json", "infini.safetensors")
-    }
-    assert set(pd.read_csv("data/training/v3/finetune.csv")["seed"]) == {0, 1}
-    losses = pd.read_parquet("data/evaluation/v3/losses.parquet").query("protocol == 'segmented'")
-    sums = losses.groupby("seed")[["nats", "tokens"]].sum()
-    each = np.exp(sums["nats"] / sums["tokens"])
-    metrics = json.loads(Path("reports/metrics/v3.json").read_text())
-    assert metrics["segmented"]["ppl"] == pytest.approx(each.mean(), rel=1e-5)
-    assert metrics["spread"]["segmented"]["ppl"] == pytest.approx(each.std(), rel=1e-3)
+    run_versions()
+    stage("compare_report")
+    tracked = {p: p.read_bytes() for p in Path("reports").rglob("*") if p.is_file()}
+    page = tracked.pop(Path("reports/index.html"))
+    assert b"Wall time" in page
+    assert not any(b"Wall time" in content for content in tracked.values())
+    shutil.rmtree("data/times")
+    stage("compare_report")
+    assert tracked == {p: p.read_bytes() for p in tracked}
+    assert b"v3" in Path("reports/index.html").read_bytes()
+
+
+def test_a_run_with_seeds_has_means_spreads_and_a_report(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = read_params() | {"seeds": [1], "audits": {}}
+    content["replacements"] = {"v2": content["replacements"]["v2"]}
+    write_params(content)
+    run_versions()
+    for version in ("v2", "v3"):
+        assert files(f"data/models/{version}/finetune") == {
+            f"seed{seed}/{file}"
+            for seed in (0, 1)
+            for file in ("README.md", "infini_config.json", "infini.safetensors")
+        }
+        assert set(pd.read_csv(f"data/training/{version}/finetune.csv")["seed"]) == {0, 1}
+        losses = pd.read_parquet(f"data/evaluation/{version}/losses.parquet")
+        sums = losses.query("protocol == 'segmented'").groupby("seed")[["nats", "tokens"]].sum()
+        each = np.exp(sums["nats"] / sums["tokens"])
+        metrics = json.loads(Path(f"reports/metrics/{version}.json").read_text())
+        assert metrics["segmented"]["ppl"] == pytest.approx(each.mean(), rel=1e-5)
+        assert metrics["spread"]["segmented"]["ppl"] == pytest.approx(each.std(), rel=1e-3)
+
+    caplog.set_level("INFO")
+    stage("compare_report")
+    assert "The report: reports/index.html" in caplog.text
+    assert "Better than the untouched base" in caplog.text.splitlines()[-1]
+    shown = f"{metrics['segmented']['ppl']:.4g}"[:4]
+    row = next(
+        line for line in Path("reports/compare.md").read_text().splitlines() if "| v3 " in line
+    )
+    assert shown in row
+    curves = pd.read_csv("reports/plots/finetune.csv")
+    assert set(curves["version"]) == {f"{v} seed {s}" for v in ("v2", "v3") for s in (0, 1)}
 
 
 def test_a_model_of_pythia_70m_shape_from_a_local_folder(
@@ -151,7 +188,7 @@ def test_stages_refuse_what_is_missing(project: Path) -> None:
     content = read_params()
     content["base"]["model"] = "no/such-model"
     write_params(content)
-    with pytest.raises(InputError, match=r"params.yaml: base.model: no model at 'no/such-model'"):
+    with pytest.raises(InputError, match=r"^base.model: no model at 'no/such-model'"):
         stage("prepare_data")
 
 

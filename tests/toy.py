@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 import yaml
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
+
+from infini.corpus.pieces import Pieces
+from infini.training.config import LongRecipe
 
 WORDS = ("union", "report", "congress", "state", "trade", "peace", "nation", "of", "the", "to")
 
@@ -27,3 +31,38 @@ def read_params() -> dict[str, Any]:
 def stage(name: str, *words: str) -> None:
     """A stage's main, in this process and folder."""
     importlib.import_module(f"stages.{name}").main(*words)
+
+
+def some_pieces(lengths: list[int], width: int, seed: int = 0) -> Pieces:
+    """Random tokens below 300, a text a piece."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(300, (len(lengths), width), generator=generator)
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    return Pieces(tokens * mask, mask, torch.tensor(lengths), torch.arange(len(lengths)))
+
+
+def long_recipe(**changed: object) -> LongRecipe:
+    """One epoch, the gradient through whole documents, but for what is `changed`."""
+    values = {
+        "epochs": 1, "lr": 1e-3, "gate_lr": 1e-2, "batch_size": 1, "hold_out": False,
+        "patience": None, "documents": None, "update": "document", "bptt_segments": None,
+    }  # fmt: skip
+    return LongRecipe(**(values | changed))
+
+
+def bigram_model(followers: dict[int, int], vocabulary: int = 300) -> PreTrainedModel:
+    """Expects followers[token] after a token, whatever came before; of others it knows nothing."""
+    config = GPTNeoXConfig(
+        vocab_size=vocabulary, hidden_size=vocabulary, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=8, max_position_embeddings=64,
+    )  # fmt: skip
+    model = GPTNeoXForCausalLM(config).eval().requires_grad_(False)
+    layer = model.gpt_neox.layers[0]
+    for linear in (layer.attention.dense, layer.mlp.dense_4h_to_h):
+        torch.nn.init.zeros_(linear.weight)
+        torch.nn.init.zeros_(linear.bias)
+    model.gpt_neox.embed_in.weight.copy_(torch.eye(vocabulary))
+    model.lm_head.weight.zero_()
+    for token, follower in followers.items():
+        model.lm_head.weight[follower, token] = 1.0
+    return model

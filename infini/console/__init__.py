@@ -1,0 +1,1 @@
+"""What a person sees of a run: bars, live curves, signals, the frame of a stage's script."""

@@ -1,0 +1,46 @@
+"""The frame of every stage script: how it is started, logging, mistakes in one line."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+
+from infini.console.progress import configure_logging
+from infini.console.signals import Stopped
+from infini.errors import InputError
+
+LAUNCH = "INFINI_LAUNCH"
+
+
+def run(main: Callable[..., None], *, parallel: bool = False) -> None:
+    """Call main with the command line's words; any failure exits non-zero.
+
+    parallel: the stage computes in all the processes that $INFINI_LAUNCH (say "accelerate launch
+    --num_processes 2") starts. An environment variable, so that DVC sees the same command.
+    """
+    if parallel and os.environ.get(LAUNCH) and "RANK" not in os.environ:
+        _launch(shlex.split(os.environ[LAUNCH]))
+    configure_logging()
+    try:
+        main(*sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except Stopped as stopped:
+        print(f"{stopped}; run again to go on", file=sys.stderr)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _launch(launcher: list[str]) -> None:
+    """Become the launcher of this very command."""
+    import torch  # slow, and not every stage needs it
+
+    if launcher[:2] == ["accelerate", "launch"] and not torch.accelerator.is_available():
+        # Without accelerators it starts one process, whatever --num_processes says, unless
+        # it is told to use its launcher for many.
+        launcher += ["--multi_gpu"] if "--use_fsdp" not in launcher else []
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    module = sys.modules["__main__"].__spec__
+    assert module is not None  # stages run as `python -m stages.…`
+    os.execvp(launcher[0], [*launcher, "-m", module.name, *sys.argv[1:]])

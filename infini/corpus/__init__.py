@@ -1,0 +1,1 @@
+"""Text into samples and documents: sources, splits, pieces."""

@@ -1,0 +1,76 @@
+"""Prepared pieces of one length, short samples and long documents, as padded tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from infini.errors import InputError
+
+
+class Batch(NamedTuple):
+    """Pieces as tensors."""
+
+    tokens: Tensor  # (B, T), zero on padding
+    mask: Tensor  # real tokens: (B, T), bool
+
+
+@dataclass
+class Pieces:
+    """All pieces of a split."""
+
+    tokens: Tensor  # (n, T), zero on padding
+    mask: Tensor  # real tokens: (n, T), bool
+    bytes: Tensor  # (n,)
+    texts: Tensor  # number of the text that each is from: (n,)
+
+    @classmethod
+    def load(cls, file: str | Path, limit: int | None = None, width: int = 0) -> "Pieces":
+        """The first `limit` pieces of a prepared file, padded to `width` tokens or the longest."""
+        if not Path(file).is_file():
+            raise InputError(f"{file}: not found; run stage prepare_data first")
+        table = pd.read_parquet(file)
+        if limit is not None and limit > len(table):
+            raise InputError(f"{file}: {limit} pieces asked for, it has {len(table)}")
+        table = table[:limit]
+        rows = [torch.tensor(tokens) for tokens in table["tokens"]]
+        lengths = torch.tensor([len(row) for row in rows])
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        tokens = F.pad(tokens, (0, max(0, width - tokens.shape[1])))
+        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+        texts, _ = pd.factorize(table["text_id"])
+        return cls(tokens, mask, torch.tensor(table["bytes"].to_numpy()), torch.tensor(texts))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __add__(self, other: "Pieces") -> "Pieces":
+        """Both, of different texts, one after the other; the widths must agree."""
+        other = replace(other, texts=other.texts + self.texts.max() + 1)
+        return Pieces(*map(torch.cat, zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def first(self, count: int) -> "Pieces":
+        """The first `count` of them."""
+        return Pieces(*(tensor[:count] for tensor in vars(self).values()))
+
+    def batches(self, batch_tokens: int) -> list[Batch]:
+        """All pieces in order, about `batch_tokens` tokens at a time, at least one piece."""
+        size = max(1, batch_tokens // self.tokens.shape[1])
+        pairs = zip(self.tokens.split(size), self.mask.split(size), strict=True)
+        return [Batch(*pair) for pair in pairs]
+
+
+def shuffled(count: int, size: int, seed: int) -> Sequence[Tensor]:
+    """The indices below `count` in the order that `seed` gives, `size` at a time."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).split(size)
+
+
+def train_val_sizes(total: int) -> tuple[int, int]:
+    """Nine parts train and one part val, as the seed split; at least one val."""
+    val = max(1, round(total / 10))
+    return total - val, val

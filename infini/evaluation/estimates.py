@@ -1,0 +1,201 @@
+"""Figures and how sure they are: every error is a standard error over texts.
+
+Tokens of a text are not independent, texts are. A figure is a ratio of two sums over texts
+(nats a token, bits a byte, a share of a gain), its standard error that of a ratio estimator
+(Cochran, Sampling Techniques, 1977, § 6.4). Differences are taken on the same pieces, so that
+what makes one text harder than another cancels.
+
+A loss table has a row a piece, segment and distance (see `Score.table`). Metrics are what the
+JSON files hold: nested names, a figure's error beside it under <name>_se.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+Metrics = dict[str, Any]
+
+# Metrics that are differences between two scores of the same text: noise may explain them.
+DIFFERENCES = frozenset(
+    {"vs_base.nats", "memory.gain", "context_recovery.share", "passkey.gain", "vs_version.nats"}
+)
+
+
+class Estimate(NamedTuple):
+    """A figure and its error: over seeds where there are several, else over test texts."""
+
+    value: float
+    error: float | None = None  # None: not known, as of one text alone
+    difference: bool = False  # of two scores of the same text
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether it is within two errors of none, or no error is known."""
+        return self.error is None or (self.error > 0 and abs(self.value) <= 2 * self.error)
+
+    def scaled(self, factor: float) -> "Estimate":
+        """It in another unit, say per cent."""
+        error = None if self.error is None else abs(factor) * self.error
+        return self._replace(value=factor * self.value, error=error)
+
+
+def ratio(numerator: "pd.Series[float]", denominator: "pd.Series[float]") -> Estimate:
+    """Σ numerator / Σ denominator over independent texts, and the standard error of it."""
+    n, total = len(numerator), denominator.sum()
+    value = numerator.sum() / total
+    if n < 2:
+        return Estimate(value)
+    residuals = numerator - value * denominator
+    return Estimate(value, math.sqrt(n / (n - 1) * (residuals**2).sum()) / abs(total))
+
+
+def by_piece(table: pd.DataFrame) -> pd.DataFrame:
+    """A loss table summed by piece: text, bytes, tokens, nats."""
+    return table.groupby("piece").agg(
+        {"text": "first", "bytes": "first", "tokens": "sum", "nats": "sum"}
+    )
+
+
+def mean_over_seeds(losses: pd.DataFrame) -> pd.DataFrame:
+    """Loss tables of several seeds (column seed) as one: every row's nats are their mean."""
+    if losses["seed"].nunique() == 1:
+        return losses.drop(columns="seed")
+    rows = [name for name in losses.columns if name not in ("seed", "nats")]
+    return losses.groupby(rows, as_index=False, sort=False)["nats"].mean()
+
+
+def _by_text(pieces: pd.DataFrame) -> pd.DataFrame:
+    return pieces.groupby("text").sum()
+
+
+def perplexity(table: pd.DataFrame) -> Metrics:
+    """Metrics ppl and bits_per_byte of a loss table, with their standard errors."""
+    texts = _by_text(by_piece(table))
+    bits = ratio(texts["nats"] / math.log(2), texts["bytes"])
+    return with_errors(ppl=exp(ratio(texts["nats"], texts["tokens"])), bits_per_byte=bits)
+
+
+def exp(nats: Estimate) -> Estimate:
+    """Perplexity from nats a token; what is beyond all use ends at e^80."""
+    value = math.exp(min(nats.value, 80.0))
+    return Estimate(value, None if nats.error is None else value * nats.error)
+
+
+def difference(table: pd.DataFrame, other: pd.DataFrame) -> Estimate:
+    """Nats a token of `table` less those of `other`, on the pieces that both have."""
+    texts = _by_text(_both(table, other))
+    return ratio(texts["nats"] - texts["nats_other"], texts["tokens"])
+
+
+def recovery(ours: pd.DataFrame, base: pd.DataFrame, ceiling: pd.DataFrame) -> Estimate:
+    """Context recovery: (base − ours) / (base − ceiling), in nats on the pieces all three have."""
+    pieces = _merge_pieces(_both(ours, base), by_piece(ceiling)[["nats"]], "_ceiling")
+    texts = _by_text(pieces)
+    return ratio(texts["nats_other"] - texts["nats"], texts["nats_other"] - texts["nats_ceiling"])
+
+
+def _merge_pieces(pieces: pd.DataFrame, other: pd.DataFrame, suffix: str) -> pd.DataFrame:
+    """Those in both, the other's columns with `suffix` behind their names."""
+    return pieces.join(other.add_suffix(suffix), how="inner")
+
+
+def _both(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Two scores of the same text by piece, the other's with `_other` behind the names."""
+    pieces = _merge_pieces(by_piece(table), by_piece(other), "_other")
+    assert (pieces["tokens"] == pieces["tokens_other"]).all(), "not the same tokens are scored"
+    return pieces
+
+
+def curve(table: pd.DataFrame, by: str) -> "pd.Series[Any]":
+    """Perplexity by `segment` or `distance`: an Estimate a row."""
+    rows = {}
+    for key, part in table.groupby(by):
+        texts = part.groupby("text")[["nats", "tokens"]].sum()
+        rows[key] = exp(ratio(texts["nats"], texts["tokens"]))
+    return _estimates_by(rows, by)
+
+
+def difference_curve(table: pd.DataFrame, other: pd.DataFrame, by: str) -> "pd.Series[Any]":
+    """`difference` by `segment` or `distance`: an Estimate a row."""
+    parts = table.groupby(by)
+    return _estimates_by({k: difference(part, other[other[by] == k]) for k, part in parts}, by)
+
+
+def _estimates_by(rows: dict[Any, Estimate], by: str) -> "pd.Series[Any]":
+    # pandas would make columns of a list of tuples
+    cells = pd.Series(index=pd.Index(rows, name=by), dtype=object)
+    for key, estimate in rows.items():
+        cells[key] = estimate
+    return cells
+
+
+def with_errors(**estimates: Estimate) -> Metrics:
+    """Metrics of named estimates: name, and name_se where an error is known."""
+    metrics: Metrics = {}
+    for name, estimate in estimates.items():
+        metrics[name] = rounded(estimate.value)
+        if estimate.error is not None:
+            metrics[f"{name}_se"] = rounded(estimate.error)
+    return metrics
+
+
+def estimates_of(metrics: Metrics) -> dict[str, Estimate]:
+    """The inverse of `with_errors`, nested names joined by dots.
+
+    A figure's error is its `spread` over seeds where there is one, else its `_se` over texts.
+    """
+    flat = flatten({key: value for key, value in metrics.items() if key != "spread"})
+    spread = flatten(metrics.get("spread", {}))
+    return {
+        key: Estimate(value, spread.get(key, flat.get(f"{key}_se")), key in DIFFERENCES)
+        for key, value in flat.items()
+        if not key.endswith("_se")
+    }
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def mean_and_spread(runs: list[Metrics]) -> Metrics:
+    """The mean of the same metrics of several seeds; `spread`: their standard deviations.
+
+    One run: as it is. A figure that only some runs have is that of those; one that is the same in
+    all of them, or is a standard error itself, has no spread.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    mean, spread = _merge(runs)
+    return mean | {"spread": spread}
+
+
+def _merge(runs: list[Metrics]) -> tuple[Metrics, Metrics]:
+    mean: Metrics = {}
+    spread: Metrics = {}
+    for key in dict.fromkeys(key for run in runs for key in run):
+        values = [run[key] for run in runs if key in run]
+        if isinstance(values[0], dict):
+            mean[key], below = _merge(values)
+            if below:
+                spread[key] = below
+        elif len(set(values)) == 1:
+            mean[key] = values[0]
+        else:
+            mean[key] = rounded(float(np.mean(values)))
+            if not key.endswith("_se"):
+                spread[key] = rounded(float(np.std(values, ddof=1)))
+    return mean, spread
+
+
+def rounded(value: Any) -> Any:
+    """Six significant digits: what tables print, and what reruns reproduce."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value

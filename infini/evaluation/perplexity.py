@@ -1,0 +1,124 @@
+"""The evaluation protocols: perplexity, always token-weighted, always on test text.
+
+In documents every token but the first is scored: a segment's last position predicts
+the next segment's first token. Every protocol takes any model, an untouched base too.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from infini import processes
+from infini.console.progress import progress
+from infini.corpus.pieces import Batch, Pieces
+from infini.errors import InputError
+from infini.evaluation.losses import (
+    BATCH_TOKENS,
+    UNSCORED,
+    cross_entropy,
+    next_token,
+    token_after_next,
+)
+from infini.evaluation.score import Score
+from infini.model.architectures import head_of
+from infini.model.segments import run_segments
+
+
+def segmented(
+    model: PreTrainedModel,
+    pieces: Pieces,
+    segment_length: int,
+    memory: bool = True,
+    title: str = "",
+) -> Score:
+    """Pieces read by segments, next token scored; memory=False keeps the memory empty.
+
+    Short samples are pieces of one segment.
+    """
+
+    def losses(batch: Batch) -> tuple[Tensor, Tensor]:
+        hidden, _ = run_segments(model, batch.tokens, segment_length, memory=memory)
+        targets = next_token(batch.tokens, batch.mask)
+        return cross_entropy(hidden, head_of(model), targets), targets
+
+    return _score(model, pieces, losses, title)
+
+
+def double_shift(
+    model: PreTrainedModel, pieces: Pieces, segment_length: int, title: str = ""
+) -> Score:
+    """The log's loop, as an audit: each segment's token after next is scored.
+
+    It fed `segment[:-1]`, so that the memory never sees a segment's last token either.
+    """
+
+    def losses(batch: Batch) -> tuple[Tensor, Tensor]:
+        length = batch.tokens.shape[1]
+        tokens = F.pad(batch.tokens, (0, -length % segment_length))
+        fed = tokens.unflatten(1, (-1, segment_length))[:, :, :-1]  # (B, N, L-1)
+        hidden, _ = run_segments(model, fed.flatten(1), segment_length - 1)
+        hidden = hidden.unflatten(1, (-1, segment_length - 1))  # (B, N, L-1, d)
+        hidden = F.pad(hidden, (0, 0, 0, 1)).flatten(1, 2)[:, :length]  # (B, T, d)
+        targets = token_after_next(batch.tokens, batch.mask, segment_length)
+        return cross_entropy(hidden, head_of(model), targets), targets
+
+    return _score(model, pieces, losses, title)
+
+
+def sliding(
+    model: PreTrainedModel, pieces: Pieces, context: int, stride: int, title: str = ""
+) -> Score:
+    """Full attention over windows of `context` moving by `stride`; every token scored once.
+
+    Each window scores the tokens that the one before did not reach (the strided recipe of
+    Hugging Face's perplexity guide). For a model without a memory: the base's ceiling.
+    """
+
+    def losses(batch: Batch) -> tuple[Tensor, Tensor]:
+        targets, length = next_token(batch.tokens, batch.mask), batch.tokens.shape[1]
+        nats: list[Tensor] = []
+        scored_to = 0
+        for start in range(0, length, stride):
+            end = min(start + context, length)
+            hidden = model.get_decoder()(batch.tokens[:, start:end], use_cache=False)
+            # Of windows that overlap, the later predicts the token behind the earlier's last.
+            to = end if end == length or stride == context else end - 1
+            new = hidden.last_hidden_state[:, scored_to - start : to - start]
+            nats.append(cross_entropy(new, head_of(model), targets[:, scored_to:to]))
+            scored_to = to
+            if end == length:
+                break
+        return torch.cat(nats, 1), targets
+
+    return _score(model, pieces, losses, title)
+
+
+@torch.no_grad()
+def _score(
+    model: PreTrainedModel,
+    pieces: Pieces,
+    losses: Callable[[Batch], tuple[Tensor, Tensor]],
+    title: str,
+) -> Score:
+    """Every piece's losses: `losses` gives a batch's, (B, T), and its targets, (B, T)."""
+    nats = torch.zeros(pieces.tokens.shape)
+    scored = torch.zeros(pieces.tokens.shape, dtype=torch.bool)
+    rows = list(torch.arange(len(pieces)).split(max(1, BATCH_TOKENS // nats.shape[1])))
+    # As many batches for every process, which a sharded base asks for: one too many is dropped.
+    surplus = -len(rows) % processes.count()
+    mine = processes.share([*rows, *[rows[0][:0]] * surplus])
+    for some in progress(mine, title):
+        read = some if len(some) else rows[0]
+        batch = Batch(pieces.tokens[read].to(model.device), pieces.mask[read].to(model.device))
+        values, targets = losses(batch)
+        if len(some):
+            nats[some], scored[some] = values.cpu(), (targets != UNSCORED).cpu()
+    if not nats.isfinite().all():
+        raise InputError(
+            f"{title or 'perplexity'}: a loss is not finite: the model's weights, the base's or "
+            "the version's, have run away"
+        )
+    return Score(nats, scored, pieces.bytes, pieces.texts).of_all_processes()

@@ -1,0 +1,140 @@
+"""InfiniAttention: local attention within a segment, a compressive memory across segments.
+
+arXiv 2404.07143, equations 3-6. One gate a head mixes the two; while the memory is
+empty the local output passes undiluted.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from infini.choices import LocalKind, Position, Update, check_choice
+from infini.memory.compressive import MemoryState, Rule, attend
+from infini.memory.local import (
+    Rotary,
+    RotaryEmbedding,
+    alibi_slopes,
+    linear_attention,
+    rotate,
+    softmax_attention,
+)
+from infini.memory.packing import Packing
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What a base's attention may have otherwise; None: as in the comment."""
+
+    # key-value heads, each shared by num_heads / num_kv_heads query heads side by side; num_heads
+    num_kv_heads: int | None = None
+    head_dim: int | None = None  # width of a head; hidden_size / num_heads
+    qkv_bias: bool = True  # of the projections of queries, keys and values
+    out_bias: bool = True  # of the output's projection
+    scale: float | None = None  # of the softmax's scores; 1/√head_dim
+    # for position="rope", of the local attention's queries and keys alone; a `RotaryEmbedding`
+    rotary: Rotary | None = None
+
+
+class InfiniAttention(nn.Module):
+    """Self-attention whose keys and values outlive their segment in a constant-size memory.
+
+    segment_length: tokens; heads: where a base's attention differs from the usual. ValueError:
+    num_heads does not divide hidden_size, or the key-value heads do not divide num_heads.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        segment_length: int = 256,
+        update: Update = "delta",
+        local: LocalKind = "softmax",
+        position: Position = "none",
+        *,
+        heads: Heads | None = None,
+    ):
+        super().__init__()
+        check_choice("update", update, Update)
+        check_choice("local", local, LocalKind)
+        check_choice("position", position, Position)
+        heads = heads or Heads()
+        if heads.head_dim is None and hidden_size % num_heads:
+            raise ValueError(
+                f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}"
+            )
+        num_kv_heads = heads.num_kv_heads or num_heads
+        if num_heads % num_kv_heads:
+            raise ValueError(
+                f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}"
+            )
+        self.head_dim = heads.head_dim or hidden_size // num_heads
+        self.num_heads = num_heads
+        self.segment_length = segment_length
+        self.update: Update = update
+        self.local: LocalKind = local
+        self.position: Position = position
+        self.scale = heads.scale
+        self.rotary = heads.rotary or RotaryEmbedding(self.head_dim)
+        width, kv_width = num_heads * self.head_dim, num_kv_heads * self.head_dim
+        self.q_proj = nn.Linear(hidden_size, width, bias=heads.qkv_bias)
+        self.k_proj = nn.Linear(hidden_size, kv_width, bias=heads.qkv_bias)
+        self.v_proj = nn.Linear(hidden_size, kv_width, bias=heads.qkv_bias)
+        self.o_proj = nn.Linear(width, hidden_size, bias=heads.out_bias)
+        self.q_norm: nn.Module = nn.Identity()  # per head, where the base has one (Qwen3)
+        self.k_norm: nn.Module = nn.Identity()
+        self.beta = nn.Parameter(torch.zeros(num_heads))  # gate = sigmoid(β)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        state: MemoryState | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, MemoryState]:
+        """hidden_states: (B, T, hidden_size), any T; attention_mask: (B, T), zero on padding.
+
+        Padding, on either side, is neither read from nor written, and takes no position.
+        Returns (B, T, hidden_size) and the state after the last token; feeding a document in
+        any chunks, the state passed on, gives what feeding it whole gives.
+        """
+        packing = Packing.of(hidden_states.shape[0], hidden_states.shape[1], attention_mask)
+        out, state = self.advance(packing.pack(hidden_states, 1), packing.lengths, state)
+        return packing.unpack(out, 1), state
+
+    def advance(
+        self,
+        hidden_states: Tensor,
+        lengths: Tensor,
+        state: MemoryState | None,
+        segment_length: int | None = None,
+    ) -> tuple[Tensor, MemoryState]:
+        """`forward` on samples of `lengths` tokens, (B,) int64 on the CPU, padding behind them.
+
+        segment_length: instead of the layer's own, for a run that starts without a state.
+        """
+        q = self.q_norm(self._by_head(self.q_proj(hidden_states))).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_norm(self._by_head(self.k_proj(hidden_states))).transpose(1, 2)  # (B, G, T, D)
+        v = self._by_head(self.v_proj(hidden_states)).transpose(1, 2)  # (B, G, T, D)
+        rule = Rule(
+            segment_length or self.segment_length,
+            self.update,
+            self._local,
+            torch.sigmoid(self.beta),
+        )
+        out, state = attend(q, k, v, lengths, rule, state)  # (B, H, T, D)
+        return self.o_proj(out.transpose(1, 2).flatten(2)), state
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(B, T, H·D) → (B, T, H, D)."""
+        return x.unflatten(-1, (-1, self.head_dim))
+
+    def _local(self, q: Tensor, k: Tensor, v: Tensor, at: Tensor | None) -> Tensor:
+        """Attention within segments: (N, H, t, D), see `infini.memory.local`."""
+        slopes = alibi_slopes(self.num_heads) if self.position == "alibi" else None
+        if self.position == "rope":
+            slots = torch.arange(k.shape[2], device=k.device)[None]
+            k = rotate(k, *self.rotary(k, slots))
+            q = rotate(q, *self.rotary(q, slots if at is None else at))
+        if self.local == "linear":
+            return linear_attention(q, k, v, at, slopes)
+        return softmax_attention(q, k, v, at, self.scale, slopes)

@@ -1,0 +1,72 @@
+"""The pretrained model that gets the memory: loaded from a folder or the hub, told apart."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from infini.errors import InputError
+
+
+def load_base(model: str, revision: str | None = None) -> PreTrainedModel:
+    """The base in float32 and evaluation mode, nothing in it trainable.
+
+    model: a folder written by save_pretrained, or a hub name; revision: of the hub, None: main.
+    InputError where there is none.
+    """
+    _check(model, revision)
+    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model,
+        revision=revision or "main",
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    check_finite(base.state_dict(), f"base.model: {model!r}")
+    return base.eval().requires_grad_(False)
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
+    """The base's own tokenizer; arguments and errors as of `load_base`."""
+    _check(model, revision)
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+        model, revision=revision or "main", trust_remote_code=False
+    )
+    return tokenizer
+
+
+def _check(model: str, revision: str | None) -> None:
+    """One line for a base that is not there, before anything is loaded."""
+    try:
+        AutoConfig.from_pretrained(model, revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"base.model: no model at {model!r}: a folder written by save_pretrained or a hub "
+            f"name is needed ({str(error).splitlines()[0]})"
+        ) from None
+
+
+def check_finite(tensors: Mapping[str, Tensor], place: str) -> None:
+    """InputError that names the first tensor with a NaN or an infinity; place: whose they are."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(f"{place}: {name} has values that are not finite")
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """Tells two bases apart, whatever type their weights are loaded in."""
+    return tensors_fingerprint(model.state_dict())
+
+
+def tensors_fingerprint(tensors: Mapping[str, Tensor], settings: str = "") -> str:
+    """A hash of the names, the shapes and a few values, as bfloat16, of every tensor."""
+    digest = hashlib.sha256(settings.encode())
+    for name, tensor in tensors.items():
+        if hasattr(tensor, "full_tensor"):  # of a sharded base
+            tensor = tensor.full_tensor()
+        sample = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)].bfloat16().float()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,194 @@
+"""The state of a model with memory between two calls, as a Hugging Face cache.
+
+The memory of our layers, and the keys and values of the segment begun for all others.
+Its size does not depend on how many tokens were read. It can be saved and read again.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+from infini.errors import InputError
+from infini.memory import MemoryState
+from infini.model import window_cache
+from infini.model.architectures import CACHE
+from infini.model.base import check_finite
+from infini.model.run import States
+from infini.model.window_cache import WindowCache
+
+FORMAT = "infini-memory-1"
+
+
+class InfiniCache(Cache):  # type: ignore[misc]
+    """A model's cache; every call that is given it moves it on, in place."""
+
+    def __init__(self, fingerprint: str, base: DynamicCache | None = None):
+        super().__init__(layers=[])
+        self.fingerprint = fingerprint  # of the memory layers that wrote it
+        self.memory: States = {}
+        self.base = base or DynamicCache()  # of the other layers
+        self.seen = 0  # tokens of the caller's sequence so far, padding included
+        self.checked = True  # False: loaded, no model has taken it yet
+        # Of the segment begun: tokens, (B,), and which columns of `base` are its own, (B, C).
+        self.pending = torch.zeros(0, dtype=torch.int64)
+        self.live = torch.zeros(0, 0, dtype=torch.bool)
+
+    def start(self, batch: int) -> None:
+        """An empty cache learns its batch size."""
+        if not len(self.pending):
+            self.pending = torch.zeros(batch, dtype=torch.int64)
+            self.live = torch.zeros(batch, 0, dtype=torch.bool)
+        if len(self.pending) != batch:
+            raise InputError(
+                f"{CACHE} holds {len(self.pending)} samples, the batch has {batch}: "
+                "repeat it with batch_repeat_interleave"
+            )
+
+    def advance(self, counts: Tensor, width: int, segment_length: int) -> None:
+        """`base` has got `width` columns more, `counts` (B,) of them real; drop ended segments."""
+        real = torch.arange(width) < counts[:, None]  # (B, width)
+        self.live = torch.cat([self.live, real], 1)
+        self.pending = self.pending + counts
+        ended = self.pending == segment_length
+        self.pending[ended] = 0
+        self.live[ended] = False
+        if not self.live.any():
+            self.base, self.live = DynamicCache(), self.live[:, :0]
+            return
+        first = int(self.live.any(0).int().argmax())
+        if first:
+            self.live = self.live[:, first:]
+            for layer in self.base.layers:
+                layer.keys, layer.values = layer.keys[:, :, first:], layer.values[:, :, first:]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors that it holds."""
+        own = sum(state.nbytes for state in self.memory.values())
+        return own + sum(t.nbytes for t in _base_tensors(self.base).values())
+
+    def to(self, device: torch.device) -> "InfiniCache":
+        """Move it, in place."""
+        for index, state in self.memory.items():
+            moved = MemoryState(*(tensor.to(device) for tensor in state))
+            self.memory[index] = moved._replace(pending=state.pending)
+        for layer in self.base.layers:
+            layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
+        return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it holds, by name; InputError where that cannot be read back."""
+        if any(getattr(layer, "is_sliding", False) for layer in self.base.layers):
+            raise InputError(
+                "the state of a base with sliding windows and full attention is not saved"
+            )
+        memory = {
+            f"memory.{index}.{name}": tensor
+            for index, state in self.memory.items()
+            for name, tensor in state._asdict().items()
+        }
+        return memory | _base_tensors(self.base) | {"pending": self.pending, "live": self.live}
+
+    @classmethod
+    def of_tensors(cls, fingerprint: str, tensors: dict[str, Tensor]) -> "InfiniCache":
+        """The inverse of `tensors`, for a model to check; KeyError where one is missing."""
+        state = cls(fingerprint)
+        state.checked = False
+        state.pending, state.live = tensors.pop("pending"), tensors.pop("live")
+        fields: dict[int, dict[str, Tensor]] = {}
+        layers: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, index, field = name.split(".")
+            (fields if kind == "memory" else layers).setdefault(int(index), {})[field] = tensor
+        state.memory = {index: MemoryState(**fields[index]) for index in sorted(fields)}
+        for number, layer in sorted(layers.items()):
+            state.base.update(layer["keys"], layer["values"], number)
+        return state
+
+    def select(self, samples: Tensor) -> None:
+        """Keep these samples, in this order, in place; samples: (n,) int64."""
+        here = samples.cpu()
+        self.memory = {i: state.select(samples) for i, state in self.memory.items()}
+        self.pending, self.live = self.pending[here], self.live[here]
+        self.base.batch_select_indices(samples)
+
+    # What generate() asks of a cache.
+    is_compileable = False
+    is_linear = (False,)  # a prompt that it has read is not read again
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.select(torch.arange(len(self.pending)).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise InputError("a compressive memory cannot forget its last tokens: no assisted decoding")
+
+    def reset(self) -> None:
+        self.__init__(self.fingerprint)  # type: ignore[misc]
+
+
+def _base_tensors(base: DynamicCache) -> dict[str, Tensor]:
+    return {
+        f"base.{index}.{name}": getattr(layer, name)
+        for index, layer in enumerate(base.layers)
+        if layer.is_initialized
+        for name in ("keys", "values")
+    }
+
+
+def save_memory(state: InfiniCache | WindowCache, path: str | Path) -> None:
+    """Write what a model has read to a safetensors file, for the same memory layers anywhere.
+
+    state: the cache that the model returned (`past_key_values`, from transformers 5.24 `cache`).
+    """
+    if not isinstance(state, InfiniCache | WindowCache):
+        raise InputError("save_memory needs the cache that a model with memory returns")
+    tensors = state.tensors()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = FORMAT if isinstance(state, InfiniCache) else window_cache.FORMAT
+    metadata = {"format": kind, "fingerprint": state.fingerprint}
+    save_file(
+        {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata
+    )
+
+
+def load_memory(path: str | Path, model: Any = None) -> InfiniCache | WindowCache:
+    """Read a state back: the cache for what comes after the text it has read.
+
+    For generate() it stands before the sequence: give only the new tokens. InputError if the file
+    is no such state, or other memory layers wrote it; with `model` now, else at the first use.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a memory that infini saved ({error})") from None
+    kinds: dict[str, type[InfiniCache | WindowCache]] = {
+        FORMAT: InfiniCache,
+        window_cache.FORMAT: WindowCache,
+    }
+    if metadata.get("format") not in kinds:
+        raise InputError(f"{path}: not a memory that infini saved: {json.dumps(metadata)}")
+    check_finite(tensors, str(path))
+    state = kinds[metadata["format"]].of_tensors(metadata["fingerprint"], tensors)
+    if model is not None:
+        if not hasattr(model, "infini_config"):
+            raise InputError(f"{path}: the model has no memory: infini.load the one that wrote it")
+        model.get_decoder().check(state)
+    return state

@@ -1,0 +1,52 @@
+"""In front of a causal LM's class: saving, and what `generate` needs to carry the memory."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from infini.errors import InputError
+from infini.model import storage
+from infini.model.architectures import CACHE
+
+PREFILL_SEGMENTS = 16  # or windows, of a prompt that are read at once
+
+
+class InfiniModel:
+    """What a retrofitted causal LM does differently."""
+
+    infini_config: dict[str, Any]
+
+    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
+        """Write our tensors, the settings and a model card; the base is named, not copied.
+
+        Hugging Face's further options concern whole models and do not apply.
+        """
+        storage.save(self, Path(save_directory))
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise InputError(
+                f"cache_implementation={generation_config.cache_implementation!r}: a model with "
+                "memory brings its own cache: leave it out"
+            )
+        if model_kwargs.get(CACHE) is None and generation_config.use_cache:
+            model_kwargs[CACHE] = self.get_decoder().new_cache()  # type: ignore[attr-defined]
+        super()._prepare_cache_for_generation(  # type: ignore[misc]
+            generation_config, model_kwargs, *args, **kwargs
+        )
+
+    def _prefill(
+        self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], **kwargs: Any
+    ) -> Any:
+        """A long prompt is read in chunks: in constant memory, however long it is."""
+        if model_kwargs.get(CACHE) is not None:
+            name = "window" if self.infini_config["method"] == "window" else "segment_length"
+            chunk = PREFILL_SEGMENTS * self.infini_config[name]
+            if generation_config.prefill_chunk_size is None and input_ids.shape[1] > chunk:
+                generation_config.prefill_chunk_size = chunk
+        return super()._prefill(  # type: ignore[misc]
+            input_ids, generation_config, model_kwargs, **kwargs
+        )

@@ -1,0 +1,261 @@
+"""Put the memory into a pretrained model, and take it out again.
+
+`parallel` keeps a layer and adds to it: layer(x) + α · attention(norm(x)), the base at
+α = 0. `replace` puts a copy of the layer in its place, its attention ours: of the base's
+own weights ("teacher", the base within a segment), or freshly initialised ("random").
+`window`: every layer's own attention sees a window, see `infini.model.window`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypedDict, Unpack
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from infini.choices import Init, LocalKind, Method, Position, Update, WindowUpdate, check_choice
+from infini.errors import InputError
+from infini.memory.attention import Heads, InfiniAttention
+from infini.model.architectures import check_replaceable, context_of, decoder_layers, rotary_of
+from infini.model.base import weights_fingerprint
+from infini.model.decoder import InfiniDecoder
+from infini.model.generation import InfiniModel
+from infini.model.layers import (
+    InfiniAdapter,
+    InfiniLayer,
+    MemoryModule,
+    has_memory,
+    memory_modules,
+    our_tensors,
+)
+from infini.model.mixins import put_in_front, take_out
+from infini.model.teacher import teacher_attention
+from infini.model.window import WindowSettings, put_window, take_window
+from infini.model.window_layer import window_layers
+
+
+class Options(TypedDict, total=False):
+    """Further arguments of `retrofit`; their defaults are those of its settings."""
+
+    window: int
+    sinks: int
+    update: WindowUpdate
+    local: LocalKind
+    position: Position | None
+    alpha: float
+    init: Init
+    segmented: bool
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A retrofit in full."""
+
+    method: Method
+    layers: tuple[int, ...]  # decoder layers, from 0
+    segment_length: int = 256
+    update: Update = "delta"
+    local: LocalKind = "softmax"
+    # of the local attention; None: the base's own with init="teacher", else none
+    position: Position | None = None
+    alpha: float = 0.0  # where α starts (parallel)
+    init: Init = "teacher"  # of a replaced layer
+    segmented: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, Method)
+        check_choice("update", self.update, Update)
+        check_choice("local", self.local, LocalKind)
+        check_choice("init", self.init, Init)
+        if self.position is not None:
+            check_choice("position", self.position, Position)
+        if not self.layers:
+            raise InputError("layers: at least one is needed")
+        whole = {"layers": self.layers, "segment_length": (self.segment_length,)}
+        for name, values in whole.items():
+            if not all(isinstance(value, int) for value in values):
+                raise InputError(f"{name}: whole numbers are needed, got {values[0]!r}")
+        if not math.isfinite(self.alpha):
+            raise InputError(f"alpha: a finite number is needed, got {self.alpha!r}")
+
+    @property
+    def taught(self) -> bool:
+        """Whether a replaced layer starts as the base's own."""
+        return self.method == "replace" and self.init == "teacher"
+
+
+def retrofit(
+    model: PreTrainedModel,
+    method: Method = "parallel",
+    layers: Sequence[int] | None = None,
+    segment_length: int | None = None,
+    **options: Unpack[Options],
+) -> PreTrainedModel:
+    """Put the memory into `model`, in place; exactly our tensors are trainable afterwards.
+
+    layers: decoder layers, from 0 (the first; a window's: all). update: of the memory, "delta"
+    (default), "linear" or, of what leaves a window, "gated_delta".
+
+    "window": every layer sees the last `window` tokens (256) and the first `sinks` (4), together
+    at most the base's context; layers=[]: without a memory.
+
+    Else segment_length: tokens (256), at most the base's context. local: attention within a
+    segment, "softmax" (default) or "linear". position: of the local attention, "none", "alibi" or
+    "rope"; by default the base's own with init="teacher", else none. alpha: where α starts
+    (parallel; 0.0). init: of a replaced layer, "teacher" (default) or "random". segmented: every
+    layer sees one segment, the memory alone crosses them (default); False: the other layers keep
+    their full attention.
+
+    InputError for what cannot be; the model is untouched then.
+    """
+    if unknown := sorted(options.keys() - Options.__annotations__.keys()):
+        raise TypeError(f"retrofit() got an unexpected keyword argument {unknown[0]!r}")
+    if layers is not None and not isinstance(layers, Sequence):
+        raise InputError(f"layers: a list of decoder layers is needed, got {layers!r}")
+    check_choice("method", method, Method)
+    given: dict[str, Any] = dict(options)
+    if segment_length is not None:
+        given["segment_length"] = segment_length
+    _check_model(model)
+    if method == "window":
+        _check_options(method, given, WindowSettings)
+        return put_window(model, layers, **given)
+    _check_options(method, given, Settings)
+    chosen = (0,) if layers is None else tuple(sorted(set(layers)))
+    settings = Settings(method, chosen, **given)
+    _check(model, settings)
+    slots = decoder_layers(model)
+    modules = {index: _module(model, index, settings) for index in settings.layers}
+    model.infini_config = _config(model, settings)
+    model.trainable_before = [name for name, p in model.named_parameters() if p.requires_grad]
+    model.requires_grad_(False)
+    for index, module in modules.items():
+        slots[index] = module.to(model.device, model.dtype).train(model.training)
+    for tensor in our_tensors(model).values():
+        tensor.requires_grad_(True)
+    put_in_front(model, InfiniModel)
+    decoder = model.get_decoder()
+    put_in_front(decoder, InfiniDecoder)
+    decoder.infini = {k: v for k, v in model.infini_config.items() if k != "base"}
+    return model
+
+
+def untrained(
+    model: PreTrainedModel, segment_length: int, seed: int, options: dict[str, Any]
+) -> PreTrainedModel:
+    """`retrofit` with a version's options; `seed` decides the fresh weights."""
+    torch.manual_seed(seed)
+    return retrofit(model, segment_length=segment_length, **options)
+
+
+def _check_model(model: PreTrainedModel) -> None:
+    """InputError where no memory can be put into it."""
+    if not model.can_generate() or model.config.is_encoder_decoder:
+        raise InputError(f"{type(model).__name__}: a causal language model is needed")
+    if has_memory(model):
+        raise InputError("the model has a memory already: infini.remove(model) first")
+
+
+def _check_options(method: Method, given: dict[str, Any], settings: type) -> None:
+    """InputError where an option is another method's."""
+    if others := sorted(given.keys() - {field.name for field in fields(settings)}):
+        raise InputError(f"{others[0]}: not with method={method!r}")
+
+
+def _check(model: PreTrainedModel, settings: Settings) -> None:
+    """InputError where these settings do not fit this base."""
+    depth = len(decoder_layers(model))
+    if missing := [index for index in settings.layers if not 0 <= index < depth]:
+        raise InputError(f"layers {missing} do not exist, the base has 0 to {depth - 1}")
+    longest = context_of(model) or settings.segment_length
+    if not 1 <= settings.segment_length <= longest:
+        raise InputError(
+            f"segment_length: 1 to {longest} (the base's context), got {settings.segment_length}"
+        )
+    if settings.method == "replace":
+        check_replaceable(model)
+    own = _own_position(model)
+    kept = settings.local == "softmax" and settings.position in (None, own)
+    if settings.taught and not kept:
+        raise InputError(f'init="teacher" keeps the base\'s own: local="softmax", position="{own}"')
+    if settings.position == "rope" and own != "rope":
+        raise InputError('position: the base has no rotary embedding, use "none" or "alibi"')
+
+
+def _own_position(model: PreTrainedModel) -> Position:
+    """Of the base's attention, as far as ours can do the same."""
+    return "none" if rotary_of(model) is None else "rope"
+
+
+def _module(model: PreTrainedModel, index: int, settings: Settings) -> MemoryModule:
+    """What goes into the place of a decoder layer."""
+    original = decoder_layers(model)[index]
+    if settings.taught:
+        attention = teacher_attention(model, original, settings.segment_length, settings.update)
+        return InfiniLayer(original, attention, index)
+    config = model.config.get_text_config()
+    attention = InfiniAttention(
+        config.hidden_size,
+        config.num_attention_heads,
+        settings.segment_length,
+        settings.update,
+        settings.local,
+        settings.position or "none",
+        heads=Heads(head_dim=getattr(config, "head_dim", None), rotary=rotary_of(model)),
+    )
+    if settings.method == "parallel":
+        return InfiniAdapter(original, attention, index, settings.alpha)
+    layer = InfiniLayer(original, attention, index)
+    _initialise(layer, config.initializer_range)
+    return layer
+
+
+def _initialise(ours: InfiniLayer, std: float) -> None:
+    """Fresh weights for a replaced layer: normal, biases 0, norms 1."""
+    for module in ours.layer.modules():
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if isinstance(weight, nn.Parameter):
+            if weight.ndim > 1:
+                nn.init.normal_(weight, std=std)
+            else:
+                nn.init.ones_(weight)
+        if isinstance(bias, nn.Parameter):
+            nn.init.zeros_(bias)
+
+
+def _config(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
+    """What infini_config.json records: the settings, and which base they belong to."""
+    recorded = asdict(settings)
+    del recorded["alpha"]  # trained, hence among the tensors
+    default = _own_position(model) if settings.taught else "none"
+    return {
+        "format": 1,
+        **recorded,
+        "layers": list(settings.layers),
+        "position": settings.position or default,
+        "init": settings.init if settings.method == "replace" else None,
+        "base": {
+            "model": model.config.get_text_config()._name_or_path or model.config._name_or_path,
+            "revision": getattr(model.config, "_commit_hash", None),
+            "fingerprint": weights_fingerprint(model),
+        },
+    }
+
+
+def remove(model: PreTrainedModel) -> PreTrainedModel:
+    """Take the memory out, in place: the untouched base again."""
+    if window_layers(model):
+        take_window(model)
+        return model
+    take_out(model.get_decoder(), InfiniDecoder)
+    take_out(model, InfiniModel)
+    slots, ours = decoder_layers(model), memory_modules(model)
+    for index, module in ours.items():
+        slots[index] = module.original
+    if ours:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in model.trainable_before)
+        del model.infini_config, model.trainable_before, model.get_decoder().infini
+    return model

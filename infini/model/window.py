@@ -1,0 +1,172 @@
+"""Put a window with a memory into a pretrained model's attention, and take it out again.
+
+Every layer sees the text's first S tokens and the last W (`infini.memory.window`); the layers
+chosen have a memory of what has left the window besides (`infini.memory.associative`), as
+Artificial Hippocampus Networks do (arXiv 2510.07318). Untrained, and on any text of up to W + S
+tokens whatever was trained, the model is the base with its attention cut to a window.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from infini.choices import WindowUpdate, check_choice
+from infini.errors import InputError
+from infini.memory.associative import AssociativeMemory
+from infini.memory.window import Span
+from infini.model.architectures import CACHE, context_of, decoder_layers
+from infini.model.base import weights_fingerprint
+from infini.model.generation import InfiniModel
+from infini.model.interface import evaluating, give_back, instructions, take_place
+from infini.model.mixins import put_in_front, take_out
+from infini.model.rotation import Positions, find_positions
+from infini.model.window_decoder import WindowDecoder
+from infini.model.window_layer import PLACE, WindowLayer, WindowRun, window_layers
+
+ASKED = 12  # tokens of the text on which a base is compared with itself through the window
+KINDS = ("full_attention", "sliding_attention")  # of layers, as a config names them
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """A window in full."""
+
+    layers: tuple[int, ...]  # those with a memory, from 0
+    window: int = 256  # tokens that are seen, the own one included
+    sinks: int = 4  # first tokens of a text, seen for ever
+    update: WindowUpdate = "delta"
+
+    def __post_init__(self) -> None:
+        check_choice("update", self.update, WindowUpdate)
+        whole = {"layers": self.layers, "window": (self.window,), "sinks": (self.sinks,)}
+        for name, values in whole.items():
+            if not all(isinstance(value, int) for value in values):
+                raise InputError(f"{name}: whole numbers are needed, got {values[0]!r}")
+        if self.window < 1 or self.sinks < 0:
+            raise InputError(
+                f"window: 1 at least, sinks: 0 at least, got {self.window} and {self.sinks}"
+            )
+
+
+def put_window(
+    model: PreTrainedModel, layers: Sequence[int] | None = None, **options: Any
+) -> PreTrainedModel:
+    """Put a window and, in `layers` (None: all; empty: none), a memory into `model`, in place.
+
+    options: of `WindowSettings`. Exactly our tensors are trainable afterwards. InputError for
+    what cannot be; the model is untouched then.
+    """
+    depth = len(decoder_layers(model))
+    chosen = range(depth) if layers is None else sorted(set(layers))
+    settings = WindowSettings(tuple(chosen), **options)
+    if missing := [index for index in chosen if not 0 <= index < depth]:
+        raise InputError(f"layers {missing} do not exist, the base has 0 to {depth - 1}")
+    longest = context_of(model) or settings.window + settings.sinks
+    if settings.window + settings.sinks > longest:
+        raise InputError(
+            f"window + sinks: {longest} at most (the base's context), "
+            f"got {settings.window} + {settings.sinks}"
+        )
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    if strange := sorted(set(kinds) - set(KINDS)):
+        raise InputError(f'method="window": {", ".join(strange)} layers are not known')
+    base = {
+        "model": model.config.get_text_config()._name_or_path or model.config._name_or_path,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "fingerprint": weights_fingerprint(model),
+    }
+    take_place(model)
+    try:
+        positions = find_positions(model)
+        _put_layers(model, positions, settings)
+        _check_same(model, positions, settings)
+    except BaseException:
+        _take_layers(model)
+        give_back(model)
+        raise
+    recorded = asdict(settings) | {"layers": list(settings.layers)}
+    model.infini_config = {"format": 1, "method": "window", **recorded, "base": base}
+    _trainable(model)
+    put_in_front(model, InfiniModel)
+    decoder = model.get_decoder()
+    put_in_front(decoder, WindowDecoder)
+    decoder.infini = {**recorded, "base": base["fingerprint"]}
+    decoder.learned_positions = context_of(model) if positions.learned else None
+    return model
+
+
+def _put_layers(model: PreTrainedModel, positions: Positions, settings: WindowSettings) -> None:
+    """A `WindowLayer` in every attention module."""
+    for index, (module, (q, k, v), rotation) in enumerate(
+        zip(positions.modules, positions.calls, positions.rotations, strict=True)
+    ):
+        memory = None
+        if index in settings.layers:
+            widths = k.shape[3], v.shape[3]
+            memory = AssociativeMemory(q.shape[1], k.shape[1], widths, settings.update)
+        layer = WindowLayer(index, rotation, memory).to(q.device, q.dtype)
+        module.add_module(PLACE, layer.train(model.training))
+
+
+def _trainable(model: PreTrainedModel) -> None:
+    """Exactly our tensors."""
+    ours = {id(p) for layer in window_layers(model).values() for p in layer.parameters()}
+    model.trainable_before = [name for name, p in model.named_parameters() if p.requires_grad]
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in ours)
+
+
+@torch.no_grad()
+def _check_same(model: PreTrainedModel, positions: Positions, settings: WindowSettings) -> None:
+    """InputError where a text that the window holds is not read as the base reads it."""
+    tokens = min(ASKED, context_of(model) or ASKED)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    text = torch.arange(1, tokens + 1, device=model.device)[None] % vocabulary
+    counts = torch.zeros(1, dtype=torch.int64)
+    run = WindowRun(Span(counts, counts + tokens, tokens, tokens, settings.sinks))
+    places = torch.arange(tokens, device=model.device)[None] * int(positions.learned)
+    decoder = model.get_decoder()
+    with evaluating(model), torch.autocast(model.device.type, enabled=False):
+        base = decoder(input_ids=text, use_cache=False).last_hidden_state
+        options = instructions(run, model.device) | {CACHE: None, "use_cache": False}
+        ours = decoder(input_ids=text, position_ids=places, **options)
+    error = (ours.last_hidden_state - base).abs().max() / base.abs().max()
+    if not error < max(1e-3, 30 * torch.finfo(base.dtype).eps):
+        raise InputError(
+            f'method="window": {type(model).__name__} computes its attention in a way that infini '
+            f'does not know (error {error:.2g} on {tokens} tokens): use method="parallel"'
+        )
+
+
+def _take_layers(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if hasattr(module, PLACE):
+            delattr(module, PLACE)
+
+
+def take_window(model: PreTrainedModel) -> None:
+    """Undo `put_window`; nothing on a model without a window."""
+    if not window_layers(model):
+        return
+    take_out(model.get_decoder(), WindowDecoder)
+    take_out(model, InfiniModel)
+    _take_layers(model)
+    give_back(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in model.trainable_before)
+    decoder = model.get_decoder()
+    del model.infini_config, model.trainable_before, decoder.infini, decoder.learned_positions
+
+
+@contextmanager
+def windowed(model: PreTrainedModel, window: int, sinks: int = 4) -> Iterator[PreTrainedModel]:
+    """Within it, `model` reads any text through a window, without a memory; then as before."""
+    put_window(model, (), window=window, sinks=sinks)
+    try:
+        yield model
+    finally:
+        take_window(model)

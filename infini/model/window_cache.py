@@ -1,0 +1,124 @@
+"""The state of a model with a window between two calls, as a Hugging Face cache.
+
+Of a short text, of up to W + S tokens: the base's own keys and values. Of a longer one: sinks,
+window and memory of every layer, of the same size ever after.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+from infini.errors import InputError
+from infini.memory.window import WindowState
+from infini.model.architectures import CACHE
+
+FORMAT = "infini-window-1"
+
+
+class WindowCache(Cache):  # type: ignore[misc]
+    """A model's cache; every call that is given it moves it on, in place."""
+
+    def __init__(self, fingerprint: str):
+        super().__init__(layers=[])
+        self.fingerprint = fingerprint  # of the model that wrote it
+        self.seen = 0  # tokens of the caller's sequence so far, padding included
+        self.checked = True  # False: loaded, no model has taken it yet
+        self.counts = torch.zeros(0, dtype=torch.int64)  # real tokens read: (B,), on the CPU
+        self.states: dict[int, WindowState] = {}  # by layer, of a long text
+        self.text = DynamicCache()  # of a short text, with its columns' (B, C) below
+        self.live = torch.zeros(0, 0, dtype=torch.bool)  # not padding
+        self.positions = torch.zeros(0, 0, dtype=torch.int64)  # that the base gave them
+
+    def start(self, batch: int) -> None:
+        """An empty cache learns its batch size."""
+        if not len(self.counts):
+            self.counts = torch.zeros(batch, dtype=torch.int64)
+            self.live = torch.zeros(batch, 0, dtype=torch.bool)
+            self.positions = torch.zeros(batch, 0, dtype=torch.int64)
+        if len(self.counts) != batch:
+            raise InputError(
+                f"{CACHE} holds {len(self.counts)} samples, the batch has {batch}: "
+                "repeat it with batch_repeat_interleave"
+            )
+
+    def become_long(self, states: dict[int, WindowState]) -> None:
+        """The short text's keys and values are in `states` now."""
+        self.states, self.text = states, DynamicCache()
+        self.live, self.positions = self.live[:, :0], self.positions[:, :0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors that it holds."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def to(self, device: torch.device) -> "WindowCache":
+        """Move it, in place."""
+        self.states = {
+            index: WindowState(*(tensor.to(device) for tensor in state))
+            for index, state in self.states.items()
+        }
+        for layer in self.text.layers:
+            layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
+        return self
+
+    def select(self, samples: Tensor) -> None:
+        """Keep these samples, in this order, in place; samples: (n,) int64."""
+        here = samples.cpu()
+        self.states = {i: state.select(samples) for i, state in self.states.items()}
+        self.counts, self.live = self.counts[here], self.live[here]
+        self.positions = self.positions[here]
+        self.text.batch_select_indices(samples)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it holds, by name."""
+        own = {"counts": self.counts, "live": self.live, "positions": self.positions}
+        for index, state in self.states.items():
+            own |= {f"window.{index}.{name}": x for name, x in state._asdict().items()}
+        for index, layer in enumerate(self.text.layers):
+            own |= {f"text.{index}.keys": layer.keys, f"text.{index}.values": layer.values}
+        return own
+
+    @classmethod
+    def of_tensors(cls, fingerprint: str, tensors: dict[str, Tensor]) -> "WindowCache":
+        """The inverse of `tensors`; KeyError where one is missing."""
+        cache = cls(fingerprint)
+        cache.checked = False
+        kinds: dict[str, dict[int, dict[str, Tensor]]] = {"window": {}, "text": {}}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if rest:
+                index, _, field = rest.partition(".")
+                kinds[kind].setdefault(int(index), {})[field] = tensor
+        cache.counts, cache.live = tensors["counts"], tensors["live"]
+        cache.positions = tensors["positions"]
+        cache.states = {i: WindowState(**kinds["window"][i]) for i in sorted(kinds["window"])}
+        for number, layer in sorted(kinds["text"].items()):
+            cache.text.update(layer["keys"], layer["values"], number)
+        return cache
+
+    # What generate() asks of a cache.
+    is_compileable = False
+
+    @property
+    def is_linear(self) -> list[bool]:
+        return [False]  # there are tokens in it: a prompt is cut by what was read
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.select(torch.arange(len(self.counts)).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: Any) -> None:
+        raise InputError("a memory cannot forget its last tokens: no assisted decoding")
+
+    def reset(self) -> None:
+        self.__init__(self.fingerprint)  # type: ignore[misc]

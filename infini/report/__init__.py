@@ -1,0 +1,1 @@
+"""The comparison report: results into tables, sentences, plots, and one page."""

@@ -1,0 +1,177 @@
+"""The report's plots, drawn from its results.
+
+Axes and text stay black and nothing is filled white: a page turns black into its text colour.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from infini.evaluation.estimates import Estimate, difference_curve
+from infini.report.results import Figures
+
+COSTS = {
+    "state_bytes": "bytes carried",
+    "tokens_per_second": "tokens a second",
+    "peak_mib": "peak memory, MiB",
+}
+FULL_ATTENTION = "base, full attention"
+
+
+def training_curves(table: pd.DataFrame, unit: str) -> Figure:
+    """Loss against epoch, one colour a version; train dashed, a dot on the best epoch."""
+    figure, axes = _figure()
+    for i, (version, rows) in enumerate(table.groupby("version", sort=False)):
+        for split, curve in rows.groupby("split"):
+            axes.plot(
+                curve["epoch"],
+                curve["loss"],
+                color=f"C{i}",
+                linestyle="-" if split == "val" else "--",
+                label=f"{version} {split}",
+                marker="." if len(curve) == 1 else None,
+            )
+            best = curve[curve["event"] == "best"]
+            axes.plot(best["epoch"], best["loss"], "o", color=f"C{i}")
+    axes.set(xlabel="epoch", ylabel=unit)
+    axes.grid(alpha=0.3)
+    if len(table):
+        axes.legend(framealpha=0)
+    return figure
+
+
+def perplexity(figures: dict[str, Figures]) -> Figure:
+    """Long test documents: every version against the base by segments, in per cent."""
+    base = figures["base"]["segmented.ppl"].value
+    versions = [version for version in figures if version != "base"]
+    figure, axes = _figure()
+    rows = {"segmented.ppl": "with its memory", "memory_off.ppl": "memory kept empty"}
+    for offset, (row, label) in zip((-0.2, 0.2), rows.items(), strict=True):
+        heights = [100 * (figures[version][row].value / base - 1) for version in versions]
+        at = [i + offset for i in range(len(versions))]
+        bars = axes.bar(at, heights, width=0.38, label=label)
+        axes.bar_label(bars, fmt="%+.1f %%", padding=2, fontsize=8)
+    ceiling = 100 * (figures["base"]["sliding.ppl"].value / base - 1)
+    axes.axhline(ceiling, color="black", linestyle=":", label=FULL_ATTENTION)
+    _relative_scale(axes)
+    axes.margins(y=0.15)
+    axes.set_xticks(range(len(versions)), versions)
+    axes.legend(framealpha=0)
+    return figure
+
+
+def perplexity_by(losses: dict[str, pd.DataFrame], place: str, label: str) -> Figure:
+    """Perplexity against the base by segments, by `segment` or `distance`; a band of one error."""
+    figure, axes = _figure()
+    base = losses["base"].query("protocol == 'segmented'")
+    lines = {FULL_ATTENTION: losses["base"].query("protocol == 'sliding'")}
+    lines |= {v: t.query("protocol == 'segmented'") for v, t in losses.items() if v != "base"}
+    for i, (name, table) in enumerate(lines.items()):
+        style = _style(i)
+        nats = difference_curve(table, base, place)
+        low, middle, high = ([_per_cent(n, errors) for n in nats] for errors in (-1, 0, 1))
+        axes.plot(nats.index, middle, marker=".", label=name, **style)
+        axes.fill_between(nats.index, low, high, alpha=0.2, linewidth=0, color=style["color"])
+    if place == "distance":
+        axes.set_xscale("log", base=2)
+    _relative_scale(axes)
+    axes.set_ylim(bottom=max(-100, axes.get_ylim()[0]))  # no perplexity is less than none
+    axes.set_xlabel(label)
+    axes.grid(alpha=0.3)
+    axes.legend(framealpha=0)
+    return figure
+
+
+def retrieval(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Nats that the memory adds to the key's log-probability, by depth and length; a map each."""
+    maps = {}
+    for version, table in tables.items():
+        if version != "base":
+            gain = table.assign(gain=table["log_prob"] - table["log_prob_off"])
+            maps[version] = gain.pivot_table("gain", "depth", "segments", aggfunc="mean")
+    rows = max(1, len(maps))  # no version: one empty panel
+    figure, panels = _figure(2.2 * rows + 0.4, nrows=rows, squeeze=False)
+    largest = max((table.abs().max().max() for table in maps.values()), default=0) or 1.0
+    mesh = None
+    for axes, (version, table) in zip(panels[:, 0], maps.items(), strict=False):
+        mesh = axes.pcolormesh(table, cmap="RdBu", vmin=-largest, vmax=largest, edgecolors="none")
+        axes.set_xticks(np.arange(table.shape[1]) + 0.5, table.columns)
+        axes.set_yticks(np.arange(len(table)) + 0.5, [f"{100 * d:.0f} %" for d in table.index])
+        axes.invert_yaxis()
+        axes.set(title=version, xlabel="segments", ylabel="depth of the key")
+        _write_values(axes, table.to_numpy(), dark_from=0.6 * largest)
+    if mesh is not None:
+        figure.colorbar(mesh, ax=panels[:, 0], label="nats with the memory")
+    return figure
+
+
+def gates(tables: dict[str, pd.DataFrame]) -> Figure:
+    """The memory's share of every head, sigmoid(β): a dot a seed."""
+    figure, axes = _figure(3.0)
+    at: list[str] = []
+    for i, (version, table) in enumerate(tables.items()):
+        for (layer, head), rows in table.groupby(["layer", "head"]):
+            label = version if head == 0 and layer == table["layer"].min() else None
+            axes.scatter([len(at)] * len(rows), rows["gate"], color=f"C{i}", label=label, zorder=2)
+            at.append(f"{layer}.{head}")
+    axes.set_xticks(range(len(at)), at, rotation=90, fontsize=8)
+    axes.set(xlabel="layer.head", ylabel="share of the memory")
+    axes.grid(alpha=0.3)
+    if at:
+        axes.legend(framealpha=0)
+    return figure
+
+
+def costs(table: pd.DataFrame) -> Figure:
+    """State, speed and peak memory by length, a line a version."""
+    figure, panels = _figure(6.0, nrows=3, sharex=True)
+    for axes, (column, label) in zip(panels, COSTS.items(), strict=True):
+        for i, (version, rows) in enumerate(table.groupby("version", sort=False)):
+            axes.plot(rows["length"], rows[column], marker=".", label=version, **_style(i))
+        axes.set_xscale("log", base=2)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    panels[0].set_yscale("log")
+    lengths = sorted(set(table["length"]))
+    panels[-1].set_xticks(lengths, [f"{length:,}" for length in lengths])
+    panels[-1].set_xlabel("tokens read")
+    panels[0].legend(framealpha=0, ncols=4)
+    return figure
+
+
+def _figure(height: float = 3.6, **axes: Any) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(7, height), layout="constrained")
+    return figure, figure.subplots(**axes)
+
+
+def _style(i: int) -> dict[str, str]:
+    """The base is first and dotted; the versions keep their colours in all plots."""
+    if i == 0:
+        return {"color": "black", "linestyle": ":"}
+    return {"color": f"C{i - 1}"}
+
+
+def _relative_scale(axes: Axes) -> None:
+    """Linear near zero, logarithmic beyond: a version may be far off and another near."""
+    axes.set_yscale("symlog", linthresh=10)
+    axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+    axes.set_ylabel("perplexity, above or below the base")
+    axes.axhline(0, color="black", linewidth=1)
+
+
+def _per_cent(nats: Estimate, errors: int) -> float:
+    """Nats a token as a change of perplexity, so many errors above."""
+    return 100 * math.expm1(nats.value + errors * (nats.error or 0))
+
+
+def _write_values(axes: Axes, table: "np.ndarray[Any, Any]", dark_from: float) -> None:
+    """A map's values in its fields, light where the field is dark."""
+    for (row, column), value in np.ndenumerate(table):
+        color = "#111111" if abs(value) < dark_from else "#fefefe"
+        at: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
+        axes.text(column + 0.5, row + 0.5, f"{value:+.2f}", color=color, **at)

@@ -1,0 +1,135 @@
+"""Everything that the stages left, read once: what tables, sentences and plots are made of."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from infini.corpus.config import Data
+from infini.evaluation.config import SlidingProtocol
+from infini.evaluation.estimates import Estimate, estimates_of, flatten, mean_over_seeds
+from infini.model.config import Base
+from infini.paths import (
+    AUDITS,
+    COSTS,
+    EVALUATION,
+    METRICS,
+    SAMPLES,
+    SUMMARY,
+    TIMES,
+    TRAINING,
+    read_json,
+)
+from infini.report.provenance import of_other_inputs
+from infini.training.config import Adapter, Audit, Replacement, Version
+
+STEPS = ("distill", "finetune")
+
+Figures = dict[str, Estimate]  # by dotted name, as segmented.ppl
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The sections of params.yaml that the report tells about."""
+
+    base: Base
+    data: Data
+    sliding: SlidingProtocol
+    replacements: dict[str, Replacement]
+    adapters: dict[str, Adapter]
+    audits: dict[str, Audit]
+
+    @property
+    def versions(self) -> dict[str, Version]:
+        """Replacements, then adapters, by name."""
+        return {**self.replacements, **self.adapters}
+
+
+@dataclass(frozen=True)
+class Results:
+    """By version in the order of params.yaml; where the untouched base is in, it is the first."""
+
+    setup: Setup
+    metrics: pd.DataFrame  # a row a version, a column a metric: what compare.csv holds
+    figures: dict[str, Figures]  # the same as estimates
+    losses: dict[str, pd.DataFrame]  # Score.table with the column protocol, the mean over seeds
+    passkey: dict[str, pd.DataFrame]  # a row a case
+    gates: dict[str, pd.DataFrame]  # layer, head, gate, seed; not of the base
+    curves: dict[str, pd.DataFrame]  # by step: see `_curves`
+    audits: dict[str, Figures]  # by audit, of those that were run
+    costs: pd.DataFrame  # empty if not measured
+    foreign: list[str]  # audits and costs that are there, but of another base or corpus
+    prepared: dict[str, dict[str, int]]  # counts by split
+    padding: float  # share of the training samples' places that hold no token
+
+
+def read_results(setup: Setup) -> Results:
+    """From the stages' files."""
+    names = ("base", *setup.versions)
+    metrics = {v: read_json(METRICS / f"{v}.json") for v in names}
+    on_demand = {"costs": COSTS} | {name: AUDITS / f"{name}.json" for name in setup.audits}
+    found = {name for name, file in on_demand.items() if file.is_file()}
+    others = of_other_inputs()
+    foreign = {
+        name for name in found if ("measure_cost" if name == "costs" else f"audit@{name}") in others
+    }
+    samples = pd.read_parquet(SAMPLES / "train.parquet", columns=["tokens"])["tokens"]
+    return Results(
+        setup,
+        metrics=pd.DataFrame({version: flatten(tree) for version, tree in metrics.items()}).T,
+        figures={version: estimates_of(tree) for version, tree in metrics.items()},
+        losses={v: _losses(EVALUATION / v / "losses.parquet") for v in names},
+        passkey={v: pd.read_csv(EVALUATION / v / "passkey.csv") for v in names},
+        gates={v: pd.read_csv(EVALUATION / v / "gates.csv") for v in setup.versions},
+        curves={step: _curves(step, setup.versions) for step in STEPS},
+        audits={
+            name: estimates_of(read_json(on_demand[name]))
+            for name in setup.audits
+            if name in found - foreign
+        },
+        costs=pd.read_csv(COSTS) if "costs" in found - foreign else pd.DataFrame(),
+        foreign=sorted(foreign),
+        prepared=read_json(SUMMARY),
+        padding=1 - samples.map(len).mean() / setup.data.segment_length,
+    )
+
+
+def read_times(setup: Setup) -> dict[str, dict[str, float]]:
+    """By stage, in seconds, of the last time that each really ran here; empty on a fresh clone."""
+    names = ("prepare", "base", *setup.versions)
+    files = sorted(TIMES.glob("*.json"))
+    return {f.stem: read_json(f) for f in files if f.stem.rpartition("-")[0] in names}
+
+
+def _losses(file: Path) -> pd.DataFrame:
+    return mean_over_seeds(pd.read_parquet(file))
+
+
+def _curves(step: str, versions: dict[str, Version]) -> pd.DataFrame:
+    """All versions' loss curves, long: version, epoch, split, loss, event (best, stopped).
+
+    With several seeds a curve's version is `<version> seed <n>`.
+    """
+    parts = [pd.DataFrame(columns=["version", "epoch", "split", "loss", "event"])]
+    for version, recipe in versions.items():
+        if step not in recipe.steps:
+            continue
+        file = TRAINING / version / f"{step}.csv"
+        summaries, table = read_json(file.with_suffix(".json")), pd.read_csv(file)
+        for seed, curve in table.groupby("seed"):
+            name = version if len(summaries) == 1 else f"{version} seed {seed}"
+            parts.append(loss_curve(curve.drop(columns="seed"), summaries[str(seed)], name))
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+
+
+def loss_curve(curve: pd.DataFrame, summary: dict[str, Any], version: str) -> pd.DataFrame:
+    """One training's rows of `_curves`."""
+    rows = curve.melt("epoch", var_name="split", value_name="loss").dropna(subset="loss")
+    rows["split"] = rows["split"].str.removesuffix("_loss")
+    rows.insert(0, "version", version)
+    rows["event"] = ""
+    if summary["stopped_early"]:
+        rows.loc[rows["epoch"] == summary["epochs"], "event"] = "stopped"
+    rows.loc[rows["epoch"] == summary["best_epoch"], "event"] = "best"
+    return rows

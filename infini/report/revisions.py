@@ -1,0 +1,127 @@
+"""Two revisions side by side: `python -m infini.report.revisions A B`.
+
+A and B are Git revisions or DVC experiments. Prints the table A | B | change of all metrics
+that differ, and of the settings, as Markdown, and writes it to reports/revisions/<A>..<B>.md.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from dvc import api
+from dvc.exceptions import DvcException
+from scmrepo.exceptions import SCMError
+
+from infini.errors import InputError
+from infini.evaluation.estimates import Estimate, estimates_of, flatten
+from infini.paths import METRICS
+from infini.report.cells import LEGEND, Cell, Change
+from infini.report.page import Table
+
+FOLDER = Path("reports/revisions")
+
+Names = tuple[str, str]
+
+
+def metrics_of(revision: str) -> dict[str, Estimate]:
+    """`<version>: <metric>` → estimate, of every version's metrics file. InputError without any."""
+    with _reading(revision):
+        files = api.DVCFileSystem(rev=revision)
+        trees = {
+            Path(name).stem: json.loads(files.read_text(name))
+            for name in sorted(files.glob(f"{METRICS}/*.json"))
+        }
+    if not trees:
+        raise InputError(f"{revision}: no {METRICS}/*.json there; run `dvc repro` at it first")
+    return {
+        f"{version}: {key}": estimate
+        for version, tree in trees.items()
+        for key, estimate in estimates_of(tree).items()
+    }
+
+
+def settings_of(revision: str) -> dict[str, Any]:
+    """Dotted key → value of the params. InputError for an unknown revision."""
+    with _reading(revision):
+        return flatten(api.params_show(rev=revision))
+
+
+@contextmanager
+def _reading(revision: str) -> Iterator[None]:
+    try:
+        yield
+    except (DvcException, SCMError) as error:
+        raise InputError(
+            f"{revision}: no such revision or experiment ({str(error).splitlines()[0]}); "
+            "`git log` and `dvc exp list` name them"
+        ) from None
+
+
+def table(first: dict[str, Estimate], last: dict[str, Estimate], names: Names) -> Table:
+    """A row a metric that differs: both figures and the change."""
+    keys = _differing(first, last)
+    columns: dict[str, list[Cell]] = {
+        name: [found.get(key) for key in keys]
+        for name, found in zip(_distinct(names), (first, last), strict=True)
+    }
+    columns["change"] = [Change(first.get(key), last.get(key)) for key in keys]
+    return Table(pd.DataFrame(columns, index=keys, dtype=object), "metric", "Metrics that differ")
+
+
+def settings(first: dict[str, Any], last: dict[str, Any], names: Names) -> Table:
+    """A row a setting that differs."""
+    keys = _differing(first, last)
+    columns = {
+        name: [str(found[key]) if key in found else None for key in keys]
+        for name, found in zip(_distinct(names), (first, last), strict=True)
+    }
+    return Table(pd.DataFrame(columns, index=keys, dtype=object), "setting", "Settings that differ")
+
+
+def _differing(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
+    both = {key: (first.get(key), last.get(key)) for key in [*first, *last]}
+    return [key for key, (a, b) in both.items() if a != b or (key in first) != (key in last)]
+
+
+def _distinct(names: Names) -> Names:
+    return names if names[0] != names[1] else (names[0], f"{names[1]} ")
+
+
+def compare(a: str, b: str) -> str:
+    """The comparison in Markdown."""
+    first, last = metrics_of(a), metrics_of(b)
+    differing = table(first, last, (a, b))
+    same = len(first.keys() | last.keys()) - len(differing.cells)
+    changed = settings(settings_of(a), settings_of(b), (a, b))
+    parts = [f"# {a} against {b}", f"{len(differing.cells)} metrics differ, {same} are equal."]
+    if len(differing.cells):
+        parts += [LEGEND, differing.markdown()]
+    if len(changed.cells):
+        parts.append(changed.markdown())
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print it, and keep it."""
+    parser = argparse.ArgumentParser(prog="python -m infini.report.revisions", description=__doc__)
+    parser.add_argument("a", help="Git revision or DVC experiment")
+    parser.add_argument("b", help="Git revision or DVC experiment")
+    words = parser.parse_args(arguments)
+    try:
+        text = compare(words.a, words.b)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    file = FOLDER / (re.sub(r"[^\w.~^-]", "_", f"{words.a}..{words.b}") + ".md")
+    file.write_text(text)
+    print(text)
+    print(f"written to {file}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The comparison report: what it shows, in which order.
+
+A version named in params.yaml becomes a row or a column of every table, a line of every plot.
+"""
+
+from infini.report import findings, plots, tables
+from infini.report.cells import LEGEND
+from infini.report.page import Card, Drawing, Part, Report, Section, Table
+from infini.report.results import Figures, Results, Setup
+
+UNITS = {"distill": "mean squared error", "finetune": "nats a token"}
+
+
+def build(
+    results: Results,
+    origin: dict[str, str],
+    this_run: dict[str, str],
+    times: dict[str, dict[str, float]],
+) -> Report:
+    """The whole report.
+
+    origin: label → hash of what the results come from. this_run and times, label → text and
+    stage → seconds, differ from run to run: only the page shows them.
+    """
+    setup = results.setup
+    sections = [
+        _versions(results),
+        _log_comparison(results.figures, list(setup.replacements)),
+        _log_audit(results),
+        _places(results),
+        _retrieval(results),
+        _memory(results),
+        _costs(results),
+        _training(results),
+        _settings(setup),
+        _origin(results, origin),
+        _this_run(this_run, times),
+    ]
+    return Report(
+        "Does the memory pay?",
+        findings.of_all(results.figures),
+        _cards(results.figures),
+        [section for section in sections if section.parts],
+    )
+
+
+def _cards(figures: dict[str, Figures]) -> list[Card]:
+    base = figures["base"]
+    cards = [
+        Card(
+            "Untouched base",
+            f"{base['segmented.ppl'].value:.2f}",
+            f"perplexity by segments; {base['sliding.ppl'].value:.2f} with full attention",
+        )
+    ]
+    for version, found in figures.items():
+        if version != "base":
+            note = f"context recovery; perplexity {found['segmented.ppl'].value:.2f}, "
+            note += f"{found['memory_off.ppl'].value:.2f} with the memory kept empty"
+            cards.append(Card(version, findings.recovered(found), note))
+    return cards
+
+
+def _versions(results: Results) -> Section:
+    sliding = results.setup.sliding
+    return Section("All versions", [
+        f"Every figure is on held-out test text. Full attention: the base over windows of "
+        f"{sliding.context:,} tokens moving by {sliding.stride:,}. {LEGEND}",
+        Table(tables.all_versions(results.figures), "version", "All versions against the base"),
+        Drawing("perplexity", plots.perplexity(results.figures),
+                "Perplexity of long test documents against the base, by version"),
+    ])  # fmt: skip
+
+
+def _log_comparison(figures: dict[str, Figures], replacements: list[str]) -> Section:
+    if not replacements:
+        return Section("The log's comparison", [])
+    return Section("The log's comparison", [
+        "The rows of the research log's own table, measured on held-out text.",
+        Table(tables.versus({v: figures[v] for v in replacements}, tables.LOG_ROWS),
+              "metric", "Replacements: " + " | ".join(replacements)),
+    ])  # fmt: skip
+
+
+def _log_audit(results: Results) -> Section:
+    setup = results.setup
+    parts: list[Part] = [
+        findings.of_the_log(results.figures["base"], results.audits, setup.audits),
+        Table(tables.double_shift(results.figures, list(setup.replacements)), "model",
+              "The same models, perplexity by two scorings of the same documents"),
+    ]  # fmt: skip
+    if results.audits:
+        parts += [
+            "The log's other suspects, each put into a version once more; perplexity on long test "
+            f"documents. Of the short samples here {100 * results.padding:.1f} % is padding.",
+            Table(tables.audits(results.audits, setup.audits), "audit", "Audits"),
+        ]
+    if results.foreign:
+        parts.append(
+            f"Left out, being of another base or corpus: {', '.join(results.foreign)}; "
+            "`dvc repro audits/dvc.yaml` measures them on this one."
+        )
+    return Section("What the research log measured", parts)
+
+
+def _places(results: Results) -> Section:
+    length = results.setup.data.segment_length
+    return Section("Where in the document", [
+        "By segment the memory has read; the first segment's memory is empty.",
+        Drawing("segments", plots.perplexity_by(results.losses, "segment", "segment"),
+                "Perplexity against the base by segment index"),
+        Table(tables.perplexity_by(results.losses, "segment"), "segment",
+              f"Perplexity by segment of {length} tokens"),
+        Drawing("distance",
+                plots.perplexity_by(results.losses, "distance", "tokens since the start"),
+                "Perplexity against the base by distance to the document's start"),
+        Table(tables.perplexity_by(results.losses, "distance"), "tokens from",
+              "Perplexity by distance to the document's start"),
+    ])  # fmt: skip
+
+
+def _retrieval(results: Results) -> Section:
+    return Section("Retrieval", [
+        "A pass key hidden in test text and asked for at its end: the log-probability of the key "
+        "(nats), the mean rank of its tokens (0 is the likeliest), and how often greedy decoding "
+        "gives it. Blue: the memory helps.",
+        Table(tables.retrieval(results.figures), "version", "Passkey, with the memory and without"),
+        Drawing("retrieval", plots.retrieval(results.passkey),
+                "Nats that the memory adds to the key, by depth and length"),
+    ])  # fmt: skip
+
+
+def _memory(results: Results) -> Section:
+    alphas = tables.block(results.figures, "alpha")
+    parts: list[Part] = [
+        Drawing("gates", plots.gates(results.gates), "Share of the memory in every head"),
+    ]
+    if len(alphas):
+        parts.insert(0, Table(alphas, "α", "Weight of the memory beside its layer"))
+    return Section("Gates and α", parts)
+
+
+def _costs(results: Results) -> Section:
+    if not len(results.costs):
+        return Section("What a memory costs", [])
+    return Section("What a memory costs", [
+        "Against the base with a full cache of keys and values.",
+        Drawing("costs", plots.costs(results.costs), "State, speed and peak memory by length"),
+        Table(tables.costs(results.costs), "tokens", "Cost by length"),
+    ])  # fmt: skip
+
+
+def _training(results: Results) -> Section:
+    parts: list[Part] = []
+    for step, unit in UNITS.items():
+        curves, figures = results.curves[step], tables.block(results.figures, step)
+        parts.append(Drawing(step, plots.training_curves(curves, unit), f"Loss by epoch: {step}"))
+        if len(figures):
+            parts.append(Table(figures, step, f"Training: {step}"))
+    return Section("Training", parts)
+
+
+def _settings(setup: Setup) -> Section:
+    shown, differ = tables.settings(setup.versions)
+    parts: list[Part] = [Table(shown, "setting", "Settings by version", differ)]
+    return Section("Settings", parts if len(shown) else [])
+
+
+def _origin(results: Results, origin: dict[str, str]) -> Section:
+    base, data = results.setup.base, results.setup.data
+    return Section("Where this comes from", [
+        f"Base `{base.model}`, corpus `{data.corpus}`, documents of {data.document_length:,} "
+        f"tokens in segments of {data.segment_length}.",
+        Table(tables.listed(origin), "origin", "Provenance"),
+        Table(tables.prepared(results.prepared), "split", "Text by split"),
+    ], folded=True)  # fmt: skip
+
+
+def _this_run(this_run: dict[str, str], times: dict[str, dict[str, float]]) -> Section:
+    parts: list[Part] = [Table(tables.listed(this_run), "origin", "Code, software and hardware")]
+    if times:
+        parts.append(Table(tables.times(times), "stage", "Wall time, seconds"))
+    return Section("This run", parts, folded=True, page_only=True)

@@ -1,0 +1,129 @@
+"""Train the memory on long documents: next-token losses, the memory carried along.
+
+Finetuning a replaced layer and training an adapter are both this.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from infini import processes
+from infini.corpus.pieces import Pieces, shuffled, train_val_sizes
+from infini.evaluation import perplexity
+from infini.evaluation.losses import UNSCORED, cross_entropy, next_token
+from infini.model.architectures import head_of
+from infini.model.layers import frozen_layers, our_tensors
+from infini.model.run import States
+from infini.model.segments import detach, run_segments
+from infini.paths import DOCUMENTS
+from infini.training.checkpoint import Checkpoint, fingerprint
+from infini.training.config import LongRecipe
+from infini.training.loop import Loss, Task, adamw, fit
+from infini.training.seeds import Job, Trained
+
+
+class Documents:
+    """How a model is trained on long documents; audits override what the research log did."""
+
+    def __init__(
+        self, model: PreTrainedModel, text: Pieces, segment_length: int, recipe: LongRecipe
+    ):
+        self.model, self.text = model, text
+        self.segment_length, self.recipe = segment_length, recipe
+
+    def batches(self, seed: int) -> Sequence[Tensor]:
+        """The documents of an epoch, as indices, in the order that `seed` gives."""
+        return shuffled(len(self.text), self.recipe.batch_size, seed)
+
+    def targets(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """What every position of (B, T) tokens is to predict; UNSCORED where nothing."""
+        return next_token(tokens, mask)
+
+    def start(self, chosen: Tensor) -> States:
+        """The memory that this process's part of a batch starts with: empty."""
+        return {}
+
+    def validate(self, val: Pieces) -> float:
+        """Nats a token of other documents."""
+        return perplexity.segmented(self.model, val, self.segment_length).mean
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        steps = -(-len(self.text) // self.recipe.batch_size)
+        if self.recipe.update == "segment":
+            steps *= -(-self.text.tokens.shape[1] // self.segment_length)
+        return steps
+
+    @property
+    def chunk(self) -> int:
+        """Tokens between two detachments of the memory: gradient flows back within a chunk."""
+        if self.recipe.bptt_segments is None:
+            return self.text.tokens.shape[1]
+        return (self.recipe.bptt_segments + 1) * self.segment_length
+
+    def losses(self, chosen: Tensor) -> Iterator[Loss]:
+        """The losses of the chosen documents (indices), chunk after chunk."""
+        tokens, mask, length = self.text.tokens, self.text.mask, self.text.tokens.shape[1]
+        rows, idle = own_rows(chosen)
+        scored = self.targets(tokens[chosen], mask[chosen]) != UNSCORED  # (B, T)
+        targets = self.targets(tokens[rows], mask[rows] & (not idle)).to(self.model.device)
+        tokens = tokens[rows].to(self.model.device)
+        states = self.start(chosen)
+        for start in range(0, length, self.chunk):
+            part = slice(start, start + self.chunk)
+            with processes.autocast():
+                hidden, states = run_segments(
+                    self.model, tokens[:, part], self.segment_length, states
+                )
+                nats = cross_entropy(hidden, head_of(self.model), targets[:, part])
+            count = int(scored[:, part].sum())
+            if self.recipe.update == "segment":
+                yield Loss(nats.sum(), count, count)
+            else:
+                last = start + self.chunk >= length
+                yield Loss(nats.sum(), count, int(scored.sum()), step=last)
+            states = detach(states)
+
+
+def own_rows(chosen: Tensor) -> tuple[Tensor, bool]:
+    """What this process reads of a batch, and whether it counts nothing.
+
+    A process without a document of its own reads another's: all step together.
+    """
+    mine = processes.share(chosen)
+    return (mine, False) if len(mine) else (chosen[:1], True)
+
+
+def train_on_documents(
+    model: PreTrainedModel,
+    recipe: LongRecipe,
+    segment_length: int,
+    job: Job,
+    kind: type[Documents] = Documents,
+) -> Trained:
+    """Train what is ours in `model`, in place, on the prepared documents."""
+    sizes = (None, None) if recipe.documents is None else train_val_sizes(recipe.documents)
+    train, val = (
+        Pieces.load(DOCUMENTS / f"{split}.parquet", limit)
+        for split, limit in zip(("train", "val"), sizes, strict=True)
+    )
+    if not recipe.hold_out:
+        train += val
+    processes.deal_out(frozen_layers(model))
+    documents, trained = kind(model, train, segment_length, recipe), our_tensors(model)
+    settings = [job.seed, segment_length, recipe.model_dump(), model.infini_config, kind.__name__]
+    checkpoint = Checkpoint(job.name, fingerprint(settings, [DOCUMENTS], trained))
+    task = Task(
+        job.title,
+        trained,
+        [adamw(trained, recipe.lr, recipe.gate_lr)],
+        lambda epoch: documents.batches(job.seed + epoch),
+        documents.losses,
+        [documents.steps] * recipe.epochs,
+        validate=(lambda: documents.validate(val)) if recipe.hold_out else None,
+        patience=recipe.patience,
+    )
+    result = fit(task, checkpoint)
+    return Trained(model, result, len(train), len(val) if recipe.hold_out else 0, checkpoint)

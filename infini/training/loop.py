@@ -1,0 +1,272 @@
+"""The one training loop.
+
+Pretraining, distillation, finetuning and adapters differ in their batches, the losses of a
+batch and a validation function. Early stopping keeps the best epoch's weights. A checkpoint
+after every epoch and every few minutes makes a killed run continue to the same bits: the
+batches are a function of seed and epoch, and nothing else is carried from one to the next.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from infini import processes
+from infini.console.live import LiveCurves, ProgressView, Watcher
+from infini.console.signals import Stopped, stop_requests
+from infini.errors import InputError
+from infini.training.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
+
+B = TypeVar("B")
+
+CHECKPOINT_SECONDS = 60.0  # between two checkpoints within an epoch
+EXPLODED = 10.0  # times the first loss: no training that still works gets there
+
+
+class Loss(NamedTuple):
+    """What one backward pass needs; its gradient is that of total / step_items."""
+
+    total: Tensor  # summed over the items that this process scored
+    items: int  # that all processes scored
+    step_items: int  # the same of all losses of the optimizer step
+    step: bool = True  # take the optimizer step after this one
+
+
+@dataclass(frozen=True)
+class Task(Generic[B]):
+    """What is trained, on what, and how."""
+
+    title: str
+    trained: dict[str, nn.Parameter]
+    optimizers: list[Optimizer]
+    # the batches of an epoch, counted from 1
+    batches: Callable[[int], Sequence[B]]
+    # a batch's losses, each backpropagated before the next is asked for
+    losses: Callable[[B], Iterator[Loss]]
+    # optimizer steps of each epoch
+    steps: list[int]
+    # the validation loss; without it the last epoch is kept
+    validate: Callable[[], float] | None = None
+    # epochs without a better validation loss before stopping; None: never
+    patience: int | None = None
+    # what multiplies every learning rate at a step, counted from 0
+    schedule: Callable[[int], float] = lambda step: 1.0
+    # maximum gradient norm
+    clip: float | None = None
+
+
+@dataclass
+class Epoch:
+    """How far an epoch is."""
+
+    batches: int = 0
+    steps: int = 0
+    total: float = 0.0  # Σ loss
+    count: int = 0  # of items
+
+    def add(self, total: float, count: int) -> None:
+        """Another step."""
+        self.steps, self.total, self.count = self.steps + 1, self.total + total, self.count + count
+
+
+@dataclass
+class Fit:
+    """The result of a training: one curve row an epoch, and where it ended."""
+
+    curve: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    stopped_early: bool = False
+    first_loss: float = math.nan  # of the first step
+    seconds: float = 0.0
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The curve's row of the weights that were kept."""
+        return self.curve[self.best_epoch - 1]
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Wall time of an epoch, its validation included."""
+        return round(self.seconds / len(self.curve), 2)
+
+    def table(self) -> pd.DataFrame:
+        """Columns epoch, train_loss, val_loss (empty without validation)."""
+        return pd.DataFrame(self.curve, columns=["epoch", "train_loss", "val_loss"])
+
+    def summary(self, train: int, val: int) -> dict[str, Any]:
+        """The kept epoch in figures; train, val: sizes of what was trained on."""
+        summary: dict[str, Any] = {
+            "train_size": train,
+            "val_size": val,
+            "epochs": len(self.curve),
+            "best_epoch": self.best_epoch,
+            "stopped_early": int(self.stopped_early),
+            "train_loss": self.best["train_loss"],
+        }
+        if val:
+            summary["val_loss"] = self.best["val_loss"]
+        return summary
+
+
+def adamw(trained: dict[str, nn.Parameter], lr: float, gate_lr: float) -> Optimizer:
+    """AdamW; α and the gates β at their own rate and without decay, or they never move."""
+    gates = [p for name, p in trained.items() if name.endswith((".alpha", ".beta"))]
+    weights = [p for name, p in trained.items() if not name.endswith((".alpha", ".beta"))]
+    return torch.optim.AdamW(
+        [{"params": weights, "lr": lr}, {"params": gates, "lr": gate_lr, "weight_decay": 0.0}],
+        fused=True,
+    )
+
+
+def fit(task: Task[B], checkpoint: Checkpoint) -> Fit:
+    """Train `task.trained` in place, from `checkpoint` on where there is one.
+
+    InputError: the loss diverged. Stopped: a signal asked for it; the next call goes on.
+    """
+    training = _Training(task, checkpoint)
+    training.resume()
+    with ExitStack() as stack:
+        watchers: list[Watcher] = []
+        if processes.is_main():
+            sizes = sum(task.steps), training.steps_done, len(task.steps)
+            watchers.append(stack.enter_context(ProgressView(task.title, *sizes)))
+            watchers.append(stack.enter_context(LiveCurves(task.title, *sizes)))
+        asked_to_stop = stack.enter_context(stop_requests())
+        while not training.done:
+            training.run_epoch(watchers, asked_to_stop)
+    training.keep_best()
+    return training.fit
+
+
+class _Training(Generic[B]):
+    """A task and how far it is."""
+
+    def __init__(self, task: Task[B], checkpoint: Checkpoint):
+        self.task, self.checkpoint = task, checkpoint
+        self.parameters = list(task.trained.values())
+        self.best = {name: t.detach().clone() for name, t in task.trained.items()}
+        # The checkpoint holds the weights as they are and as they were at their best.
+        self.stored: dict[str, Tensor] = {
+            **task.trained,
+            **{f"best.{name}": tensor for name, tensor in self.best.items()},
+        }
+        self.base_lrs = [[group["lr"] for group in o.param_groups] for o in task.optimizers]
+        self.fit, self.epoch = Fit(), Epoch()
+        self.saved = time.perf_counter()
+
+    @property
+    def done(self) -> bool:
+        """Whether no epoch is left to run."""
+        return len(self.fit.curve) == len(self.task.steps) or self.fit.stopped_early
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps so far, those of this epoch included."""
+        return sum(self.task.steps[: len(self.fit.curve)]) + self.epoch.steps
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        if record := self.checkpoint.load(self.stored, self.task.optimizers):
+            self.fit, self.epoch = Fit(**record["fit"]), Epoch(**record["epoch"])
+            at = len(self.fit.curve) + 1, self.epoch.steps
+            log.info("%s: goes on in epoch %d, step %d", self.task.title, *at)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        now = time.perf_counter()
+        self.fit.seconds, self.saved = self.fit.seconds + now - self.saved, now
+        if processes.is_main():
+            record = {"fit": vars(self.fit), "epoch": vars(self.epoch)}
+            self.checkpoint.save(self.stored, self.task.optimizers, record)
+
+    def run_epoch(self, watchers: list[Watcher], asked_to_stop: Callable[[], bool]) -> None:
+        """What is left of the present epoch."""
+        number = len(self.fit.curve) + 1
+        for batch in self.task.batches(number)[self.epoch.batches :]:
+            stop = self._run_batch(batch, watchers, asked_to_stop)
+            self.epoch.batches += 1
+            if stop or time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
+                self.save()
+            if stop:
+                raise Stopped(
+                    f"{self.task.title}: saved in epoch {number}, step {self.epoch.steps}"
+                )
+        self._end_epoch(number, watchers)
+        self.save()
+
+    def _run_batch(
+        self, batch: B, watchers: list[Watcher], asked_to_stop: Callable[[], bool]
+    ) -> bool:
+        """All of a batch's losses and steps; whether any process was asked to stop."""
+        total, count, stop = torch.zeros((), device=self.parameters[0].device), 0, False
+        for loss in self.task.losses(batch):
+            (loss.total / loss.step_items).backward()
+            total, count = total + loss.total.detach(), count + loss.items
+            if not loss.step:
+                continue
+            asked = total.new_tensor(asked_to_stop())
+            summed = processes.sum_gradients(self.parameters, torch.stack([total, asked]))
+            whole, stops = summed.tolist()
+            self._check(whole / count)
+            self._take_step()
+            self.epoch.add(whole, count)
+            for watcher in watchers:
+                watcher.took_step(whole / count, count)
+            total, count, stop = torch.zeros_like(total), 0, stop or stops > 0
+        return stop
+
+    def _check(self, loss: float) -> None:
+        """InputError where the loss has diverged."""
+        if math.isnan(self.fit.first_loss):
+            self.fit.first_loss = loss
+        first = self.fit.first_loss
+        if math.isfinite(loss) and loss <= EXPLODED * first:
+            return
+        kept = f"; the best weights so far are in {self.checkpoint.path}" if self.fit.curve else ""
+        raise InputError(
+            f"{self.task.title}: the loss is {loss:.6g} in epoch {len(self.fit.curve) + 1}, step "
+            f"{self.epoch.steps} (at first {first:.6g}): lower the learning rate{kept}"
+        )
+
+    def _take_step(self) -> None:
+        """One step of every optimizer at the schedule's rates."""
+        if self.task.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.task.clip)
+        factor = self.task.schedule(self.steps_done)
+        for optimizer, lrs in zip(self.task.optimizers, self.base_lrs, strict=True):
+            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+                group["lr"] = lr * factor
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def _end_epoch(self, number: int, watchers: list[Watcher]) -> None:
+        """Validate, keep the weights if they are the best so far, begin the next epoch."""
+        task, fit = self.task, self.fit
+        val_loss = task.validate() if task.validate else math.nan
+        train_loss = self.epoch.total / self.epoch.count
+        row = {"epoch": number, "train_loss": train_loss, "val_loss": val_loss}
+        better = not task.validate or not fit.curve or val_loss < fit.best["val_loss"]
+        fit.curve.append(row)
+        if better:
+            fit.best_epoch = number
+            for name, tensor in task.trained.items():
+                self.best[name].copy_(tensor.detach())
+        fit.stopped_early = task.patience is not None and number - fit.best_epoch >= task.patience
+        for watcher in watchers:
+            watcher.ended_epoch(row, fit.best)
+        self.epoch = Epoch()
+
+    def keep_best(self) -> None:
+        """The trained weights become those of the best epoch."""
+        for name, tensor in self.task.trained.items():
+            tensor.data.copy_(self.best[name])

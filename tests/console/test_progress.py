@@ -1,0 +1,103 @@
+"""Bars on a terminal, plain lines elsewhere."""
+
+import io
+import logging
+import sys
+from collections.abc import Iterator
+
+import pytest
+from transformers.utils import logging as transformers_logging
+
+from infini.console import progress as module
+from infini.console.progress import configure_logging, on_terminal, progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_where_errors_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert not on_terminal()
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert on_terminal()
+
+
+def test_off_a_terminal_one_line_says_what_runs(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(progress([3, 1, 2], "passkey")) == [3, 1, 2]
+    assert caplog.messages == ["passkey …"]
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_without_a_title_nothing_is_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    stream = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(progress([3, 1, 2], "")) == [3, 1, 2]
+    assert not caplog.messages
+    assert stream.getvalue() == ""
+
+
+def test_on_a_terminal_a_bar_runs_and_vanishes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    bar = progress([3, 1, 2], "passkey")
+    assert next(iter(bar)) == 3
+    assert "passkey:   0%" in stream.getvalue()
+    assert "0/3" in stream.getvalue()
+    assert list(bar) == [3, 1, 2]
+    last = stream.getvalue().rstrip("\r").rsplit("\r", 1)[-1]
+    assert last.strip() == ""  # blank over the bar
+    assert not caplog.messages
+
+
+@pytest.fixture
+def levels() -> Iterator[None]:
+    """What `configure_logging` changes for a whole process is put back."""
+    noisy = [logging.getLogger(name) for name in ("httpx", "datasets", "fsspec")]
+    before = [logger.level for logger in (logging.root, *noisy)]
+    bars = transformers_logging.is_progress_bar_enabled()
+    yield
+    for logger, level in zip((logging.root, *noisy), before, strict=True):
+        logger.setLevel(level)
+    if bars:
+        transformers_logging.enable_progress_bar()
+
+
+@pytest.mark.usefixtures("levels")
+def test_logging_is_plain_lines_on_stderr_and_noise_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])  # as a new process has it
+    configure_logging()
+    logging.getLogger("infini.any").info("a line")
+    logging.getLogger("infini.any").debug("nobody asked")
+    for noisy in ("httpx", "datasets", "fsspec"):
+        logging.getLogger(noisy).info("noise")
+        logging.getLogger(noisy).warning("%s warns", noisy)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "a line\nhttpx warns\ndatasets warns\nfsspec warns\n"
+
+
+@pytest.mark.usefixtures("levels")
+@pytest.mark.parametrize("terminal", [False, True])
+def test_transformers_draws_bars_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr(module, "on_terminal", lambda: terminal)
+    transformers_logging.enable_progress_bar()
+    configure_logging()
+    assert transformers_logging.is_progress_bar_enabled() == terminal

@@ -1,0 +1,158 @@
+"""The frame of a stage's script: its words, its exit codes, its launcher."""
+
+import os
+import subprocess
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from infini.console import stage
+from infini.console.signals import Stopped
+from infini.console.stage import run
+from infini.errors import InputError
+
+ROOT = Path(stage.__file__).parents[2]
+TWO = "accelerate launch --num_processes 2"
+
+
+class Became(Exception):
+    """What the process would have become."""
+
+
+@pytest.fixture(autouse=True)
+def configured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Started as `python -m stages.toy v1 more` on a machine without accelerators."""
+
+    def become(program: str, words: list[str]) -> None:
+        raise Became(program, *words)
+
+    main = ModuleType("__main__")
+    main.__spec__ = ModuleSpec("stages.toy", None)
+    calls: list[str] = []
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", ["toy.py", "v1", "more"])
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(os, "execvp", become)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(stage, "configure_logging", lambda: calls.append("logging"))
+    return calls
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+def test_a_stage_gets_the_command_lines_words_once_logging_is_set_up(
+    configured: list[str],
+) -> None:
+    run(lambda *words: configured.extend(words))
+    assert configured == ["logging", "v1", "more"]
+
+
+def test_the_users_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(lambda *_: fail(InputError("params.yaml: a.b: wrong")))
+    assert ended.value.code == "error: params.yaml: a.b: wrong"  # printed; the code is 1
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (Stopped("v1: saved in epoch 2"), "v1: saved in epoch 2; run again to go on\n"),
+        (KeyboardInterrupt(), ""),
+    ],
+)
+def test_an_interrupted_stage_ends_with_130(
+    error: BaseException, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(lambda *_: fail(error))
+    assert ended.value.code == 130
+    assert capsys.readouterr() == ("", shown)
+
+
+def test_our_own_mistake_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(lambda *_: fail(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        ("InputError('wrong')", 1, "error: wrong\n"),
+        ("Stopped('saved')", 130, "saved; run again to go on\n"),
+        ("KeyboardInterrupt", 130, ""),
+    ],
+)
+def test_what_a_shell_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, code: int, shown: str
+) -> None:
+    (tmp_path / "toy.py").write_text(
+        "from infini.console.signals import Stopped\n"
+        "from infini.console.stage import run\n"
+        "from infini.errors import InputError\n"
+        f"def main(*words): raise {error}\n"
+        "run(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "toy"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", shown)
+
+
+@pytest.mark.parametrize(
+    ("launch", "accelerator", "added"),
+    [
+        (TWO, False, ["--multi_gpu"]),  # or it would start one process
+        (TWO, True, []),
+        (f"{TWO} --use_fsdp", False, []),
+        (f"{TWO} --use_fsdp", True, []),
+        ("torchrun --nproc_per_node 2", False, []),
+        ("'a launcher' --name 'of mine'", False, []),
+    ],
+)
+def test_a_parallel_stage_becomes_its_launcher(
+    monkeypatch: pytest.MonkeyPatch,
+    configured: list[str],
+    launch: str,
+    accelerator: bool,
+    added: list[str],
+) -> None:
+    os.environ["INFINI_LAUNCH"] = launch
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+    with pytest.raises(Became) as became:
+        run(lambda *words: configured.extend(words), parallel=True)
+    program, *words = became.value.args
+    own = launch.split() if "'" not in launch else ["a launcher", "--name", "of mine"]
+    assert program == own[0]
+    assert words == [*own, *added, "-m", "stages.toy", "v1", "more"]
+    on_cpu = launch.startswith("accelerate") and not accelerator
+    assert os.environ.get("ACCELERATE_USE_CPU") == ("true" if on_cpu else None)
+    assert not configured
+
+
+@pytest.mark.parametrize(
+    ("environment", "parallel"),
+    [
+        ({"INFINI_LAUNCH": TWO, "RANK": "0"}, True),  # a process that the launcher started
+        ({"INFINI_LAUNCH": TWO}, False),
+        ({"INFINI_LAUNCH": ""}, True),
+        ({}, True),
+    ],
+)
+def test_nothing_is_launched(
+    configured: list[str], environment: dict[str, str], parallel: bool
+) -> None:
+    os.environ.update(environment)
+    run(lambda *words: configured.extend(words), parallel=parallel)
+    assert configured == ["logging", "v1", "more"]

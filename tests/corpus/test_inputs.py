@@ -1,0 +1,23 @@
+"""What a run is given from outside, by its content."""
+
+import hashlib
+from pathlib import Path
+
+from infini.corpus.inputs import contents
+
+
+def test_every_file_of_a_folder_has_its_hash_and_hidden_ones_have_none(tmp_path: Path) -> None:
+    own = ["c.txt", "b.txt", "deep/er/a.txt", "d.txt", "a.txt"]
+    for name in (*own, ".hidden", ".git/config", "deep/.cache/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    expected = {name: hashlib.sha256(name.encode()).hexdigest() for name in own}
+    found = contents(str(tmp_path))
+    assert found == expected
+    assert list(found) == sorted(own)  # whatever the file system's order is
+    (tmp_path / "b.txt").write_text("other")
+    assert contents(str(tmp_path))["b.txt"] != expected["b.txt"]
+
+
+def test_what_is_no_folder_has_no_contents() -> None:
+    assert contents("sotu") == {}

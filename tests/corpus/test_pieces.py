@@ -1,0 +1,48 @@
+"""Prepared pieces as padded tensors."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from infini.corpus.pieces import Pieces, shuffled, train_val_sizes
+from infini.errors import InputError
+from toy import some_pieces
+
+
+def test_loading_pads_and_masks(tmp_path: Path) -> None:
+    table = pd.DataFrame({"text_id": ["b", "a"], "tokens": [[1, 2, 3], [4, 5]], "bytes": [9, 7]})
+    table.to_parquet(tmp_path / "a.parquet")
+    pieces = Pieces.load(tmp_path / "a.parquet", width=4)
+    assert pieces.tokens.tolist() == [[1, 2, 3, 0], [4, 5, 0, 0]]
+    assert pieces.mask.tolist() == [[True, True, True, False], [True, True, False, False]]
+    assert (pieces + pieces).texts.tolist() == [0, 1, 2, 3]  # other texts, by definition
+    assert pieces.first(1).bytes.tolist() == [9]
+    with pytest.raises(InputError, match="5 pieces asked for, it has 2"):
+        Pieces.load(tmp_path / "a.parquet", 5)
+    assert Pieces.load(tmp_path / "a.parquet", 1).tokens.tolist() == [[1, 2, 3]]
+    with pytest.raises(InputError, match=r"b.parquet: not found; run stage prepare_data first"):
+        Pieces.load(tmp_path / "b.parquet")
+
+
+def test_batches_have_every_piece_in_order() -> None:
+    pieces = some_pieces([8, 5, 8, 1, 7], 8)
+    for tokens, sizes in ((16, [2, 2, 1]), (23, [2, 2, 1]), (5, [1] * 5), (1000, [5])):
+        batches = pieces.batches(tokens)
+        assert [len(batch.tokens) for batch in batches] == sizes
+        assert torch.cat([batch.tokens for batch in batches]).equal(pieces.tokens)
+        assert torch.cat([batch.mask for batch in batches]).equal(pieces.mask)
+
+
+def test_an_epoch_has_every_index_once_in_the_order_of_its_seed() -> None:
+    batches = shuffled(7, 3, seed=1)
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert sorted(torch.cat(list(batches)).tolist()) == list(range(7))
+    assert torch.cat(list(batches)).equal(torch.cat(list(shuffled(7, 7, seed=1))))
+    assert not torch.cat(list(batches)).equal(torch.cat(list(shuffled(7, 7, seed=2))))
+
+
+@pytest.mark.parametrize(("total", "sizes"), [(100, (90, 10)), (24, (22, 2)), (2, (1, 1))])
+def test_nine_parts_train_and_one_part_validates(total: int, sizes: tuple[int, int]) -> None:
+    assert train_val_sizes(total) == sizes

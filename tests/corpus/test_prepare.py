@@ -1,0 +1,103 @@
+"""Texts cut into pieces: within one text, honest byte counts, no more read than needed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from infini import params
+from infini.corpus.config import Data
+from infini.corpus.pieces import Pieces
+from infini.corpus.prepare import Piece, cut, encode, prepare, write
+from infini.corpus.splits import Text, split_of
+from infini.errors import InputError
+from toy import sentence
+
+
+@pytest.mark.parametrize("words", [60, 61, 62, 63, 64])
+def test_pieces_stay_within_a_text_and_count_their_bytes(base_folder: Path, words: int) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    text = Text("a", sentence(words, 0) + " by the way — “” " + sentence(20, 1))
+    ids = tokenizer(text.text)["input_ids"]
+    pieces = cut(encode(text, tokenizer), 16, 8)
+    assert [piece.start for piece in pieces] == list(range(0, len(ids) - 8 + 1, 16))
+    for piece in pieces:
+        assert piece.tokens == ids[piece.start : piece.start + len(piece.tokens)]
+        assert 8 <= len(piece.tokens) <= 16
+    # The bytes are those of all tokens but the first.
+    whole = [piece for piece in pieces if "�" not in tokenizer.decode(piece.tokens)]
+    assert len(whole) >= len(pieces) - 2
+    for piece in whole:
+        ends = [tokenizer.decode(part).encode() for part in (piece.tokens, piece.tokens[:1])]
+        assert piece.bytes == len(ends[0]) - len(ends[1])
+
+
+def test_quotas_and_reading_no_more_than_needed(project: Path, base_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    data = params.read("data", Data)
+    read = []
+
+    def texts() -> Iterator[Text]:
+        for i in range(10_000):
+            read.append(i)
+            yield Text(str(i), sentence(80, i))
+
+    samples, documents, counts = prepare(texts(), tokenizer, data)
+    assert {s: len(p) for s, p in samples.items()} == {"train": 11, "val": 1, "test": 6}
+    assert {s: len(p) for s, p in documents.items()} == {"train": 5, "val": 1, "test": 2}
+    assert len(read) < 100  # streamed: it stops when the quotas are full
+    assert sum(c.get("texts", 0) for c in counts.values()) == len(read)
+    owners = {split: {p.text_id for p in pieces} for split, pieces in samples.items()}
+    assert not owners["train"] & owners["test"]
+    assert all(len(p.tokens) == 64 for pieces in documents.values() for p in pieces)
+    for split in ("train", "val", "test"):
+        own = [i for i in read if split_of(str(i), data.shares) == split]
+        characters = sum(len(sentence(80, i)) for i in own)
+        assert (counts[split]["texts"], counts[split]["characters"]) == (len(own), characters)
+
+    with pytest.raises(InputError, match=r"lower data.samples or data.test.samples"):
+        prepare([Text("1", "short")], tokenizer, data)
+
+
+def test_every_text_gives_its_first_piece_before_any_its_second(
+    project: Path, base_folder: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    data = params.read("data", Data)
+    data = data.model_copy(update={"samples": 30})  # more than the texts that training has
+    texts = [Text(str(i), sentence(80, i)) for i in range(24)]
+    samples = prepare(texts, tokenizer, data).samples["train"]
+    own = [text.id for text in texts if split_of(text.id, data.shares) == "train"]
+    assert len(own) < len(samples) == 27
+    assert [piece.text_id for piece in samples[: len(own)]] == own
+    assert {piece.start for piece in samples[: len(own)]} == {0}
+    assert [piece.start for piece in samples[len(own) :]] == [16] * (27 - len(own))
+
+
+def test_the_bases_own_documents_are_counted_and_not_cut(project: Path, base_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    data = params.read("data", Data)
+    shares = data.shares.model_copy(update={"base": 0.4, "train": 0.2})
+    texts = [Text(str(i), sentence(80, i)) for i in range(200)]
+    prepared = prepare(texts, tokenizer, data.model_copy(update={"shares": shares}))
+    own = [text.id for text in texts if split_of(text.id, shares) == "base"]
+    for kind in (prepared.samples, prepared.documents):
+        assert kind.keys() == {"train", "val", "test"}
+        assert not {piece.text_id for pieces in kind.values() for piece in pieces} & set(own)
+    assert 0 < prepared.counts["base"]["texts"] <= len(own)
+    assert prepared.counts["base"]["tokens"] > 0
+
+
+def test_written_pieces_are_read_back(tmp_path: Path) -> None:
+    pieces = [Piece("b", 0, [5, 6, 7], 9), Piece("a", 3, [8, 9], 4), Piece("b", 3, [1, 2, 3], 2)]
+    write({"train": pieces, "test": pieces[:1]}, tmp_path / "samples")
+    assert {file.name for file in (tmp_path / "samples").iterdir()} == {
+        "train.parquet",
+        "test.parquet",
+    }
+    read = Pieces.load(tmp_path / "samples/train.parquet")
+    assert read.tokens.tolist() == [[5, 6, 7], [8, 9, 0], [1, 2, 3]]
+    assert read.bytes.tolist() == [9, 4, 2]
+    assert read.texts.tolist() == [0, 1, 0]
+    assert len(Pieces.load(tmp_path / "samples/test.parquet")) == 1

@@ -1,0 +1,36 @@
+"""What a memory costs: counted, and the same after any number of tokens."""
+
+import torch
+from transformers import PreTrainedModel
+
+from infini.evaluation.cost import read, state_bytes
+from infini.model.layers import added_parameters, our_tensors
+from infini.model.retrofit import remove, retrofit
+
+L, HIDDEN, LAYERS = 16, 16, 2
+
+
+def carried(model: PreTrainedModel, tokens: int) -> int:
+    return state_bytes(read(model, torch.randint(300, (1, tokens))))
+
+
+def test_the_base_keeps_every_key_and_value(model: PreTrainedModel) -> None:
+    assert added_parameters(model) == 0
+    assert carried(model, 32) == 2 * LAYERS * 32 * HIDDEN * 4
+    assert carried(model, 48) == 2 * LAYERS * 48 * HIDDEN * 4
+
+
+def test_a_memory_keeps_its_size(model: PreTrainedModel) -> None:
+    logits = model(torch.arange(10)[None]).logits
+    retrofit(model, "parallel", [0], L)
+    assert added_parameters(model) == sum(t.numel() for t in our_tensors(model).values())
+    assert carried(model, 2 * L) == carried(model, 20 * L) > 0
+    remove(model)
+    assert torch.equal(model(torch.arange(10)[None]).logits, logits)
+
+
+def test_a_replacements_parameters_are_those_beyond_the_layer(model: PreTrainedModel) -> None:
+    before = sum(p.numel() for p in model.gpt_neox.layers[0].parameters())
+    retrofit(model, "replace", [0], L, init="teacher")
+    assert added_parameters(model) == sum(t.numel() for t in our_tensors(model).values()) - before
+    assert added_parameters(model) == 2  # a gate a head

@@ -1,0 +1,20 @@
+"""Memory that work holds at most, beyond what was held before."""
+
+import torch
+
+from infini.evaluation.peak_memory import added_by, high_water
+
+MIB = 2**20
+
+
+def test_what_work_holds_at_most_is_counted_and_what_it_held_before_is_not() -> None:
+    held = torch.ones(64 * MIB, dtype=torch.uint8)
+
+    def work() -> None:
+        for _ in range(2):  # one after the other: never both
+            torch.ones(48 * MIB, dtype=torch.uint8)
+
+    assert 47 < added_by(work) < 60
+    assert added_by(lambda: None) < 8
+    assert high_water() > 64
+    assert held.all()

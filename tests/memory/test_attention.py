@@ -1,0 +1,149 @@
+"""InfiniAttention against equations 3-6 as float64 loops, by head and token."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from infini.errors import InputError
+from infini.memory.attention import Heads, InfiniAttention
+from infini.memory.local import alibi_slopes
+from infini.memory.reference import local_loop, memory_loop, rotary_loop
+
+L, T, HIDDEN, HEADS, GROUPS = 8, 29, 16, 4, 2
+KINDS = [
+    (local, position) for local in ("softmax", "linear") for position in ("none", "alibi", "rope")
+]
+
+
+def attention(local: str, position: str, update: str = "delta") -> InfiniAttention:
+    torch.manual_seed(0)
+    module = InfiniAttention(
+        HIDDEN, HEADS, L, update, local, position, heads=Heads(num_kv_heads=GROUPS)
+    ).double()
+    torch.nn.init.normal_(module.beta)
+    return module
+
+
+def loop(module: InfiniAttention, x: Tensor) -> Tensor:
+    """One sample without padding, (T, hidden)."""
+    q, k, v = (
+        proj(x).unflatten(-1, (-1, module.head_dim)).transpose(0, 1)  # (H or G, T, D)
+        for proj in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    heads = []
+    for h in range(HEADS):
+        g = h // (HEADS // GROUPS)
+        reads, _, _ = memory_loop(q[h], k[g], v[g], L, module.update)
+        slope = alibi_slopes(HEADS)[h].item() if module.position == "alibi" else 0.0
+        turned = [q[h], k[g]]
+        if module.position == "rope":
+            turned = [rotary_loop(one, L) for one in turned]
+        scale = 1 / math.sqrt(module.head_dim)
+        here = local_loop(*turned, v[g], L, module.local, slope, scale)
+        gate = torch.sigmoid(module.beta[h])
+        mixed = gate * reads + (1 - gate) * here
+        heads.append(torch.cat([here[:L], mixed[L:]]))  # nothing written yet in the first segment
+    return module.o_proj(torch.stack(heads, 1).flatten(1))
+
+
+@pytest.mark.parametrize(("local", "position"), KINDS)
+@pytest.mark.parametrize("update", ["linear", "delta"])
+def test_values_and_gradients_equal_the_loop_under_mixed_padding(
+    local: str, position: str, update: str
+) -> None:
+    exact = attention(local, position, update)
+    single = attention(local, position, update).float()
+    x = torch.randn(3, T, HIDDEN, dtype=torch.float64)
+    mask = torch.ones(3, T, dtype=torch.bool)
+    mask[1, :6] = False
+    mask[2, -5:] = False
+    weights = torch.randn(3, T, HIDDEN, dtype=torch.float64)
+    noisy = torch.where(mask[..., None], x, 1e3).float().requires_grad_()
+    got, _ = single(noisy, attention_mask=mask)
+    (got.double() * weights * mask[..., None]).sum().backward()
+    x.requires_grad_()
+    for b in range(3):
+        expected = loop(exact, x[b, mask[b]])
+        torch.testing.assert_close(got[b, mask[b]].double(), expected, rtol=1e-5, atol=1e-5)
+        (expected * weights[b, mask[b]]).sum().backward()
+    pairs = [(noisy.grad, x.grad * mask[..., None])]
+    pairs += [
+        (a.grad, b.grad) for a, b in zip(single.parameters(), exact.parameters(), strict=True)
+    ]
+    for one, other in pairs:
+        assert (one.double() - other).abs().max() <= 1e-5 * other.abs().max().clamp_min(1.0)
+
+
+@pytest.mark.parametrize(("local", "position"), KINDS)
+@pytest.mark.parametrize("sizes", [[5, 11, 13], [1] * T, [8, 8, 13]])
+def test_chunks_equal_the_whole_and_causality_holds(
+    local: str, position: str, sizes: list[int]
+) -> None:
+    module = attention(local, position)
+    x = torch.randn(2, T, HIDDEN, dtype=torch.float64)
+    whole, expected = module(x)
+    state, parts = None, []
+    for chunk in x.split(sizes, 1):
+        out, state = module(chunk, state)
+        parts.append(out)
+    torch.testing.assert_close(torch.cat(parts, 1), whole)
+    torch.testing.assert_close(tuple(state), tuple(expected))
+
+    at = 13
+    perturbed = x.clone()
+    perturbed[:, at] += 1
+    moved = (module(perturbed)[0] - whole).abs().sum((0, 2))
+    assert not moved[:at].any()
+    assert moved[at] > 0
+    assert moved[2 * L :].min() > 0  # through the memory
+
+
+@pytest.mark.parametrize("local", ["softmax", "linear"])
+def test_gradcheck(local: str) -> None:
+    module = attention(local, "alibi")
+    x = torch.randn(1, 2 * L + 3, HIDDEN, dtype=torch.float64, requires_grad=True)
+    names = ["q_proj.weight", "k_proj.weight", "v_proj.weight", "beta"]
+    chosen = [module.get_parameter(name) for name in names]
+
+    def run(x: Tensor, *values: Tensor) -> Tensor:
+        new = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(module, new, (x,))[0]
+
+    assert torch.autograd.gradcheck(run, (x, *chosen), fast_mode=True)
+
+
+def test_empty_memory_leaves_the_local_output_undiluted() -> None:
+    module, x = attention("softmax", "none"), torch.randn(1, L, HIDDEN, dtype=torch.float64)
+    before, _ = module(x)
+    module.beta.data.fill_(4.0)
+    assert torch.equal(module(x)[0], before)
+
+
+def test_bfloat16_and_autocast() -> None:
+    module, x = attention("softmax", "rope").float(), torch.randn(1, T, HIDDEN)
+    exact, _ = module(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, state = module(x)
+    out.float().square().sum().backward()
+    assert state.matrix.dtype == torch.float32
+    torch.testing.assert_close(out.float(), exact, rtol=0.05, atol=0.05)
+    low, state = module.bfloat16()(x.bfloat16())
+    assert low.dtype == torch.bfloat16
+    assert state.matrix.dtype == torch.float32
+    torch.testing.assert_close(low.float(), exact, rtol=0.05, atol=0.05)
+
+
+def test_heads_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="hidden_size 10 is not a multiple of num_heads 4"):
+        InfiniAttention(10, 4)
+    with pytest.raises(ValueError, match="num_heads 4 is not a multiple of num_kv_heads 3"):
+        InfiniAttention(16, 4, heads=Heads(num_kv_heads=3))
+
+
+@pytest.mark.parametrize("typo", [{"update": "dleta"}, {"local": "sofmax"}, {"position": "rop"}])
+def test_choices_that_do_not_exist_are_refused(typo: dict[str, str]) -> None:
+    ((name, value),) = typo.items()
+    with pytest.raises(InputError, match=rf"^{name}: one of .* is needed, got '{value}'$"):
+        InfiniAttention(16, 4, **typo)

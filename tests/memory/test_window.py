@@ -1,0 +1,117 @@
+"""Attention to sinks and window against a loop over tokens, in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from infini.memory.local import RotaryEmbedding, rotate
+from infini.memory.window import Span, WindowState, window_attention
+
+B, H, G, D, V = 2, 4, 2, 6, 5
+ROTARY = RotaryEmbedding(D)
+
+
+def turn(x: Tensor, positions: Tensor) -> Tensor:
+    """x, (B, H, T, D), turned as complex numbers; halves are partners."""
+    first, second = x[..., : D // 2], x[..., D // 2 :]
+    angles = positions[:, None, :, None].double() * ROTARY.frequencies.double()
+    z = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([z.real, z.imag], -1)
+
+
+def softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Grouped attention: (n, C, H, V)."""
+    k, v = (x.repeat_interleave(H // G, 1) for x in (k, v))
+    scores = (q @ k.mT).masked_fill(~mask, -torch.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+def loop(q: Tensor, k: Tensor, v: Tensor, W: int, S: int, limit: int | None) -> Tensor:
+    """(B, T, H, V), token by token, by distances alone."""
+    out = torch.zeros(*q.shape[:3], V, dtype=q.dtype)
+    for t in range(q.shape[2]):
+        for h in range(H):
+            g, scores, seen = h // (H // G), [], []
+            for j in range(t + 1):
+                distance = t - j
+                if j < S:
+                    distance = min(t, W + S - 1) - j
+                elif distance >= W:
+                    continue
+                if limit is not None and distance >= limit:
+                    continue
+                at = torch.tensor([[distance]])
+                key = turn(k[:, g : g + 1, j : j + 1], -at)[:, 0, 0]  # (B, D)
+                scores.append((q[:, h, t] * key).sum(-1))
+                seen.append(v[:, g, j])
+            weights = torch.stack(scores, -1).softmax(-1)  # (B, seen)
+            out[:, h, t] = (weights[..., None] * torch.stack(seen, 1)).sum(1)
+    return out.transpose(1, 2)
+
+
+def tokens(length: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(length)
+    shapes = (B, H, length, D), (B, G, length, D), (B, G, length, V)
+    q, k, v = (torch.randn(*shape, dtype=torch.float64) for shape in shapes)
+    return q, k, v
+
+
+def streamed(
+    qkv: tuple[Tensor, Tensor, Tensor], chunks: list[int], W: int, S: int, **how: Any
+) -> Tensor:
+    """In chunks, the state passed on."""
+    counts, state, out = torch.zeros(B, dtype=torch.int64), None, []
+    for q, k, v in zip(*(x.split(chunks, 2) for x in qkv), strict=True):
+        T = q.shape[2]
+        span = Span(counts, torch.full((B,), T), T, W, S)
+        state = state or WindowState.empty(k, v, span, memory=False)
+        joined = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
+        state = span.after(state, k, v, state.matrix)
+        sinks = state.sink_keys, state.sink_values
+        out.append(window_attention(q, joined, sinks, span, softmax, **how))
+        counts = counts + T
+    return torch.cat(out, 1)
+
+
+@pytest.mark.parametrize(("W", "S"), [(5, 2), (1, 0), (1, 3), (4, 0), (70, 4)])
+@pytest.mark.parametrize("limit", [None, 3, 6])
+def test_window_and_sinks_are_those_of_a_loop(W: int, S: int, limit: int | None) -> None:
+    length = 90 if W == 70 else 14
+    qkv = tokens(length)
+    expected = loop(*qkv, W, S, limit)
+    for chunks in ([length], [3, 1, 1, length - 5], [1] * length):
+        out = streamed(qkv, chunks, W, S, rotate=turn, limit=limit)
+        torch.testing.assert_close(out, expected)
+
+
+def test_many_blocks_are_one_window() -> None:
+    qkv = tokens(200)  # blocks of 64 queries
+    whole = streamed(qkv, [200], 9, 2, rotate=turn)
+    torch.testing.assert_close(streamed(qkv, [50, 30, 120], 9, 2, rotate=turn), whole)
+    single = streamed(qkv, [1] * 200, 9, 2, rotate=turn)
+    torch.testing.assert_close(single, whole)
+
+
+def test_turning_is_that_of_the_local_attention() -> None:
+    q, positions = tokens(7)[0], torch.arange(7)[None]
+    torch.testing.assert_close(
+        turn(q, positions), rotate(q, *ROTARY(q, positions)), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_state_is_of_one_size_and_of_the_samples_asked_for() -> None:
+    _, k, v = tokens(30)
+    sizes = set()
+    for T in (1, 8, 30):
+        span = Span(torch.zeros(B, dtype=torch.int64), torch.tensor([T, T // 2]), T, 5, 2)
+        empty = WindowState.empty(k, v, span, memory=True)
+        state = span.after(empty, k[:, :, :T], v[:, :, :T], empty.matrix)
+        sizes.add(state.nbytes)
+    assert sizes == {8 * B * G * (5 + 2 - 1) * (D + V) + 4 * B * G * D * V}
+    assert torch.equal(state.keys[0], k[0, :, 26:]), "the last W - 1"
+    assert torch.equal(state.keys[1], k[1, :, 11:15])
+    assert torch.equal(state.sink_values, v[:, :, :2])
+    swapped = state.select(torch.tensor([1, 0, 1]))
+    assert torch.equal(swapped.keys[2], state.keys[1])

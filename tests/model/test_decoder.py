@@ -1,0 +1,70 @@
+"""A model with a memory as its user calls it: any length, in chunks, padded on either side."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from architectures import L, text
+from infini.errors import InputError
+from infini.model.architectures import CACHE, cache_of
+
+Retrofitted = Callable[[str, str], PreTrainedModel]
+
+
+@torch.no_grad()
+def test_chunks_with_their_cache_equal_the_whole(ours: PreTrainedModel) -> None:
+    tokens = text(2, 53)
+    whole = ours(tokens, use_cache=False, output_hidden_states=True)
+    cache, parts, hidden = None, [], []
+    for chunk in tokens.split([3, 20, 1, 1, 28], 1):
+        out = ours(chunk, **{CACHE: cache}, output_hidden_states=True)
+        cache = cache_of(out)
+        parts.append(out.logits)
+        hidden.append(out.hidden_states[-1])
+    torch.testing.assert_close(torch.cat(parts, 1), whole.logits, rtol=1e-4, atol=1e-5)
+    last = whole.hidden_states[-1]
+    torch.testing.assert_close(torch.cat(hidden, 1), last, rtol=1e-4, atol=1e-5)
+    assert cache.get_seq_length() == 53
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_padding_on_either_side_changes_no_logits(side: str, retrofitted: Retrofitted) -> None:
+    model = retrofitted("llama", "beside")
+    lengths, width = [50, 21, 16], 50
+    batch, mask = torch.zeros(3, width, dtype=torch.long), torch.zeros(3, width)
+    for row, n in enumerate(lengths):
+        part = slice(width - n, None) if side == "left" else slice(n)
+        batch[row, part], mask[row, part] = text(1, n)[0], 1
+    for cache in (False, True):
+        logits = model(batch, attention_mask=mask, use_cache=cache).logits
+        for row, n in enumerate(lengths):
+            alone = model(text(1, n)).logits[0]
+            torch.testing.assert_close(logits[row, mask[row] == 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_labels_are_those_of_the_whole_document(retrofitted: Retrofitted) -> None:
+    model, tokens = retrofitted("llama", "beside"), text(2, 3 * L)
+    out = model(tokens, labels=tokens)
+    expected = torch.nn.functional.cross_entropy(
+        out.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    )
+    torch.testing.assert_close(out.loss, expected)
+
+
+def test_wrong_calls_are_refused_in_one_line(retrofitted: Retrofitted) -> None:
+    model = retrofitted("llama", "beside")
+    with pytest.raises(InputError, match="a DynamicCache cannot hold the memory"):
+        model(text(1, 3), **{CACHE: DynamicCache()})
+    with pytest.raises(InputError, match="needs use_cache"):
+        model(text(1, 3), **{CACHE: cache_of(model(text(1, 3)))}, use_cache=False)
+    with pytest.raises(InputError, match="attention_mask: "):
+        model(text(1, 3), attention_mask=torch.ones(1, 2))
+    with pytest.raises(InputError, match="attention_mask: no real token"):
+        model(text(1, 3), attention_mask=torch.zeros(1, 3))
+    with pytest.raises(InputError, match="at least one token"):
+        model(text(1, 0))
+    with pytest.raises(InputError, match="output_attentions"):
+        model(text(1, 3), output_attentions=True)

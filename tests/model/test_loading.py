@@ -1,0 +1,110 @@
+"""From a folder back to a model with a memory, for good or for a while."""
+
+import json
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import infini
+from architectures import L, text
+from infini.errors import InputError
+from infini.model.base import load_base
+from infini.model.layers import our_tensors
+from infini.model.loading import loaded
+
+METHODS = [{"method": "parallel"}] + [
+    {"method": "replace", "init": init} for init in ("teacher", "random")
+]
+
+
+@pytest.mark.parametrize("options", METHODS)
+@torch.no_grad()
+def test_save_and_load_give_the_same_bits(
+    model: PreTrainedModel, tmp_path: Path, options: dict[str, str]
+) -> None:
+    torch.manual_seed(3)
+    infini.retrofit(model, layers=[1], segment_length=L, update="linear", alpha=0.3, **options)
+    model.save_pretrained(tmp_path)
+    again = infini.load(tmp_path)  # finds the base by its recorded name
+    tokens = text(2, 50)
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
+    assert not again.training
+
+
+@torch.no_grad()
+def test_the_base_is_found_by_its_recorded_name_and_stays_on_the_cpu(
+    model: PreTrainedModel, base_folder: Path, tmp_path: Path
+) -> None:
+    here = tmp_path / "a base"
+    model.get_output_embeddings().weight.mul_(2.0)  # unlike the base of any other folder
+    model.save_pretrained(here)
+    base = infini.retrofit(load_base(str(here)), segment_length=L, alpha=0.3)
+    base.save_pretrained(tmp_path / "ours")
+    again = infini.load(tmp_path / "ours")
+    assert {parameter.device.type for parameter in again.parameters()} == {"cpu"}
+    tokens = text(2, 50)
+    assert torch.equal(again(tokens).logits, base(tokens).logits)
+    shutil.rmtree(here)
+    with pytest.raises(InputError, match=f"base.model: no model at '{here}'"):
+        infini.load(tmp_path / "ours")
+    with pytest.raises(InputError, match=f"made for another base than '.*': it needs '{here}'"):
+        infini.load(tmp_path / "ours", load_base(str(base_folder)))
+
+
+def test_load_refuses_what_does_not_fit(
+    model: PreTrainedModel, base_folder: Path, tmp_path: Path
+) -> None:
+    infini.retrofit(model, "parallel", [1], L)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"has a memory already: infini.remove\(base\) first"):
+        infini.load(tmp_path, model)
+    base = load_base(str(base_folder))
+    config = json.loads((tmp_path / "infini_config.json").read_text())
+
+    def refused(message: str, content: dict[str, object]) -> None:
+        (tmp_path / "infini_config.json").write_text(json.dumps(content))
+        with pytest.raises(InputError, match=message):
+            infini.load(tmp_path, base)
+
+    refused("format 1 is needed", config | {"format": 2})
+    refused(r"infini_config.json: incomplete: 'base'", {"format": 1})
+    refused(r"infini_config.json: .*unexpected keyword argument 'depth'", config | {"depth": 2})
+    refused("segment_length: 1 to 64", config | {"segment_length": 65})
+    torch.nn.init.zeros_(base.get_input_embeddings().weight)
+    refused("made for another base", config)
+
+
+@pytest.mark.parametrize("options", METHODS)
+@pytest.mark.parametrize("failing", [False, True])
+@torch.no_grad()
+def test_a_base_with_a_memory_for_a_while_is_the_untouched_base_behind_it(
+    model: PreTrainedModel,
+    base_folder: Path,
+    tmp_path: Path,
+    options: dict[str, str],
+    failing: bool,
+) -> None:
+    ours = load_base(str(base_folder))
+    infini.retrofit(ours, layers=[1], segment_length=L, alpha=0.3, **options)
+    ours.save_pretrained(tmp_path)
+    model.get_output_embeddings().requires_grad_(True)
+    kind, tokens = type(model), text(2, 3 * L)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    before, expected = model(tokens).logits, ours(tokens).logits
+    assert not torch.equal(before, expected)
+    outcome = pytest.raises(ZeroDivisionError) if failing else nullcontext()
+    with outcome, loaded(tmp_path, model) as within:
+        assert within is model
+        assert torch.equal(within(tokens).logits, expected)
+        now = {id(p) for p in within.parameters() if p.requires_grad}
+        assert now == {id(p) for p in our_tensors(within).values()}
+        if failing:
+            raise ZeroDivisionError
+    assert type(model) is kind
+    assert not our_tensors(model)
+    assert torch.equal(model(tokens).logits, before)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable

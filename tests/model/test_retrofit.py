@@ -1,0 +1,118 @@
+"""The retrofit: what it changes, what it leaves, what it refuses."""
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import infini
+from architectures import CONFIGS, L, text, tiny
+from infini.errors import InputError
+from infini.model.segments import run_segments
+
+METHODS = [{"method": "parallel"}] + [
+    {"method": "replace", "init": init} for init in ("teacher", "random")
+]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_parallel_at_alpha_zero_is_the_base_bit_for_bit(name: str) -> None:
+    model, tokens = tiny(name), text(2, 3 * L)
+    within, full = model(tokens[:, :L]).logits, model(tokens).logits
+    segments, _ = run_segments(model, tokens, L)
+    infini.retrofit(model, "parallel", [0, 2], L, alpha=0.0)
+    assert torch.equal(model(tokens[:, :L]).logits, within)
+    assert torch.equal(model.get_decoder()(tokens, use_cache=False).last_hidden_state, segments)
+    for name, tensor in model.named_parameters():
+        if name.endswith("alpha"):
+            tensor.fill_(0.5)
+    assert not torch.equal(model(tokens[:, :L]).logits, within)
+    assert torch.equal(infini.remove(model)(tokens).logits, full)
+
+    infini.retrofit(model, "parallel", [0, 2], L, alpha=0.0, segmented=False)
+    assert torch.equal(model(tokens).logits, full)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("options", METHODS)
+def test_exactly_ours_is_trainable_and_removal_gives_the_base_back(
+    name: str, options: dict[str, str]
+) -> None:
+    model = tiny(name)
+    kind, parameters = type(model), {n: p.clone() for n, p in model.named_parameters()}
+    frozen = next(iter(parameters))
+    model.get_parameter(frozen).requires_grad_(False)
+    infini.retrofit(model, layers=[1], segment_length=L, **options)
+    assert isinstance(model, kind)
+    assert type(model).__name__ == kind.__name__
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    added = {id(p) for n, p in model.named_parameters() if ".original." not in n} - {
+        id(p) for p in infini.remove(model).parameters()
+    }
+    assert trainable == added
+    assert type(model) is kind
+    after = dict(model.named_parameters())
+    assert after.keys() == parameters.keys()
+    assert all(torch.equal(after[n], p) for n, p in parameters.items())
+    assert {n for n, p in after.items() if not p.requires_grad} == {frozen}
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        (r"layers \[3\] do not exist, the base has 0 to 2", {"layers": [3]}),
+        ("layers: at least one", {"layers": []}),
+        ("layers: a list of decoder layers is needed, got 0", {"layers": 0}),
+        (r"layers: whole numbers are needed, got 0.5", {"layers": [0.5]}),
+        ("segment_length: whole numbers are needed, got 16.0", {"segment_length": 16.0}),
+        ("alpha: a finite number is needed, got nan", {"alpha": float("nan")}),
+        ("update: one of 'linear', 'delta' is needed, got 'dleta'", {"update": "dleta"}),
+        ("local: one of 'softmax', 'linear' is needed, got 'sofmax'", {"local": "sofmax"}),
+        ("position: one of 'none', 'alibi', 'rope' is needed, got 'rop'", {"position": "rop"}),
+        (
+            "method: one of 'replace', 'parallel', 'window' is needed, got 'beside'",
+            {"method": "beside"},
+        ),
+        ("init: one of 'teacher', 'random'", {"init": "zero"}),
+        (r"segment_length: 1 to 256 \(the base's context\), got 300", {"segment_length": 300}),
+        ('"teacher" keeps the base\'s own', {"method": "replace", "local": "linear"}),
+        ('"teacher" keeps the base\'s own', {"method": "replace", "position": "none"}),
+    ],
+)
+def test_retrofit_refuses_what_cannot_be(message: str, options: dict[str, object]) -> None:
+    model = tiny("llama")
+    with pytest.raises(InputError, match=message):
+        infini.retrofit(model, **{"segment_length": L, **options})
+    assert not hasattr(model, "infini_config")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_retrofit_refuses_a_second_memory() -> None:
+    model = infini.retrofit(tiny("llama"), segment_length=L)
+    with pytest.raises(InputError, match="has a memory already"):
+        infini.retrofit(model, segment_length=L)
+
+
+def test_an_argument_that_does_not_exist_is_named() -> None:
+    with pytest.raises(TypeError, match=r"retrofit\(\) got an unexpected keyword argument 'alhpa'"):
+        infini.retrofit(tiny("llama"), segment_length=L, alhpa=1.0)
+
+
+ENCODERS: list[PreTrainedModel] = [
+    BertForMaskedLM(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1,
+                               num_attention_heads=2, intermediate_size=8)),
+    T5ForConditionalGeneration(T5Config(vocab_size=9, d_model=8, num_layers=1, num_heads=2,
+                                        d_ff=8, d_kv=4)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ENCODERS, ids=lambda model: type(model).__name__)
+def test_models_that_do_not_continue_text_are_refused(model: PreTrainedModel) -> None:
+    with pytest.raises(InputError, match=f"^{type(model).__name__}: a causal language model"):
+        infini.retrofit(model, segment_length=4)

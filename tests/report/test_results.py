@@ -1,0 +1,138 @@
+"""What the stages left is read once, whatever the number of seeds."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from infini.evaluation.estimates import Estimate
+from infini.paths import (
+    AUDITS as AUDIT_FOLDER,
+)
+from infini.paths import (
+    AUDITS_LOCK,
+    COSTS,
+    EVALUATION,
+    INPUTS,
+    METRICS,
+    SAMPLES,
+    SUMMARY,
+    TIMES,
+    TRAINING,
+    write_json,
+)
+from infini.report import tables
+from infini.report.results import Setup, loss_curve, read_results, read_times
+from report.toy_results import AUDITS, BASE, SETUP, audit, gates, losses, passkey, version
+
+ONE = replace(SETUP, replacements={}, audits=AUDITS)  # v3 alone
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files as the stages leave them: the base of one seed, v3 of two, one audit, no costs."""
+    monkeypatch.chdir(tmp_path)
+    write_json(METRICS / "base.json", BASE)
+    spread = {"spread": {"segmented": {"ppl": 1.5}}}
+    write_json(METRICS / "v3.json", version(38.0, 40.0, -0.051, 0.051, 0.49) | spread)
+    write_json(AUDIT_FOLDER / "right.json", audit((90.0, 50.0), (12000.0, 11000.0)))
+    write_json(SUMMARY, {"train": {"texts": 3}})
+    tables = {
+        "base": losses(segmented=3.6, sliding=3.5).assign(seed=0),
+        "v3": pd.concat(
+            [
+                losses(segmented=nats, memory_off=3.6).assign(seed=seed)
+                for seed, nats in ((0, 3.4), (1, 3.6))
+            ]
+        ),
+    }
+    for name, table in tables.items():
+        (EVALUATION / name).mkdir(parents=True)
+        table.to_parquet(EVALUATION / name / "losses.parquet", index=False)
+        passkey(0.1).to_csv(EVALUATION / name / "passkey.csv", index=False)
+        gates(0.4).to_csv(EVALUATION / name / "gates.csv", index=False)
+    summary = {"epochs": 2, "best_epoch": 1, "stopped_early": 0}
+    write_json(TRAINING / "v3/finetune.json", {"0": summary, "1": summary})
+    curve = pd.DataFrame({"epoch": [1, 2], "train_loss": [3.0, 2.0], "val_loss": [3.0, 4.0]})
+    both = pd.concat([curve.assign(seed=0), curve.assign(seed=1)])
+    both.to_csv(TRAINING / "v3/finetune.csv", index=False)
+    SAMPLES.mkdir(parents=True)
+    pd.DataFrame({"tokens": [[1] * 256, [1] * 128]}).to_parquet(SAMPLES / "train.parquet")
+    return tmp_path
+
+
+def test_everything_is_read(folder: Path) -> None:
+    results = read_results(ONE)
+    assert list(results.figures) == list(results.losses) == ["base", "v3"]
+    assert results.figures["v3"]["segmented.ppl"] == Estimate(38.0, 1.5)
+    assert results.figures["v3"]["memory.gain"] == Estimate(0.051, 0.01, difference=True)
+    assert results.metrics.loc["v3", "segmented.ppl_se"] == 0.5
+    assert list(results.audits) == ["right"]  # the other was not run
+    assert results.audits["right"]["after.segmented.ppl"] == Estimate(50.0)
+    assert results.costs.empty
+    assert results.padding == 0.25
+    assert results.prepared == {"train": {"texts": 3}}
+    assert set(results.gates) == {"v3"}
+    assert results.curves["distill"].empty
+
+
+def test_losses_are_the_mean_over_seeds(folder: Path) -> None:
+    found = read_results(ONE).losses
+    assert "seed" not in found["base"].columns.union(found["v3"].columns)
+    assert len(found["v3"]) == 16  # two protocols, four texts, two segments
+    by_segment = tables.perplexity_by(found, "segment")
+    assert by_segment.loc["0", "v3"].value == pytest.approx(33.1155, rel=1e-5)  # e^3.5
+
+
+def test_curves_of_several_seeds_are_told_apart(folder: Path) -> None:
+    curves = read_results(ONE).curves["finetune"]
+    assert list(curves["version"].unique()) == ["v3 seed 0", "v3 seed 1"]
+
+
+def test_costs_are_read_once_measured(folder: Path) -> None:
+    pd.DataFrame({"version": ["base"], "length": [32]}).to_csv(COSTS, index=False)
+    assert read_results(ONE).costs["length"].tolist() == [32]
+
+
+def test_audits_and_costs_of_another_base_are_left_out(folder: Path) -> None:
+    """audits/dvc.lock says what they were run on."""
+    pd.DataFrame({"version": ["base"]}).to_csv(COSTS, index=False)
+    write_json(INPUTS / "base.json", {"model": "one"})
+    md5 = hashlib.md5((INPUTS / "base.json").read_bytes()).hexdigest()
+    stage = {"deps": [{"path": "data/inputs/base.json", "md5": md5}, {"path": "x", "md5": "0"}]}
+    AUDITS_LOCK.parent.mkdir(parents=True)
+    lock = {"stages": {"audit@right": stage, "measure_cost": stage}}
+    AUDITS_LOCK.write_text(yaml.safe_dump(lock))
+    results = read_results(ONE)
+    assert results.foreign == []
+    assert list(results.audits) == ["right"]
+    assert len(results.costs) == 1
+    write_json(INPUTS / "base.json", {"model": "another"})
+    results = read_results(ONE)
+    assert results.foreign == ["costs", "right"]
+    assert not results.audits
+    assert results.costs.empty
+
+
+def test_times_are_of_the_versions_and_may_be_missing(folder: Path) -> None:
+    assert read_times(ONE) == {}
+    for name in ("v3-finetune", "prepare-data", "base-evaluate", "gone-distill", "right-audit"):
+        write_json(TIMES / f"{name}.json", {"seconds": 1.0, "startup": 2.0})
+    assert list(read_times(ONE)) == ["base-evaluate", "prepare-data", "v3-finetune"]
+
+
+def test_replacements_come_before_adapters() -> None:
+    assert list(SETUP.versions) == ["v1", "v2", "v3"]
+    assert isinstance(ONE, Setup)
+    assert list(ONE.versions) == ["v3"]
+
+
+def test_curves_mark_the_best_epoch_and_the_stop() -> None:
+    curve = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [3.0, 2, 1], "val_loss": [3.0, 2, 4]})
+    table = loss_curve(curve, {"epochs": 3, "best_epoch": 2, "stopped_early": 1}, "v2")
+    assert len(table) == 6
+    assert set(table.loc[table["event"] == "best", "epoch"]) == {2}
+    assert set(table.loc[table["event"] == "stopped", "epoch"]) == {3}

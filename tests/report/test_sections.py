@@ -1,0 +1,122 @@
+"""The whole report: what it shows, and that Git sees nothing of the run that made it."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from infini.report.page import Drawing, Report, Table, html, markdown
+from infini.report.results import Results
+from infini.report.sections import build
+from report.toy_results import SETUP, results
+
+ORIGIN = {"params.yaml": "0123456789ab", "prepared data": "ba9876543210"}
+TIMES = {"v1-distill": {"seconds": 12.3, "startup": 4.5, "seconds_per_epoch": 0.91}}
+DRAWN = [
+    "perplexity",
+    "segments",
+    "distance",
+    "retrieval",
+    "gates",
+    "costs",
+    "distill",
+    "finetune",
+]
+
+
+def report(found: Results, commit: str = "abcdef", times: dict | None = TIMES) -> Report:
+    return build(found, ORIGIN, {"commit": commit, "hardware": "a toaster"}, times or {})
+
+
+def titles(made: Report) -> list[str]:
+    return [section.title for section in made.sections]
+
+
+def drawings(made: Report) -> list[str]:
+    return [p.name for s in made.sections for p in s.parts if isinstance(p, Drawing)]
+
+
+def test_sections_and_their_order() -> None:
+    made = report(results())
+    assert titles(made) == [
+        "All versions",
+        "The log's comparison",
+        "What the research log measured",
+        "Where in the document",
+        "Retrieval",
+        "Gates and α",
+        "What a memory costs",
+        "Training",
+        "Settings",
+        "Where this comes from",
+        "This run",
+    ]
+    assert drawings(made) == DRAWN
+    assert made.summary[0] == "**Better than the untouched base, beyond noise: v1, v2, v3.**"
+    assert [card.label for card in made.cards] == ["Untouched base", "v1", "v2", "v3"]
+    text = markdown(made, "plots")
+    captions = [p.caption for s in made.sections for p in s.parts if isinstance(p, Table)]
+    assert "Replacements: v1 | v2" in captions
+    assert "Of the short samples here 12.5 % is padding." in text
+    assert "v2 goes from 12,000 to 600 by the log's loop" in text
+
+
+def test_git_sees_the_same_bytes_whatever_the_run() -> None:
+    first = report(results())
+    other = report(results(), "fedcba", {**TIMES, "v2-distill": {"seconds": 99.9, "startup": 1.0}})
+    text, page = markdown(first, "plots"), html(first)
+    assert text == markdown(other, "plots")
+    assert page != html(other)
+    for hashed in ORIGIN.values():
+        assert hashed in text
+        assert hashed in page
+    for of_the_run in ("abcdef", "a toaster", "12.3", "This run"):
+        assert of_the_run not in text
+        assert of_the_run in page
+
+
+def test_a_fresh_clone_has_no_times() -> None:
+    last = report(results(), times=None).sections[-1]
+    assert [part.caption for part in last.parts if isinstance(part, Table)] == [
+        "Code, software and hardware"
+    ]
+
+
+def test_without_replacements_the_logs_comparison_disappears() -> None:
+    made = report(results(setup=replace(SETUP, replacements={}), audits={}))
+    assert "The log's comparison" not in titles(made)
+    assert drawings(made) == DRAWN  # the pipeline expects every file
+    assert "v3" in markdown(made, "plots")
+
+
+def test_without_versions_the_base_is_reported() -> None:
+    made = report(results(setup=replace(SETUP, replacements={}, adapters={}), audits={}))
+    assert made.summary[0] == "**Better than the untouched base, beyond noise: no version.**"
+    assert {"The log's comparison", "Settings"} & set(titles(made)) == set()
+    assert drawings(made) == DRAWN
+    assert "40.00 by segments" in markdown(made, "plots")
+    assert html(made)
+
+
+def test_without_costs_there_is_no_section_of_them() -> None:
+    assert "What a memory costs" not in titles(report(results(costs=pd.DataFrame())))
+
+
+def test_without_audits_it_says_which_are_missing() -> None:
+    text = markdown(report(results(audits={})), "plots")
+    assert "No audit with labels shifted twice and its twin" in text
+    assert "padding" not in text
+
+
+@pytest.mark.parametrize("module", ["sections", "provenance", "revisions"])
+def test_nobody_waits_for_torch(module: str) -> None:
+    code = f"import sys, infini.report.{module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_of_another_base_is_said() -> None:
+    report = build(results(foreign=["costs", "padding"]), {}, {}, {})
+    (section,) = [s for s in report.sections if s.title == "What the research log measured"]
+    assert "another base or corpus: costs, padding;" in section.parts[-1]

@@ -1,0 +1,207 @@
+"""Results of toy size for the report's tests: an untouched base, v1, v2 and the adapter v3."""
+
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from infini.corpus.config import Data, Shares, TestSize
+from infini.evaluation.config import SlidingProtocol
+from infini.evaluation.estimates import estimates_of, flatten
+from infini.model.config import Base
+from infini.report.results import Results, Setup
+from infini.training.config import Adapter, Audit, Replacement
+
+BASE = {
+    "segmented": {"ppl": 40.0},
+    "sliding": {"ppl": 36.0, "bits_per_byte": 1.1},
+    "double_shift": {"ppl": 12000.0, "next_token_ppl": 40.0},
+}
+
+
+def version(ppl: float, off: float, against: float, gain: float, share: float) -> dict[str, Any]:
+    """A version's metrics."""
+    return {
+        "distill": {"epochs": 10, "ppl_gap": 20.0 if ppl > 40 else 10.0},
+        "segmented": {"ppl": ppl, "ppl_se": 0.5, "bits_per_byte": 1.2},
+        "memory_off": {"ppl": off},
+        "vs_base": {"nats": against, "nats_se": 0.01},
+        "memory": {"gain": gain, "gain_se": 0.01},
+        "context_recovery": {"share": share, "share_se": 0.1},
+        "passkey": {"gain": 0.1, "gain_se": 0.2, "exact": 0.0},
+    }
+
+
+METRICS = {
+    "base": BASE,
+    "v1": version(44.0, 44.0, 0.095, 0.0, -0.9),
+    "v2": version(38.0, 40.0, -0.051, 0.051, 0.49),
+}
+FIGURES = {name: estimates_of(tree) for name, tree in METRICS.items()}
+
+
+def audit(segmented: tuple[float, float], shifted: tuple[float, float]) -> dict[str, Any]:
+    """An audit's metrics, before and after."""
+    return {
+        when: {"segmented": {"ppl": a}, "double_shift": {"ppl": b}}
+        for when, a, b in zip(("before", "after"), segmented, shifted, strict=True)
+    }
+
+
+RIGHT = estimates_of(audit((90.0, 50.0), (12000.0, 11000.0)))
+FALLS = estimates_of(audit((90.0, 900.0), (12000.0, 600.0)))
+STAYS = estimates_of(audit((90.0, 900.0), (12000.0, 11000.0)))
+AUDITS = {
+    "twice": Audit(of="v2", question="Twice?", mistake="labels_shifted_twice"),
+    "right": Audit(of="v2", question="Right?"),
+}
+
+
+def replacement(epochs: int, patience: int | None, lr: float) -> Replacement:
+    """A recipe; with patience val text is held out."""
+    recipe = {
+        "epochs": epochs,
+        "lr": lr,
+        "gate_lr": 1e-4,
+        "batch_size": 1,
+        "hold_out": patience is not None,
+        "patience": patience,
+    }
+    long = {"documents": 3, "update": "segment", "bptt_segments": 0}
+    content = {"layer": {"layers": [0], "update": "delta", "local": "linear"}}
+    return Replacement.model_validate(
+        {**content, "distill": recipe, "finetune": {**recipe, **long}}
+    )
+
+
+V3 = Adapter.model_validate(
+    {
+        "layer": {"layers": [0], "update": "linear", "local": "softmax"},
+        "alpha": 0.0,
+        "epochs": 5,
+        "lr": 0.01,
+        "gate_lr": 0.01,
+        "batch_size": 1,
+        "hold_out": True,
+        "patience": 3,
+        "documents": None,
+        "update": "document",
+        "bptt_segments": None,
+    }
+)
+SETUP = Setup(
+    base=Base(model="toy/base"),
+    data=Data(
+        corpus="toy",
+        shares=Shares(base=0.0, train=0.6, val=0.2, test=0.2),
+        samples=12,
+        documents=6,
+        document_length=512,
+        segment_length=256,
+        test=TestSize(samples=6, documents=4),
+    ),
+    sliding=SlidingProtocol(documents=4, context=1024, stride=512),
+    replacements={"v1": replacement(10, None, 1e-4), "v2": replacement(50, 2, 1e-5)},
+    adapters={"v3": V3},
+    audits=AUDITS,
+)
+
+
+def losses(**nats: float) -> pd.DataFrame:
+    """A loss table of four texts in two segments; by protocol, nats a token are on average so."""
+    rows = [
+        {
+            "piece": piece,
+            "text": piece,
+            "bytes": 100,
+            "segment": segment,
+            "distance": (64, 256)[segment],
+            "tokens": 10,
+            "nats": 10 * value * (0.97 + 0.02 * piece),
+            "protocol": protocol,
+        }
+        for protocol, value in nats.items()
+        for piece in range(4)
+        for segment in range(2)
+    ]
+    return pd.DataFrame(rows)
+
+
+def passkey(gain: float) -> pd.DataFrame:
+    """Cases of two depths and two lengths; the gain at depth 1 is twice that at 0."""
+    return pd.DataFrame(
+        [
+            {"segments": n, "depth": d, "log_prob": gain * (1 + d) - 9.0, "log_prob_off": -9.0}
+            for n in (2, 4)
+            for d in (0.0, 1.0)
+        ]
+    )
+
+
+def gates(*shares: float) -> pd.DataFrame:
+    """Layer 0, a head a share."""
+    return pd.DataFrame(
+        [{"layer": 0, "head": i, "gate": share, "seed": 0} for i, share in enumerate(shares)]
+    )
+
+
+def curves(*names: str) -> pd.DataFrame:
+    """Two epochs of train and val loss, the second is the best."""
+    columns = ["version", "epoch", "split", "loss", "event"]
+    rows = [
+        (name, epoch, split, 4.0 - epoch + i, "best" if epoch == 2 else "")
+        for i, name in enumerate(names)
+        for split in ("train", "val")
+        for epoch in (1, 2)
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def costs(*names: str) -> pd.DataFrame:
+    """Two lengths each."""
+    return pd.DataFrame(
+        [
+            {
+                "version": name,
+                "length": length,
+                "state_bytes": length * (i + 1),
+                "tokens_per_second": 1000.4 + i,
+                "peak_mib": 12.5 + i,
+            }
+            for i, name in enumerate(names)
+            for length in (1024, 16384)
+        ]
+    )
+
+
+def results(**changes: Any) -> Results:
+    """Results of all versions of a setup; further changes replace fields."""
+    setup = changes.pop("setup", SETUP)
+    names = tuple(setup.versions)
+    metrics = {"base": BASE}
+    for name, recipe in setup.versions.items():
+        metrics[name] = version(38.0, 40.0, -0.051, 0.051, 0.49)
+        if "distill" not in recipe.steps:
+            del metrics[name]["distill"]
+            metrics[name]["alpha"] = {"layer0": 0.152}
+    whole = Results(
+        setup=setup,
+        metrics=pd.DataFrame({name: flatten(tree) for name, tree in metrics.items()}).T,
+        figures={name: estimates_of(tree) for name, tree in metrics.items()},
+        losses={
+            "base": losses(segmented=3.6, sliding=3.5),
+            **{name: losses(segmented=3.55, memory_off=3.6) for name in names},
+        },
+        passkey={name: passkey(0.1) for name in ("base", *names)},
+        gates={name: gates(0.4, 0.5) for name in names},
+        curves={
+            "distill": curves(*setup.replacements),
+            "finetune": curves(*names),
+        },
+        audits={"twice": FALLS, "right": RIGHT},
+        costs=costs("base", *names),
+        prepared={"train": {"texts": 1200, "documents": 5}, "test": {"texts": 3}},
+        padding=0.125,
+        foreign=[],
+    )
+    return replace(whole, **changes)

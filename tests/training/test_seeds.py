@@ -1,0 +1,68 @@
+"""Every seed's model and curves are written; checkpoints go when all are done."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from transformers import PreTrainedModel
+
+from infini.model.retrofit import retrofit
+from infini.training.checkpoint import ROOT, Checkpoint
+from infini.training.loop import Fit
+from infini.training.seeds import Job, Trained, train_seeds
+
+
+def test_every_seed_is_written_and_checkpoints_go_last(
+    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    retrofit(model, segment_length=16)
+    kept: list[int] = []  # checkpoints there as each seed begins
+
+    def train(job: Job) -> Trained:
+        kept.append(len(list(ROOT.glob("*"))))
+        checkpoint = Checkpoint(job.name, "key")
+        checkpoint.save({}, [], {})
+        curve = [
+            {"epoch": epoch, "train_loss": job.seed / epoch, "val_loss": 2.0} for epoch in (1, 2)
+        ]
+        return Trained(model, Fit(curve, best_epoch=2, seconds=4.0 + job.seed), 9, 1, checkpoint)
+
+    train_seeds("v1", "finetune", [0, 6], train)
+    folder = Path("data/training/v1")
+    assert kept == [0, 1]
+    assert not ROOT.exists()
+    assert {str(file) for file in Path("data/models").rglob("*.safetensors")} == {
+        f"data/models/v1/finetune/seed{seed}/infini.safetensors" for seed in (0, 6)
+    }
+    summaries = json.loads((folder / "finetune.json").read_text())
+    assert {seed: summary["train_loss"] for seed, summary in summaries.items()} == {
+        "0": 0.0,
+        "6": 3.0,
+    }
+    assert all(s["best_epoch"] == s["epochs"] == 2 for s in summaries.values())
+    curves = pd.read_csv(folder / "finetune.csv")
+    assert curves.columns.tolist() == ["epoch", "train_loss", "val_loss", "seed"]
+    assert curves.groupby("seed")["train_loss"].sum().to_dict() == {0: 0.0, 6: 9.0}
+    times = json.loads(Path("data/times/v1-finetune.json").read_text())
+    assert times["seconds_per_epoch"] == 3.5  # of 2 and 5
+
+
+def test_a_killed_seed_leaves_the_others_checkpoints(
+    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    retrofit(model, segment_length=16)
+
+    def train(job: Job) -> Trained:
+        if job.seed == 1:
+            raise KeyboardInterrupt
+        checkpoint = Checkpoint("first", "key")
+        checkpoint.save({}, [], {})
+        return Trained(model, Fit([{"train_loss": 1.0}], best_epoch=1), 9, 0, checkpoint)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_seeds("v1", "finetune", [0, 1], train)
+    assert len(list(ROOT.iterdir())) == 1
+    assert not Path("data/training").exists()
