@@ -92,6 +92,12 @@ def deal_out(layers: Iterable[nn.Module]) -> None:
             fully_shard(layer, mesh=mesh)
 
 
+def leave() -> None:
+    """Part from the others, at the end of a script: their threads must not outlive it."""
+    if accelerator.cache_info().currsize:
+        accelerator().end_training()
+
+
 def autocast() -> AbstractContextManager[None]:
     """bfloat16 for training on a GPU; float32 on every CPU, so that all give the same figures."""
     kind = device().type

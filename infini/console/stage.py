@@ -23,6 +23,10 @@ def run(main: Callable[..., None], *, parallel: bool = False) -> None:
     configure_logging()
     try:
         main(*sys.argv[1:])
+        if parallel:
+            from infini import processes  # slow, and not every stage needs it
+
+            processes.leave()
     except InputError as error:
         sys.exit(f"error: {error}")
     except Stopped as stopped:
