@@ -10,6 +10,8 @@ Init = Literal["teacher", "random"]  # weights of a replaced layer: the base's o
 Update = Literal["linear", "delta"]  # rule of the memory's write
 WindowUpdate = Literal["linear", "delta", "gated_delta"]  # of what leaves a window
 LocalKind = Literal["softmax", "linear"]  # attention within a segment
+# whose memory a document reads: its own, another's of the batch, or none's
+MemoryUse = Literal["own", "swapped", "off"]
 Position = Literal["none", "alibi", "rope"]  # positions within a segment
 
 

@@ -17,7 +17,15 @@ from infini.errors import InputError
 from infini.evaluation.config import Cost, Evaluate
 from infini.model.config import Base
 from infini.schema import Name, Section, Seed
-from infini.training.config import Adapter, Audit, Pretrain, Replacement, Version
+from infini.training.config import (
+    Adapter,
+    AnyAdapter,
+    Audit,
+    Pretrain,
+    Replacement,
+    Version,
+    WindowAdapter,
+)
 
 FILE = Path("params.yaml")
 
@@ -34,7 +42,7 @@ class Params(Section):
     pretrain: Pretrain
     data: Data
     replacements: dict[Name, Replacement]
-    adapters: dict[Name, Adapter]
+    adapters: dict[Name, AnyAdapter]
     evaluate: Evaluate
     cost: Cost
     audits: dict[Name, Audit]
@@ -71,11 +79,8 @@ class Params(Section):
                 test.samples,
             ),
         ]
-        for name in ("segmented", "memory_off", "double_shift", "sliding"):
-            wanted = getattr(self.evaluate, name).documents
-            limits.append(
-                (f"evaluate.{name}.documents", wanted, "data.test.documents", test.documents)
-            )
+        scored = self.evaluate.documents
+        limits.append(("evaluate.documents", scored, "data.test.documents", test.documents))
         for name, version in self.versions.items():
             key = (
                 f"replacements.{name}.finetune" if name in self.replacements else f"adapters.{name}"
@@ -100,9 +105,11 @@ def audited(audit: Audit, versions: dict[str, Version]) -> Version:
     """An audit's recipe: its version's, with what it changes. InputError for what cannot be."""
     if (version := versions.get(audit.of)) is None:
         raise InputError(f"of: no version {audit.of!r}")
+    if isinstance(version, WindowAdapter):
+        raise InputError(f"of: {audit.of!r} reads by window, the log's loop is of segments")
     if "distill" not in version.steps and (audit.distill or audit.mistake == "padding_counted"):
         key = "distill" if audit.distill else "mistake"
-        raise InputError(f"{key}: {audit.of!r} is an adapter, nothing is distilled")
+        raise InputError(f"{key}: nothing of {audit.of!r} is distilled")
     try:
         return version.changed(audit)
     except ValidationError as invalid:
@@ -117,13 +124,21 @@ def read(key: str, kind: type[T]) -> T:
 
     Just these are what a stage depends on: dvc.yaml lists the same keys under `params`.
     """
+    value = read_optional(key, kind)
+    assert value is not None, f"{key} is null"
+    return value
+
+
+def read_optional(key: str, kind: type[T]) -> T | None:
+    """`read`, of what may be null."""
     value: Any = load()
     for part in key.split("."):
         try:
             value = value[part] if isinstance(value, dict) else getattr(value, part)
         except (KeyError, AttributeError):
             raise InputError(f"{FILE}: {key}: no such key") from None
-    assert isinstance(value, get_origin(kind) or kind), f"{key} is a {type(value).__name__}"
+    wanted = get_origin(kind) or kind
+    assert value is None or isinstance(value, wanted), f"{key} is a {type(value).__name__}"
     return value
 
 

@@ -17,7 +17,7 @@ def main(version: str) -> None:
 
     def train(job: Job) -> Trained:
         model = load_base(base.model, base.revision).to(processes.device())
-        model = untrained(model, length, job.seed, recipe.retrofit_options())
+        model = untrained(model, job.seed, recipe.retrofit_options(length))
         return train_on_documents(model, recipe, length, job)
 
     train_seeds(version, "finetune", params.every_seed(), train)

@@ -1,19 +1,30 @@
-"""Distil the replaced layer of a version into an Infini layer."""
+"""Distil the replaced layer of a version into an Infini layer; or start from the layers' own."""
+
+from transformers import PreTrainedModel
 
 from infini import params, processes
 from infini.console.stage import run
 from infini.model.base import load_base
 from infini.model.config import Base
+from infini.model.retrofit import untrained
 from infini.training.config import Recipe, ReplacedLayer
 from infini.training.distillation import distill
-from infini.training.seeds import Job, Trained, train_seeds
+from infini.training.seeds import Job, Trained, save_untrained, train_seeds
 
 
 def main(version: str) -> None:
     base = params.read("base", Base)
     length = params.read("data.segment_length", int)
     place = params.read(f"replacements.{version}.layer", ReplacedLayer)
-    recipe = params.read(f"replacements.{version}.distill", Recipe)
+    recipe = params.read_optional(f"replacements.{version}.distill", Recipe)
+
+    def start(seed: int) -> PreTrainedModel:
+        model = load_base(base.model, base.revision)
+        return untrained(model, seed, place.retrofit_options(length))
+
+    if recipe is None:
+        save_untrained(version, "distill", params.every_seed(), start)
+        return
 
     def train(job: Job) -> Trained:
         model = load_base(base.model, base.revision).to(processes.device())

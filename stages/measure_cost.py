@@ -11,10 +11,10 @@ from infini.paths import COSTS
 
 def main() -> None:
     watch = Stopwatch("measure_cost")
+    length = params.read("data.segment_length", int)
     table = cost.table(
         params.read("base", Base),
-        {name: version.retrofit_options() for name, version in params.versions().items()},
-        params.read("data.segment_length", int),
+        {name: version.retrofit_options(length) for name, version in params.versions().items()},
         params.read("cost", Cost),
         params.read("seed", int),
     )

@@ -15,15 +15,15 @@ class ShortProtocol(Section):
     samples: Positive
 
 
-class LongProtocol(Section):
-    """Perplexity on long documents."""
+class DoubleShiftProtocol(Section):
+    """The research log's loop, which scores the token after next."""
 
-    # test documents scored
+    # test documents scored, of those that the other protocols score
     documents: Positive
 
 
-class SlidingProtocol(LongProtocol):
-    """Full attention over a window, the base's ceiling."""
+class FullProtocol(Section):
+    """Full attention, the untouched base's ceiling."""
 
     # tokens a window; at most the base's own context
     context: Positive
@@ -31,9 +31,24 @@ class SlidingProtocol(LongProtocol):
     stride: Positive
 
     @model_validator(mode="after")
-    def _stride(self) -> "SlidingProtocol":
+    def _stride(self) -> "FullProtocol":
         if self.stride > self.context:
             raise InputError(f"stride: at most the context, {self.context}, got {self.stride}")
+        return self
+
+
+class WindowProtocol(Section):
+    """The untouched base with a text's first tokens and its last, exactly, and no memory."""
+
+    # tokens of the window, the own one included; with the sinks at most the base's context
+    sizes: Annotated[list[Positive], Field(min_length=1)]
+    # first tokens of a text that are always seen
+    sinks: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _sizes(self) -> "WindowProtocol":
+        if self.sizes != sorted(set(self.sizes)):
+            raise InputError(f"sizes: in rising order, none twice, got {self.sizes}")
         return self
 
 
@@ -52,11 +67,22 @@ class Evaluate(Section):
     """Stage evaluate_ppl: the protocols."""
 
     short: ShortProtocol
-    segmented: LongProtocol
-    memory_off: LongProtocol
-    double_shift: LongProtocol
-    sliding: SlidingProtocol
+    # test documents scored, the same by every protocol: differences are paired; two at least,
+    # since one is read with the memory of another
+    documents: Annotated[int, Field(ge=2)]
+    double_shift: DoubleShiftProtocol
+    full: FullProtocol
+    window: WindowProtocol
     passkey: PasskeyProtocol
+
+    @model_validator(mode="after")
+    def _documents(self) -> "Evaluate":
+        if self.double_shift.documents > self.documents:
+            raise InputError(
+                f"double_shift.documents: at most evaluate.documents, {self.documents}, "
+                f"got {self.double_shift.documents}"
+            )
+        return self
 
 
 class Cost(Section):

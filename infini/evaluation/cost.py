@@ -24,6 +24,7 @@ from infini.model.cache import InfiniCache
 from infini.model.config import Base
 from infini.model.layers import added_parameters
 from infini.model.retrofit import untrained
+from infini.model.window_cache import WindowCache
 
 CHUNK = 1024  # tokens a call
 
@@ -38,11 +39,38 @@ def read(model: PreTrainedModel, tokens: Tensor) -> Cache:
     return cache
 
 
-def state_bytes(cache: Cache) -> int:
-    """What must be kept to read on: keys and values, the memory, the segment begun."""
+class Carried(NamedTuple):
+    """Bytes that are kept from one token to the next."""
+
+    exact: int  # keys and values of tokens, as the base's layers hold them
+    pending: int = 0  # further copies of tokens that the memory will be written from
+    memory: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self)
+
+
+def carried(cache: Cache) -> Carried:
+    """What must be kept to read on."""
     if isinstance(cache, InfiniCache):
-        return cache.nbytes
+        states = cache.memory.values()
+        return Carried(
+            _exact(cache.base),
+            pending=sum(state.keys.nbytes + state.values.nbytes for state in states),
+            memory=sum(state.matrix.nbytes + state.normalizer.nbytes for state in states),
+        )
+    if isinstance(cache, WindowCache):
+        windows = cache.states.values()
+        kept = sum(sum(x.nbytes for x in state) - state.matrix.nbytes for state in windows)
+        memory = sum(state.matrix.nbytes for state in windows)
+        return Carried(_exact(cache.text) + kept, memory=memory)
     assert isinstance(cache, DynamicCache)
+    return Carried(_exact(cache))
+
+
+def _exact(cache: DynamicCache) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
@@ -51,7 +79,6 @@ class Setting(NamedTuple):
 
     base: Base
     retrofit: dict[str, Any] | None  # the version's options; None: the untouched base
-    segment_length: int
     length: int  # tokens read
     repeats: int
     seed: int
@@ -60,7 +87,6 @@ class Setting(NamedTuple):
 def table(
     base: Base,
     versions: dict[str, dict[str, Any]],
-    segment_length: int,
     cost: Cost,
     seed: int,
 ) -> pd.DataFrame:
@@ -70,7 +96,7 @@ def table(
     that another has left.
     """
     cases = [
-        (name, Setting(base, options, segment_length, length, cost.repeats, seed))
+        (name, Setting(base, options, length, cost.repeats, seed))
         for name, options in {"base": None, **versions}.items()
         for length in cost.lengths
     ]
@@ -87,7 +113,7 @@ def table(
 def _measure(setting: Setting) -> dict[str, float]:
     model = load_base(setting.base.model, setting.base.revision).to(processes.device())
     if setting.retrofit is not None:
-        untrained(model, setting.segment_length, setting.seed, setting.retrofit)
+        untrained(model, setting.seed, setting.retrofit)
     torch.manual_seed(setting.seed)
     vocabulary = model.config.get_text_config().vocab_size
     tokens = torch.randint(vocabulary, (1, setting.length)).to(model.device)
@@ -97,10 +123,10 @@ def _measure(setting: Setting) -> dict[str, float]:
         began = time.perf_counter()
         cache = read(model, tokens)
         seconds.append(time.perf_counter() - began)
-    carried = state_bytes(cache)
+    kept = carried(cache).total
     del cache
     return {
-        "state_bytes": carried,
+        "state_bytes": kept,
         "parameters": added_parameters(model),
         "tokens_per_second": round(setting.length / min(seconds), 1),
         "peak_mib": round(added_by(lambda: read(model, tokens)), 1),

@@ -19,7 +19,17 @@ Metrics = dict[str, Any]
 
 # Metrics that are differences between two scores of the same text: noise may explain them.
 DIFFERENCES = frozenset(
-    {"vs_base.nats", "memory.gain", "context_recovery.share", "passkey.gain", "vs_version.nats"}
+    {
+        "equal_bytes.gain",
+        "control.worth",
+        "recovery.share",
+        "vs_base.nats",
+        "memory.gain",
+        "memory.swapped_gain",
+        "context_recovery.share",
+        "passkey.gain",
+        "vs_version.nats",
+    }
 )
 
 
@@ -29,6 +39,11 @@ class Estimate(NamedTuple):
     value: float
     error: float | None = None  # None: not known, as of one text alone
     difference: bool = False  # of two scores of the same text
+
+    @property
+    def is_gain(self) -> bool:
+        """Whether it is above none by more than two errors."""
+        return self.value > 0 and not self.is_noise
 
     @property
     def is_noise(self) -> bool:
@@ -71,10 +86,11 @@ def _by_text(pieces: pd.DataFrame) -> pd.DataFrame:
 
 
 def perplexity(table: pd.DataFrame) -> Metrics:
-    """Metrics ppl and bits_per_byte of a loss table, with their standard errors."""
+    """Metrics nats (a token), ppl and bits_per_byte of a loss table, with their standard errors."""
     texts = _by_text(by_piece(table))
     bits = ratio(texts["nats"] / math.log(2), texts["bytes"])
-    return with_errors(ppl=exp(ratio(texts["nats"], texts["tokens"])), bits_per_byte=bits)
+    nats = ratio(texts["nats"], texts["tokens"])
+    return with_errors(nats=nats, ppl=exp(nats), bits_per_byte=bits)
 
 
 def exp(nats: Estimate) -> Estimate:
@@ -89,11 +105,15 @@ def difference(table: pd.DataFrame, other: pd.DataFrame) -> Estimate:
     return ratio(texts["nats"] - texts["nats_other"], texts["tokens"])
 
 
-def recovery(ours: pd.DataFrame, base: pd.DataFrame, ceiling: pd.DataFrame) -> Estimate:
-    """Context recovery: (base − ours) / (base − ceiling), in nats on the pieces all three have."""
-    pieces = _merge_pieces(_both(ours, base), by_piece(ceiling)[["nats"]], "_ceiling")
+def share(
+    ours: pd.DataFrame, other: pd.DataFrame, floor: pd.DataFrame, ceiling: pd.DataFrame
+) -> Estimate:
+    """(other − ours) / (floor − ceiling), in nats on the pieces that all four have."""
+    pieces = _both(ours, other)
+    for table, suffix in ((floor, "_floor"), (ceiling, "_ceiling")):
+        pieces = _merge_pieces(pieces, by_piece(table)[["nats"]], suffix)
     texts = _by_text(pieces)
-    return ratio(texts["nats_other"] - texts["nats"], texts["nats_other"] - texts["nats_ceiling"])
+    return ratio(texts["nats_other"] - texts["nats"], texts["nats_floor"] - texts["nats_ceiling"])
 
 
 def _merge_pieces(pieces: pd.DataFrame, other: pd.DataFrame, suffix: str) -> pd.DataFrame:

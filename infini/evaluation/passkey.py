@@ -25,6 +25,8 @@ from infini.model.run import States
 from infini.model.segments import run_rows, run_segments, stopping_after
 
 DIGITS = 5
+PLACE = ("segments", "depth", "sample")
+FIGURES = ("log_prob", "rank", "exact")
 
 
 class Haystacks:
@@ -106,7 +108,7 @@ def passkey(model: PreTrainedModel, haystacks: Haystacks) -> pd.DataFrame:
             for memory in (True, False)
         ]
         for case, on, off in zip(some, *measured, strict=True):
-            names = dict(zip(("segments", "depth", "sample"), case, strict=True))
+            names = dict(zip(PLACE, case, strict=True))
             rows.append(names | on | {f"{name}_off": value for name, value in off.items()})
     return pd.DataFrame(rows)
 

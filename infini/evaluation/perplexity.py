@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from infini import processes
+from infini.choices import MemoryUse
 from infini.console.progress import progress
 from infini.corpus.pieces import Batch, Pieces
 from infini.errors import InputError
@@ -24,27 +25,33 @@ from infini.evaluation.losses import (
 )
 from infini.evaluation.score import Score
 from infini.model.architectures import head_of
+from infini.model.reading import memory_used, read_documents
 from infini.model.segments import run_segments
 
 
-def segmented(
+def documents(
     model: PreTrainedModel,
     pieces: Pieces,
     segment_length: int,
-    memory: bool = True,
+    memory: MemoryUse = "own",
     title: str = "",
 ) -> Score:
-    """Pieces read by segments, next token scored; memory=False keeps the memory empty.
+    """Pieces read as the model reads documents, next token scored, by the memory of `memory`.
 
-    Short samples are pieces of one segment.
+    An untouched base reads blind segments; short samples are pieces of one segment. InputError:
+    one piece alone, where it is to be read with the memory of another.
     """
+    swapped = memory == "swapped"
+    if swapped and len(pieces) < 2:
+        raise InputError(f"{title}: two documents are needed, one reads the other's memory")
 
     def losses(batch: Batch) -> tuple[Tensor, Tensor]:
-        hidden, _ = run_segments(model, batch.tokens, segment_length, memory=memory)
+        with memory_used(model, memory):
+            hidden, _ = read_documents(model, batch.tokens, segment_length)
         targets = next_token(batch.tokens, batch.mask)
         return cross_entropy(hidden, head_of(model), targets), targets
 
-    return _score(model, pieces, losses, title)
+    return _score(model, pieces, losses, title, even=swapped)
 
 
 def double_shift(
@@ -102,8 +109,12 @@ def _score(
     pieces: Pieces,
     losses: Callable[[Batch], tuple[Tensor, Tensor]],
     title: str,
+    even: bool = False,
 ) -> Score:
-    """Every piece's losses: `losses` gives a batch's, (B, T), and its targets, (B, T)."""
+    """Every piece's losses: `losses` gives a batch's, (B, T), and its targets, (B, T).
+
+    even: batches are; a piece is read again where one would have an odd number.
+    """
     nats = torch.zeros(pieces.tokens.shape)
     scored = torch.zeros(pieces.tokens.shape, dtype=torch.bool)
     rows = list(torch.arange(len(pieces)).split(max(1, BATCH_TOKENS // nats.shape[1])))
@@ -112,10 +123,13 @@ def _score(
     mine = processes.share([*rows, *[rows[0][:0]] * surplus])
     for some in progress(mine, title):
         read = some if len(some) else rows[0]
+        if even and len(read) % 2:
+            read = torch.cat([read, (read[-1:] + 1) % len(pieces)])
         batch = Batch(pieces.tokens[read].to(model.device), pieces.mask[read].to(model.device))
         values, targets = losses(batch)
         if len(some):
-            nats[some], scored[some] = values.cpu(), (targets != UNSCORED).cpu()
+            own = slice(len(some))
+            nats[some], scored[some] = values[own].cpu(), (targets[own] != UNSCORED).cpu()
     if not nats.isfinite().all():
         raise InputError(
             f"{title or 'perplexity'}: a loss is not finite: the model's weights, the base's or "

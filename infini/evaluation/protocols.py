@@ -1,80 +1,71 @@
 """The prepared test text, and every protocol of params.yaml over it."""
 
-from collections.abc import Callable
-
 import pandas as pd
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from infini.choices import MemoryUse
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
 from infini.evaluation import perplexity
-from infini.evaluation.config import Evaluate, LongProtocol
+from infini.evaluation.config import Evaluate
 from infini.evaluation.passkey import Haystacks
 from infini.evaluation.score import Score
 from infini.model.architectures import context_of
+from infini.model.window import windowed
 from infini.paths import DOCUMENTS, SAMPLES
 
 
 class HeldOutText:
-    """What every model is scored on."""
+    """What every model is scored on, and the protocols that score it."""
 
     def __init__(self, recipes: Evaluate, segment_length: int, tokenizer: Tokenizer):
         self.recipes, self.segment_length = recipes, segment_length
         samples, width = recipes.short.samples, segment_length
         self.samples = Pieces.load(SAMPLES / "test.parquet", samples, width=width)
-        long = (recipes.segmented, recipes.memory_off, recipes.double_shift, recipes.sliding)
-        most = max(recipe.documents for recipe in long)
-        self.documents = Pieces.load(DOCUMENTS / "test.parquet", most)
-        self.haystacks = Haystacks(tokenizer, self.documents, segment_length, recipes.passkey)
+        self.long = Pieces.load(DOCUMENTS / "test.parquet", recipes.documents)
+        self.haystacks = Haystacks(tokenizer, self.long, segment_length, recipes.passkey)
 
-    def first(self, recipe: LongProtocol) -> Pieces:
-        """The documents that a protocol scores."""
-        return self.documents.first(recipe.documents)
+    def short(self, model: PreTrainedModel) -> Score:
+        """Samples, each alone."""
+        return perplexity.documents(model, self.samples, self.segment_length, title="short")
 
-    def losses(self, model: PreTrainedModel, *protocols: str) -> pd.DataFrame:
-        """Loss tables (see `Score.table`) of the named protocols, in a column `protocol`."""
+    def documents(self, model: PreTrainedModel, memory: MemoryUse = "own") -> Score:
+        """Documents as the model reads them: a version its own way, an untouched base by blind
+        segments."""
+        title = "documents" if memory == "own" else f"memory {memory}"
+        return perplexity.documents(model, self.long, self.segment_length, memory, title)
+
+    def double_shift(self, model: PreTrainedModel) -> Score:
+        """The log's loop, on some of the documents."""
+        some = self.long.first(self.recipes.double_shift.documents)
+        return perplexity.double_shift(model, some, self.segment_length, title="double shift")
+
+    def full(self, base: PreTrainedModel) -> Score:
+        """Full attention: the untouched base's ceiling."""
+        recipe, longest = self.recipes.full, context_of(base)
+        if longest is not None and recipe.context > longest:
+            raise InputError(
+                f"params.yaml: evaluate.full.context: the base reads {longest} tokens at most, "
+                f"got {recipe.context}"
+            )
+        return perplexity.sliding(base, self.long, recipe.context, recipe.stride, title="full")
+
+    def window(self, base: PreTrainedModel, size: int) -> Score:
+        """The untouched base with the first tokens and the last `size`: what anyone gets."""
+        sinks, longest = self.recipes.window.sinks, context_of(base)
+        if longest is not None and size + sinks > longest:
+            raise InputError(
+                f"params.yaml: evaluate.window.sizes: with {sinks} sinks the base reads "
+                f"{longest - sinks} tokens at most, got {size}"
+            )
+        with windowed(base, size, sinks):
+            title = f"window {size}"
+            return perplexity.documents(base, self.long, self.segment_length, title=title)
+
+    def tables(self, scores: dict[str, Score]) -> pd.DataFrame:
+        """Loss tables (see `Score.table`) by protocol's name, in a column `protocol`."""
         tables = [
-            PROTOCOLS[name](model, self).table(self.segment_length).assign(protocol=name)
-            for name in protocols
+            score.table(self.segment_length).assign(protocol=name) for name, score in scores.items()
         ]
         return pd.concat(tables, ignore_index=True)
-
-
-def _short(model: PreTrainedModel, text: HeldOutText) -> Score:
-    return perplexity.segmented(model, text.samples, text.segment_length, title="short")
-
-
-def _segmented(model: PreTrainedModel, text: HeldOutText) -> Score:
-    documents = text.first(text.recipes.segmented)
-    return perplexity.segmented(model, documents, text.segment_length, title="segmented")
-
-
-def _memory_off(model: PreTrainedModel, text: HeldOutText) -> Score:
-    documents, length = text.first(text.recipes.memory_off), text.segment_length
-    return perplexity.segmented(model, documents, length, memory=False, title="memory off")
-
-
-def _double_shift(model: PreTrainedModel, text: HeldOutText) -> Score:
-    documents = text.first(text.recipes.double_shift)
-    return perplexity.double_shift(model, documents, text.segment_length, title="double shift")
-
-
-def _sliding(model: PreTrainedModel, text: HeldOutText) -> Score:
-    recipe, longest = text.recipes.sliding, context_of(model)
-    if longest is not None and recipe.context > longest:
-        raise InputError(
-            f"params.yaml: evaluate.sliding.context: the base reads {longest} tokens at most, "
-            f"got {recipe.context}"
-        )
-    documents = text.first(recipe)
-    return perplexity.sliding(model, documents, recipe.context, recipe.stride, title="sliding")
-
-
-PROTOCOLS: dict[str, Callable[[PreTrainedModel, HeldOutText], Score]] = {
-    "short": _short,
-    "segmented": _segmented,
-    "memory_off": _memory_off,
-    "double_shift": _double_shift,
-    "sliding": _sliding,
-}

@@ -5,6 +5,7 @@
 """
 
 import math
+from statistics import mean
 from typing import NamedTuple
 
 import pandas as pd
@@ -13,20 +14,22 @@ from transformers import PreTrainedModel
 
 from infini import processes
 from infini.evaluation import estimates
-from infini.evaluation.cost import read, state_bytes
-from infini.evaluation.estimates import (
-    Metrics,
-    difference,
-    mean_and_spread,
-    recovery,
-    rounded,
-    with_errors,
-)
+from infini.evaluation.cost import Carried, carried, read
+from infini.evaluation.estimates import Metrics, mean_and_spread, rounded
 from infini.evaluation.layer_error import mean_squared_error, record_layer
-from infini.evaluation.passkey import passkey, summary
+from infini.evaluation.opponents import (
+    against_opponents,
+    equal_window,
+    of,
+    token_bytes,
+    window_bytes,
+)
+from infini.evaluation.passkey import FIGURES, PLACE, passkey, summary
 from infini.evaluation.protocols import HeldOutText
+from infini.evaluation.score import Score
 from infini.model.layers import added_parameters, frozen_layers, memory_modules
 from infini.model.loading import loaded
+from infini.model.window_layer import window_layers
 from infini.paths import EVALUATION, METRICS, TRAINING, model_folder, read_json, write_json
 
 
@@ -39,69 +42,113 @@ class Evaluation(NamedTuple):
     gates: pd.DataFrame  # layer, head, gate: sigmoid(β)
 
 
-def of(losses: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """One protocol's rows."""
-    return losses[losses["protocol"] == protocol]
-
-
 def protocol_metrics(losses: pd.DataFrame) -> Metrics:
-    """Every protocol's figures; the audit's beside the next token's on the same documents."""
+    """Every protocol's figures; the log's loop beside the next token on the same documents."""
     names = losses["protocol"].unique()
     metrics = {name: estimates.perplexity(of(losses, name)) for name in names}
     if shifted := metrics.get("double_shift"):
         # The bytes of a token after next mean nothing.
         metrics["double_shift"] = {k: v for k, v in shifted.items() if k.startswith("ppl")}
         pieces = of(losses, "double_shift")["piece"].unique()
-        segmented = of(losses, "segmented")
-        same = estimates.perplexity(segmented[segmented["piece"].isin(pieces)])
+        long = of(losses, "documents" if "documents" in names else "segmented")
+        same = estimates.perplexity(long[long["piece"].isin(pieces)])
         metrics["double_shift"]["next_token_ppl"] = same["ppl"]
     return metrics
 
 
-def against_base(losses: pd.DataFrame, base: pd.DataFrame) -> Metrics:
-    """Paired by document: nats a token more than the base, the memory's gain, the recovery."""
-    ours, untouched = of(losses, "segmented"), of(base, "segmented")
-    return {
-        "vs_base": with_errors(nats=difference(ours, untouched)),
-        "memory": with_errors(gain=difference(of(losses, "memory_off"), ours)),
-        "context_recovery": with_errors(share=recovery(ours, untouched, of(base, "sliding"))),
-    }
-
-
 def evaluate_base(base: PreTrainedModel, text: HeldOutText) -> Evaluation:
-    """The untouched base: what every version is compared with, and its full-context ceiling."""
-    return _evaluate(base, text, "short", "segmented", "sliding", "double_shift")
+    """The untouched base: by blind segments, through windows of every size, by full attention."""
+    a_token, sizes = token_bytes(base, text), text.recipes.window.sizes
+    kept = {size: window_bytes(base, text, size) for size in sizes}
+    processes.deal_out(frozen_layers(base))
+    scores = {
+        "short": text.short(base),
+        "segmented": text.documents(base),
+        "full": text.full(base),
+        "double_shift": text.double_shift(base),
+        **{f"window{size}": text.window(base, size) for size in sizes},
+    }
+    losses, found = text.tables(scores), passkey(base, text.haystacks)
+    metrics = protocol_metrics(losses)
+    metrics["full"]["bytes"] = a_token * text.recipes.full.context
+    metrics["window"] = {
+        f"w{size}": metrics.pop(f"window{size}") | {"tokens": size, "bytes": kept[size]}
+        for size in sizes
+    }
+    metrics |= {"passkey": summary(found), "cost": {"parameters": 0}}
+    metrics["bytes"] = _itemised(Carried(a_token * (text.segment_length - 1)))
+    return Evaluation(metrics, losses, found, _gates(base))
 
 
 def evaluate_version(
     base: PreTrainedModel, version: str, seed: int, text: HeldOutText
 ) -> Evaluation:
-    """A version's training, step by step, then its final model by every protocol."""
-    untouched = read_json(METRICS / "base.json")
-    before, metrics = untouched, Metrics()
+    """A version's training, step by step, then its final model and its opponents."""
+    untouched, metrics = read_json(METRICS / "base.json"), Metrics()
+    before = untouched | {"documents": untouched["segmented"]}
     if model_folder(version, "distill", seed).is_dir():
         before, distilled = _distilled(base, version, seed, text)
         metrics["distill"] = distilled | _gap(untouched, before)
     with loaded(model_folder(version, "finetune", seed), base) as model:
-        found = _evaluate(model, text, "short", "segmented", "memory_off", "double_shift")
-        weights = _weights(model)
-    metrics["finetune"] = _finetuned(version, seed, before, found.metrics)
-    protocols = {k: v for k, v in found.metrics.items() if k not in ("passkey", "cost")}
-    others = {k: found.metrics[k] for k in ("passkey", "cost")}
-    against = against_base(found.losses, pd.read_parquet(EVALUATION / "base/losses.parquet"))
-    return found._replace(metrics=metrics | weights | protocols | against | others)
-
-
-def _evaluate(model: PreTrainedModel, text: HeldOutText, *protocols: str) -> Evaluation:
-    """One model by the named protocols, and by passkey retrieval."""
-    cache = read(model, text.documents.tokens[:1].to(model.device))
-    cost = {"state_bytes": state_bytes(cache), "parameters": added_parameters(model)}
-    gates = _gates(model)
-    processes.deal_out(frozen_layers(model))
-    losses = text.losses(model, *protocols)
-    found = passkey(model, text.haystacks)
-    metrics = protocol_metrics(losses) | {"passkey": summary(found), "cost": cost}
+        kept = carried(read(model, _most_kept(text).to(model.device)))
+        added, gates, weights = added_parameters(model), _gates(model), _weights(model)
+        processes.deal_out(frozen_layers(model))
+        scores = _scores(model, text)
+        found = _passkey(model, text)
+    size = equal_window(base, text, kept.total)
+    losses = text.tables(scores | _opponents(base, version, seed, text, size))
+    final = protocol_metrics(losses)
+    if "double_shift" not in final:  # untrained, a window is the base's
+        before = {"documents": final["memory_off"]}
+    metrics["finetune"] = _finetuned(version, seed, before, final)
+    against = against_opponents(losses, pd.read_parquet(EVALUATION / "base/losses.parquet"))
+    against["equal_bytes"]["window"] = size
+    metrics |= weights | final | against | {"bytes": _itemised(kept), "cost": {"parameters": added}}
+    if len(found):
+        metrics["passkey"] = summary(found)
     return Evaluation(metrics, losses, found, gates)
+
+
+def _scores(model: PreTrainedModel, text: HeldOutText) -> dict[str, Score]:
+    """A version's, by protocol."""
+    scores = {
+        "short": text.short(model),
+        "documents": text.documents(model),
+        "memory_off": text.documents(model, "off"),
+        "memory_swapped": text.documents(model, "swapped"),
+    }
+    if not window_layers(model):  # the log's loop is of segments
+        scores["double_shift"] = text.double_shift(model)
+    return scores
+
+
+def _passkey(model: PreTrainedModel, text: HeldOutText) -> pd.DataFrame:
+    """The cases; none of a window version, whose texts have no last segment to be asked in."""
+    if window_layers(model):
+        return pd.DataFrame(columns=[*PLACE, *FIGURES, *(f"{name}_off" for name in FIGURES)])
+    return passkey(model, text.haystacks)
+
+
+def _opponents(
+    base: PreTrainedModel, version: str, seed: int, text: HeldOutText, size: int
+) -> dict[str, Score]:
+    """The base's window of `size` tokens, and the version's control where it has one."""
+    scores = {"equal_bytes": text.window(base, size)}
+    control = model_folder(version, "control", seed)
+    if control.is_dir():
+        with loaded(control, base) as model:
+            scores["control"] = text.documents(model, "swapped")
+    return scores
+
+
+def _most_kept(text: HeldOutText) -> torch.Tensor:
+    """Tokens, (1, T), at whose end a segment is as long as it gets before it is forgotten."""
+    length = text.segment_length
+    return text.long.tokens[:1, : text.long.tokens.shape[1] // length * length - 1]
+
+
+def _itemised(kept: Carried) -> Metrics:
+    return {**kept._asdict(), "total": kept.total}
 
 
 def write(version: str, evaluations: dict[int, Evaluation]) -> None:
@@ -124,10 +171,15 @@ def write(version: str, evaluations: dict[int, Evaluation]) -> None:
 
 
 def _gates(model: PreTrainedModel) -> pd.DataFrame:
+    """By layer and head: the memory's share of the output, or the gate of a window's reads."""
+    betas = {i: module.infini_attention.beta for i, module in memory_modules(model).items()}
+    for index, layer in window_layers(model).items():
+        if layer.memory is not None:
+            betas[index] = layer.memory.gate.bias
     rows = [
         {"layer": index, "head": head, "gate": rounded(gate)}
-        for index, module in memory_modules(model).items()
-        for head, gate in enumerate(torch.sigmoid(module.infini_attention.beta.detach()).tolist())
+        for index, beta in betas.items()
+        for head, gate in enumerate(torch.sigmoid(beta.detach()).tolist())
     ]
     return pd.DataFrame(rows, columns=["layer", "head", "gate"])
 
@@ -149,13 +201,22 @@ def _trained(version: str, step: str, seed: int) -> Metrics:
 def _distilled(
     base: PreTrainedModel, version: str, seed: int, text: HeldOutText
 ) -> tuple[Metrics, Metrics]:
-    """The distilled model's figures by protocol, and its layer's distance from the replaced one."""
+    """The figures by protocol before the long documents, and the layers' mean squared error
+    against those that they replace."""
     with loaded(model_folder(version, "distill", seed), base) as model:
         processes.deal_out(frozen_layers(model))
-        protocols = protocol_metrics(text.losses(model, "short", "segmented", "double_shift"))
-        ((index, layer),) = memory_modules(model).items()
-    error = mean_squared_error(layer, record_layer(base, index, text.samples))
-    return protocols, {"test_loss": rounded(error), **_trained(version, "distill", seed)}
+        scores = {
+            "short": text.short(model),
+            "documents": text.documents(model),
+            "double_shift": text.double_shift(model),
+        }
+        layers = memory_modules(model)
+    errors = [
+        mean_squared_error(layer, record_layer(base, index, text.samples))
+        for index, layer in layers.items()
+    ]
+    figures = {"test_loss": rounded(mean(errors)), **_trained(version, "distill", seed)}
+    return protocol_metrics(text.tables(scores)), figures
 
 
 def _gap(untouched: Metrics, distilled: Metrics) -> Metrics:
@@ -168,12 +229,14 @@ def _finetuned(version: str, seed: int, before: Metrics, final: Metrics) -> Metr
     """The long-document training's figures, perplexity on test documents before and after."""
     summary = _trained(version, "finetune", seed)
     losses = {k: summary.pop(k) for k in ("train_loss", "val_loss") if k in summary}
-    first, last = before["segmented"]["ppl"], final["segmented"]["ppl"]
-    return summary | {
+    first, last = before["documents"]["ppl"], final["documents"]["ppl"]
+    metrics = summary | {
         **{k.replace("_loss", "_ppl"): rounded(math.exp(v)) for k, v in losses.items()},
         "ppl_before": first,
         "ppl_after": last,
         "ppl_improvement": rounded(first - last),
-        "double_shift_before": before["double_shift"]["ppl"],
-        "double_shift_next_before": before["double_shift"]["next_token_ppl"],
     }
+    if shifted := before.get("double_shift"):
+        metrics["double_shift_before"] = shifted["ppl"]
+        metrics["double_shift_next_before"] = shifted["next_token_ppl"]
+    return metrics

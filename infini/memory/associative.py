@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infini.choices import Update, WindowUpdate
+from infini.choices import MemoryUse, Update, WindowUpdate
+from infini.memory.packing import swap_halves
 from infini.memory.stream import Stream, stream_memory
 
 KEPT = 6.0  # where the decay starts: γ = σ(6), half is left after 280 tokens
@@ -40,6 +41,8 @@ class AssociativeMemory(nn.Module):
 
     heads, kv_heads: H and G; widths: of keys and of values, D and V.
     """
+
+    use: MemoryUse = "own"  # see `infini.model.reading`
 
     def __init__(self, heads: int, kv_heads: int, widths: tuple[int, int], update: WindowUpdate):
         super().__init__()
@@ -71,6 +74,10 @@ class AssociativeMemory(nn.Module):
                 decay = None if decay is None else decay.where(real, 0)
             key = F.normalize(k @ self.k_map.float(), dim=-1)
             query = F.normalize(q @ self.q_map.float(), dim=-1)
+            if self.use == "swapped":
+                query = swap_halves(query)
             read, matrix = stream_memory(query, Stream(key, v, beta, decay), matrix, self.update)
+            if self.use == "swapped":
+                read = swap_halves(read)
             gate = self.gate.logits(q).sigmoid()[..., None]  # (B, H, T, 1)
             return gate * (read @ self.out_map.float()), matrix

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from infini.choices import LocalKind, Position, Update, check_choice
+from infini.choices import LocalKind, MemoryUse, Position, Update, check_choice
 from infini.memory.compressive import MemoryState, Rule, attend
 from infini.memory.local import (
     Rotary,
@@ -42,6 +42,8 @@ class InfiniAttention(nn.Module):
     segment_length: tokens; heads: where a base's attention differs from the usual. ValueError:
     num_heads does not divide hidden_size, or the key-value heads do not divide num_heads.
     """
+
+    use: MemoryUse = "own"  # see `infini.model.reading`
 
     def __init__(
         self,
@@ -120,6 +122,7 @@ class InfiniAttention(nn.Module):
             self.update,
             self._local,
             torch.sigmoid(self.beta),
+            self.use,
         )
         out, state = attend(q, k, v, lengths, rule, state)  # (B, H, T, D)
         return self.o_proj(out.transpose(1, 2).flatten(2)), state

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infini.choices import Update, check_choice
+from infini.choices import MemoryUse, Update, check_choice
 from infini.memory.buffers import columns
 from infini.memory.kernel import Plan, read_and_write
-from infini.memory.packing import Packing, Part, drive, split
+from infini.memory.packing import Packing, Part, drive, split, swap_halves
 from infini.memory.reads import Mix
 
 # Attention within a segment: (N, H, t, D) queries at given slots (N or 1, t) of a segment whose
@@ -35,6 +35,7 @@ class Rule:
     update: Update
     local: LocalAttention | None = None
     gate: Tensor | None = None  # a read's share of the output, the rest is local: (H,)
+    use: MemoryUse = "own"  # swapped: the batch's halves read each other's memories
 
     def mix(self, local: Tensor | None) -> Mix | None:
         """What the reads are mixed with, given the local attention's output."""
@@ -150,6 +151,26 @@ def _extended(state: MemoryState) -> Tensor:
     return F.pad(both, (0, columns(values) - values - 1))
 
 
+def _read_and_write(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: MemoryState,
+    plan: Plan,
+    rule: Rule,
+    local: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`read_and_write` by the rule: the output, (B, H, t, V), and the memory, [M | z | 0]."""
+    if rule.use == "off" and local is not None:
+        return local, _extended(state)
+    if rule.use != "swapped":
+        return read_and_write(q, k, v, _extended(state), plan, rule.mix(local))
+    # The queries and what is local change places, the memories stay where they are written.
+    local = None if local is None else swap_halves(local)
+    out, memory = read_and_write(swap_halves(q), k, v, _extended(state), plan, rule.mix(local))
+    return swap_halves(out), memory
+
+
 def _whole_segments(
     q: Tensor, k: Tensor, v: Tensor, counts: Tensor, rule: Rule, state: MemoryState
 ) -> tuple[Tensor, MemoryState]:
@@ -162,7 +183,7 @@ def _whole_segments(
         here = rule.local(rows[0], rows[1], rows[2], None).unflatten(0, (len(q), -1))
         here = here.transpose(1, 2).flatten(2, 3)  # (B, S, H, L, V) → (B, H, S·L, V)
     plan = Plan(q.shape[2] // length, counts // length, rule.update)
-    out, memory = read_and_write(q, k, v, _extended(state), plan, rule.mix(here))
+    out, memory = _read_and_write(q, k, v, state, plan, rule, here)
     return out, state._replace(matrix=memory[..., :values], normalizer=memory[..., values])
 
 
@@ -183,13 +204,9 @@ def _begun_segment(
         here = rule.local(q, keys[:, :, :used], begun[:, :, :used], slots)  # (B, H, t, V)
     complete = filled // length  # 0 or 1
     written = length if complete.any() else 0
-    out, memory = read_and_write(
-        q,
-        keys[:, :, :written],
-        begun[:, :, :written],
-        _extended(state),
-        Plan(1, complete, rule.update),
-        rule.mix(here),
+    plan = Plan(1, complete, rule.update)
+    out, memory = _read_and_write(
+        q, keys[:, :, :written], begun[:, :, :written], state, plan, rule, here
     )
     pending = filled % length
     kept = (torch.arange(length) < pending[:, None])[:, None, :, None].to(k.device)  # (B, 1, L, 1)

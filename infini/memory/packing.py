@@ -41,6 +41,11 @@ def gather(x: Tensor, index: Tensor, axis: int) -> Tensor:
     return torch.take_along_dim(x, _along(index, x.ndim, axis), axis)
 
 
+def swap_halves(x: Tensor) -> Tensor:
+    """(B, …) with the first and the second half of the samples in each other's place; B even."""
+    return x.roll(len(x) // 2, 0)
+
+
 def _along(index: Tensor, dims: int, axis: int) -> Tensor:
     """(B, n) → (B, 1, …, n, …, 1) of `dims` axes, a view."""
     shape = [1] * dims

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from infini.choices import LocalKind, Position, Update
-from infini.schema import Section
+from infini.choices import LocalKind, Position, Update, WindowUpdate
+from infini.schema import Positive, Section
 
 
 class Base(Section):
@@ -28,3 +28,16 @@ class Placement(Section):
     local: LocalKind = "softmax"
     # positions within a segment
     position: Position = "none"
+
+
+class WindowPlacement(Section):
+    """A window in every layer, and which layers have a memory of what has left it."""
+
+    # decoder layers with a memory, from 0; null: all
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    # tokens that a layer sees, the own one included
+    window: Positive
+    # first tokens of a text, seen for ever
+    sinks: Annotated[int, Field(ge=0)]
+    # rule of the memory's write
+    update: WindowUpdate = "delta"

@@ -142,12 +142,10 @@ def retrofit(
     return model
 
 
-def untrained(
-    model: PreTrainedModel, segment_length: int, seed: int, options: dict[str, Any]
-) -> PreTrainedModel:
+def untrained(model: PreTrainedModel, seed: int, options: dict[str, Any]) -> PreTrainedModel:
     """`retrofit` with a version's options; `seed` decides the fresh weights."""
     torch.manual_seed(seed)
-    return retrofit(model, segment_length=segment_length, **options)
+    return retrofit(model, **options)
 
 
 def _check_model(model: PreTrainedModel) -> None:

@@ -79,23 +79,16 @@ def run_segments(
     tokens: Tensor,
     segment_length: int,
     states: States | None = None,
-    memory: bool = True,
 ) -> tuple[Tensor, States]:
     """The last hidden states of (B, T) documents read by segments, and the memory after them.
 
     states: the memory left by the documents' earlier chunks, each a multiple of the segment long.
-    memory=False: every segment starts with an empty memory. Works on an untouched base too.
+    Works on an untouched base too.
     """
-    batch, length = tokens.shape
     states = dict(states or {})
-    inputs = tokens
-    if not memory:
-        padding = -length % segment_length
-        inputs = F.pad(tokens, (0, padding)).view(-1, min(segment_length, length + padding))
-    lengths = torch.full((len(inputs),), inputs.shape[1])
-    out = run_rows(model.get_decoder(), inputs, lengths, segment_length, states)
-    hidden = out.last_hidden_state
-    return hidden.reshape(batch, -1, hidden.shape[-1])[:, :length], states
+    lengths = torch.full((len(tokens),), tokens.shape[1])
+    out = run_rows(model.get_decoder(), tokens, lengths, segment_length, states)
+    return out.last_hidden_state, states
 
 
 def detach(states: States) -> States:

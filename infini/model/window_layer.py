@@ -71,7 +71,7 @@ class WindowLayer(nn.Module):
         self, q: Tensor, joined: tuple[Tensor, Tensor], state: WindowState, span: Span
     ) -> tuple[Tensor | None, Tensor]:
         """What the memory adds, (B, H, T, V), and the memory when the tokens have left."""
-        if self.memory is None:
+        if self.memory is None or self.memory.use == "off":
             return None, state.matrix
         k, v = (x[:, :, : span.tokens] for x in joined)
         return self.memory(q, k, v, state.matrix, span.written)

@@ -20,7 +20,8 @@ from infini.evaluation.estimates import Metrics, difference, with_errors
 from infini.evaluation.layer_error import LayerData
 from infini.evaluation.losses import token_after_next
 from infini.evaluation.protocols import HeldOutText
-from infini.evaluation.version import of, protocol_metrics
+from infini.evaluation.opponents import of
+from infini.evaluation.version import protocol_metrics
 from infini.model.loading import load
 from infini.model.retrofit import untrained
 from infini.model.run import States
@@ -94,7 +95,7 @@ def run_audit(
         else:
             model = load(model_folder(audit.of, "distill", job.seed), base)
     else:
-        model = untrained(base, text.segment_length, job.seed, recipe.retrofit_options())
+        model = untrained(base, job.seed, recipe.retrofit_options(text.segment_length))
     before = protocol_metrics(_losses(model, text))
     training = train_on_documents(
         model,
@@ -110,7 +111,7 @@ def run_audit(
         "best_epoch": training.fit.best_epoch,
         "before": before,
         "after": protocol_metrics(losses),
-        "vs_version": with_errors(nats=difference(of(losses, "segmented"), of(own, "segmented"))),
+        "vs_version": with_errors(nats=difference(of(losses, "segmented"), of(own, "documents"))),
     }
     return Audited(metrics, [*trainings, training])
 
@@ -119,6 +120,7 @@ def _distilled(
     audit: Audit, recipe: Replacement, base: PreTrainedModel, job: Job, segment_length: int
 ) -> Trained:
     """The version's layer distilled anew, with what the audit changes of that."""
+    assert recipe.distill is not None
     job = Job(f"{job.title} distill", job.seed)
     if audit.mistake == "padding_counted":
         return distill(base, recipe.layer, recipe.distill, segment_length, job, padding_counted)
@@ -126,4 +128,10 @@ def _distilled(
 
 
 def _losses(model: PreTrainedModel, text: HeldOutText) -> pd.DataFrame:
-    return text.losses(model, "segmented", "memory_off", "double_shift")
+    return text.tables(
+        {
+            "segmented": text.documents(model),
+            "memory_off": text.documents(model, "off"),
+            "double_shift": text.double_shift(model),
+        }
+    )

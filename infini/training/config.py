@@ -4,8 +4,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from infini.choices import Init, Position
 from infini.errors import InputError
-from infini.model.config import Placement
+from infini.model.config import Placement, WindowPlacement
 from infini.schema import Name, Positive, Rate, Section
 
 # What the research log did wrong, as far as an audit can put it into a training of ours.
@@ -66,11 +67,25 @@ class Recipe(Section):
         return self
 
 
-class LongRecipe(Recipe):
-    """Training on long documents."""
+class DocumentRecipe(Recipe):
+    """Training on long documents, each read whole, an optimizer step a batch of them."""
 
     # how many of the prepared documents are used, val included; null: all
     documents: Positive | None
+
+    def chunk(self, segment_length: int) -> int | None:
+        """Tokens that gradient flows back through; None: the whole document."""
+        return None
+
+    @property
+    def steps_by_segment(self) -> bool:
+        """Whether an optimizer step follows every chunk, rather than the document."""
+        return False
+
+
+class LongRecipe(DocumentRecipe):
+    """Training on long documents read by segments."""
+
     # an optimizer step after every segment, or after the document
     update: Literal["segment", "document"]
     # segments that gradient flows back through the memory; null: the whole document
@@ -82,43 +97,61 @@ class LongRecipe(Recipe):
             raise InputError("bptt_segments must be 0 with update: segment")
         return self
 
-
-class ReplacedLayer(Placement):
-    """The layer that is replaced, and the attention of the one in its place."""
-
-    @model_validator(mode="after")
-    def _one_layer(self) -> Self:
-        if len(self.layers) != 1:
-            raise InputError("layers: a replacement distils exactly one layer")
-        return self
+    def chunk(self, segment_length: int) -> int | None:
+        """Tokens between two detachments of the memory."""
+        return None if self.bptt_segments is None else (self.bptt_segments + 1) * segment_length
 
     @property
-    def index(self) -> int:
-        """Which decoder layer, from 0."""
-        return self.layers[0]
+    def steps_by_segment(self) -> bool:
+        return self.update == "segment"
 
-    def retrofit_options(self) -> dict[str, Any]:
-        """Arguments of `infini.retrofit` that put an untrained layer into a base."""
-        return {"method": "replace", "init": "random", **self.model_dump()}
+
+class ReplacedLayer(Placement):
+    """The layers that are replaced, and the attention of those in their place."""
+
+    # their weights at first: the base's own, or fresh ones
+    init: Init = "random"
+    # positions within a segment; null: the base's own with init: teacher, else none
+    position: Position | None = None  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _taught(self) -> Self:
+        if self.init == "teacher" and (self.local != "softmax" or self.position is not None):
+            raise InputError("init: teacher has the base's own local: softmax, and position: null")
+        return self
+
+    def retrofit_options(self, segment_length: int) -> dict[str, Any]:
+        """Arguments of `infini.retrofit` that put untrained layers into a base."""
+        return {"method": "replace", "segment_length": segment_length, **self.model_dump()}
 
 
 class Replacement(Section):
-    """A version that replaces a layer: distilled from it, then finetuned on long documents."""
-
-    steps: ClassVar[tuple[str, ...]] = ("distill", "finetune")
+    """A version that replaces layers: distilled from them, then finetuned on long documents."""
 
     layer: ReplacedLayer
-    distill: Recipe
+    # null: the layers start as they are, as those of init: teacher may
+    distill: Recipe | None
     finetune: LongRecipe
 
+    @model_validator(mode="after")
+    def _distilled(self) -> Self:
+        if self.distill is not None and len(self.layer.layers) != 1:
+            raise InputError("layer.layers: exactly one layer is distilled")
+        return self
+
     @property
-    def long(self) -> LongRecipe:
+    def steps(self) -> tuple[str, ...]:
+        """The trainings that it takes."""
+        return ("finetune",) if self.distill is None else ("distill", "finetune")
+
+    @property
+    def long(self) -> DocumentRecipe:
         """How it is trained on long documents."""
         return self.finetune
 
-    def retrofit_options(self) -> dict[str, Any]:
+    def retrofit_options(self, segment_length: int) -> dict[str, Any]:
         """Arguments of `infini.retrofit` that put its untrained memory into a base."""
-        return self.layer.retrofit_options()
+        return self.layer.retrofit_options(segment_length)
 
     def blocks(self) -> dict[str, Any]:
         """Its settings by step: layer, distill, finetune."""
@@ -127,33 +160,38 @@ class Replacement(Section):
     def changed(self, audit: "Audit") -> Self:
         """The same with what an audit changes; ValidationError for what cannot be."""
         content = self.model_dump()
-        content["distill"] |= audit.distill
+        if audit.distill:
+            content["distill"] |= audit.distill
         content["finetune"] |= audit.finetune
         return self.model_validate(content)
 
 
-class Adapter(LongRecipe):
-    """A version that keeps every layer and adds α times the memory beside some."""
+class Adapter(DocumentRecipe):
+    """A version that keeps every layer: what both methods have."""
 
-    steps: ClassVar[tuple[str, ...]] = ("finetune",)
+    own: ClassVar[tuple[str, ...]] = ("method", "layer", "control")  # settings, not the recipe's
 
-    layer: Placement
-    # where α starts; 0: as the base
-    alpha: float
+    # a twin trained alike, its memory always that of another document
+    control: bool
 
     @property
-    def long(self) -> LongRecipe:
+    def steps(self) -> tuple[str, ...]:
+        """The trainings that it takes."""
+        return ("finetune",)
+
+    @property
+    def long(self) -> DocumentRecipe:
         """How it is trained on long documents."""
         return self
 
-    def retrofit_options(self) -> dict[str, Any]:
+    def retrofit_options(self, segment_length: int) -> dict[str, Any]:
         """Arguments of `infini.retrofit` that put its untrained memory into a base."""
-        return {"method": "parallel", "alpha": self.alpha, **self.layer.model_dump()}
+        raise NotImplementedError
 
     def blocks(self) -> dict[str, Any]:
-        """Its settings by step: layer, alpha, finetune."""
+        """Its settings by step: its own, and finetune."""
         recipe = self.model_dump()
-        own = {name: recipe.pop(name) for name in ("layer", "alpha")}
+        own = {name: recipe.pop(name) for name in self.own}
         return own | {"finetune": recipe}
 
     def changed(self, audit: "Audit") -> Self:
@@ -161,6 +199,32 @@ class Adapter(LongRecipe):
         return self.model_validate(self.model_dump() | audit.finetune)
 
 
+class ParallelAdapter(Adapter, LongRecipe):
+    """α times a memory beside some layers, documents read by segments."""
+
+    own: ClassVar[tuple[str, ...]] = (*Adapter.own, "alpha")
+
+    method: Literal["parallel"]
+    layer: Placement
+    # where α starts; 0: as the base
+    alpha: float
+
+    def retrofit_options(self, segment_length: int) -> dict[str, Any]:
+        own = {"method": self.method, "segment_length": segment_length, "alpha": self.alpha}
+        return own | self.layer.model_dump()
+
+
+class WindowAdapter(Adapter):
+    """A window in every layer, beside it a memory of what has left it."""
+
+    method: Literal["window"]
+    layer: WindowPlacement
+
+    def retrofit_options(self, segment_length: int) -> dict[str, Any]:
+        return {"method": self.method, **self.layer.model_dump()}
+
+
+AnyAdapter = Annotated[ParallelAdapter | WindowAdapter, Field(discriminator="method")]
 Version = Replacement | Adapter
 
 

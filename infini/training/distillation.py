@@ -51,13 +51,14 @@ def distill(
     samples = [
         Pieces.load(SAMPLES / f"{s}.parquet", width=segment_length) for s in ("train", "val")
     ]
-    train, val = (record_layer(base, place.index, pieces) for pieces in samples)
+    (index,) = place.layers
+    train, val = (record_layer(base, index, pieces) for pieces in samples)
     if not recipe.hold_out:
         train += val
     train = prepared(train)
 
-    model = untrained(base, segment_length, job.seed, place.retrofit_options())
-    layer, trained = memory_modules(model)[place.index], our_tensors(model)
+    model = untrained(base, job.seed, place.retrofit_options(segment_length))
+    layer, trained = memory_modules(model)[index], our_tensors(model)
     settings = [job.seed, recipe.model_dump(), model.infini_config]
     checkpoint = Checkpoint(job.name, fingerprint(settings, [SAMPLES]))
     task = Task(

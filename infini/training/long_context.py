@@ -1,10 +1,11 @@
 """Train the memory on long documents: next-token losses, the memory carried along.
 
-Finetuning a replaced layer and training an adapter are both this.
+Finetuning replaced layers, training an adapter and training a version's control are all this.
 """
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,11 +15,12 @@ from infini.evaluation import perplexity
 from infini.evaluation.losses import UNSCORED, cross_entropy, next_token
 from infini.model.architectures import head_of
 from infini.model.layers import frozen_layers, our_tensors
+from infini.model.reading import memory_used, read_documents
 from infini.model.run import States
-from infini.model.segments import detach, run_segments
+from infini.model.segments import detach
 from infini.paths import DOCUMENTS
 from infini.training.checkpoint import Checkpoint, fingerprint
-from infini.training.config import LongRecipe
+from infini.training.config import DocumentRecipe
 from infini.training.loop import Loss, Task, adamw, fit
 from infini.training.seeds import Job, Trained
 
@@ -27,7 +29,7 @@ class Documents:
     """How a model is trained on long documents; audits override what the research log did."""
 
     def __init__(
-        self, model: PreTrainedModel, text: Pieces, segment_length: int, recipe: LongRecipe
+        self, model: PreTrainedModel, text: Pieces, segment_length: int, recipe: DocumentRecipe
     ):
         self.model, self.text = model, text
         self.segment_length, self.recipe = segment_length, recipe
@@ -46,22 +48,24 @@ class Documents:
 
     def validate(self, val: Pieces) -> float:
         """Nats a token of other documents."""
-        return perplexity.segmented(self.model, val, self.segment_length).mean
+        return perplexity.documents(self.model, val, self.segment_length).mean
+
+    def companions(self, rows: Tensor) -> Tensor:
+        """Documents that are read beside these, and not scored: none."""
+        return rows[:0]
 
     @property
     def steps(self) -> int:
         """Optimizer steps of an epoch."""
         steps = -(-len(self.text) // self.recipe.batch_size)
-        if self.recipe.update == "segment":
-            steps *= -(-self.text.tokens.shape[1] // self.segment_length)
+        if self.recipe.steps_by_segment:
+            steps *= -(-self.text.tokens.shape[1] // self.chunk)
         return steps
 
     @property
     def chunk(self) -> int:
         """Tokens between two detachments of the memory: gradient flows back within a chunk."""
-        if self.recipe.bptt_segments is None:
-            return self.text.tokens.shape[1]
-        return (self.recipe.bptt_segments + 1) * self.segment_length
+        return self.recipe.chunk(self.segment_length) or self.text.tokens.shape[1]
 
     def losses(self, chosen: Tensor) -> Iterator[Loss]:
         """The losses of the chosen documents (indices), chunk after chunk."""
@@ -69,22 +73,35 @@ class Documents:
         rows, idle = own_rows(chosen)
         scored = self.targets(tokens[chosen], mask[chosen]) != UNSCORED  # (B, T)
         targets = self.targets(tokens[rows], mask[rows] & (not idle)).to(self.model.device)
-        tokens = tokens[rows].to(self.model.device)
+        tokens = tokens[torch.cat([rows, self.companions(rows)])].to(self.model.device)
         states = self.start(chosen)
         for start in range(0, length, self.chunk):
             part = slice(start, start + self.chunk)
             with processes.autocast():
-                hidden, states = run_segments(
+                hidden, states = read_documents(
                     self.model, tokens[:, part], self.segment_length, states
                 )
-                nats = cross_entropy(hidden, head_of(self.model), targets[:, part])
+                nats = cross_entropy(hidden[: len(rows)], head_of(self.model), targets[:, part])
             count = int(scored[:, part].sum())
-            if self.recipe.update == "segment":
+            if self.recipe.steps_by_segment:
                 yield Loss(nats.sum(), count, count)
             else:
                 last = start + self.chunk >= length
                 yield Loss(nats.sum(), count, int(scored.sum()), step=last)
             states = detach(states)
+
+
+class Control(Documents):
+    """Every document reads the memory of another, which is read beside it.
+
+    What such a training gains it has learnt of the text, not read in the memory.
+    """
+
+    def validate(self, val: Pieces) -> float:
+        return perplexity.documents(self.model, val, self.segment_length, "swapped").mean
+
+    def companions(self, rows: Tensor) -> Tensor:
+        return (rows + 1) % len(self.text)
 
 
 def own_rows(chosen: Tensor) -> tuple[Tensor, bool]:
@@ -96,9 +113,17 @@ def own_rows(chosen: Tensor) -> tuple[Tensor, bool]:
     return (mine, False) if len(mine) else (chosen[:1], True)
 
 
+def train_control(
+    model: PreTrainedModel, recipe: DocumentRecipe, segment_length: int, job: Job
+) -> Trained:
+    """`train_on_documents`, the memory always that of another document."""
+    with memory_used(model, "swapped"):
+        return train_on_documents(model, recipe, segment_length, job, Control)
+
+
 def train_on_documents(
     model: PreTrainedModel,
-    recipe: LongRecipe,
+    recipe: DocumentRecipe,
     segment_length: int,
     job: Job,
     kind: type[Documents] = Documents,

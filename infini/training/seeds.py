@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from infini import processes
 from infini.console.stopwatch import Stopwatch
-from infini.paths import TRAINING, model_folder, write_json
+from infini.paths import MODELS, TRAINING, model_folder, write_json
 from infini.training.checkpoint import Checkpoint
 from infini.training.loop import Fit
 
@@ -37,7 +37,7 @@ class Trained(NamedTuple):
 
 
 def train_seeds(version: str, step: str, seeds: list[int], train: Callable[[Job], Trained]) -> None:
-    """Train a version's step with each seed.
+    """Train a version's step with each seed; none: the files are there, and hold nothing.
 
     Writes the models, `data/training/<version>/<step>.json` (by seed) and `.csv` (with a column
     seed). The checkpoints stay until the last is done: a killed stage goes on with its seed.
@@ -60,9 +60,27 @@ def train_seeds(version: str, step: str, seeds: list[int], train: Callable[[Job]
         checkpoints.append(checkpoint)
     if not processes.is_main():
         return
-    file = TRAINING / version / f"{step}.json"
-    write_json(file, summaries)
-    pd.concat(curves).to_csv(file.with_suffix(".csv"), index=False)
-    watch.write(seconds_per_epoch=round(mean(seconds), 2))
+    _write(version, step, summaries, curves)
+    watch.write(**({"seconds_per_epoch": round(mean(seconds), 2)} if seconds else {}))
     for checkpoint in checkpoints:
         checkpoint.remove()
+
+
+def save_untrained(
+    version: str, step: str, seeds: list[int], build: Callable[[int], PreTrainedModel]
+) -> None:
+    """A step that trains nothing: the model that `build` makes for each seed, and no figures."""
+    for seed in seeds:
+        build(seed).save_pretrained(model_folder(version, step, seed))
+    _write(version, step, {str(seed): {} for seed in seeds}, [])
+
+
+def _write(
+    version: str, step: str, summaries: dict[str, dict[str, Any]], curves: list[pd.DataFrame]
+) -> None:
+    (MODELS / version / step).mkdir(parents=True, exist_ok=True)
+    file = TRAINING / version / f"{step}.json"
+    write_json(file, summaries)
+    nothing = pd.DataFrame(columns=["epoch", "train_loss", "val_loss", "seed"])
+    table = pd.concat(curves) if curves else nothing
+    table.to_csv(file.with_suffix(".csv"), index=False)

@@ -1,0 +1,27 @@
+"""Train an adapter's control, if it has one: the memory is always that of another document."""
+
+from infini import params, processes
+from infini.console.stage import run
+from infini.model.base import load_base
+from infini.model.config import Base
+from infini.model.retrofit import untrained
+from infini.training.config import Adapter
+from infini.training.long_context import train_control
+from infini.training.seeds import Job, Trained, train_seeds
+
+
+def main(version: str) -> None:
+    base = params.read("base", Base)
+    length = params.read("data.segment_length", int)
+    recipe = params.read(f"adapters.{version}", Adapter)
+
+    def train(job: Job) -> Trained:
+        model = load_base(base.model, base.revision).to(processes.device())
+        model = untrained(model, job.seed, recipe.retrofit_options(length))
+        return train_control(model, recipe, length, job)
+
+    train_seeds(version, "control", params.every_seed() if recipe.control else [], train)
+
+
+if __name__ == "__main__":
+    run(main, parallel=True)
