@@ -1,4 +1,4 @@
-"""Train a memory beside frozen layers: layer(x) + α · infini(x), α learned from its start."""
+"""Train a memory in frozen layers; or its control, whose memory is another document's."""
 
 from infini import params, processes
 from infini.console.stage import run
@@ -6,21 +6,23 @@ from infini.model.base import load_base
 from infini.model.config import Base
 from infini.model.retrofit import untrained
 from infini.training.config import Adapter
-from infini.training.long_context import train_on_documents
+from infini.training.long_context import train_control, train_on_documents
 from infini.training.seeds import Job, Trained, train_seeds
 
 
-def main(version: str) -> None:
+def main(version: str, step: str = "finetune") -> None:
     base = params.read("base", Base)
     length = params.read("data.segment_length", int)
     recipe = params.read(f"adapters.{version}", Adapter)
+    control = step == "control"
 
     def train(job: Job) -> Trained:
         model = load_base(base.model, base.revision).to(processes.device())
         model = untrained(model, job.seed, recipe.retrofit_options(length))
-        return train_on_documents(model, recipe, length, job)
+        return (train_control if control else train_on_documents)(model, recipe, length, job)
 
-    train_seeds(version, "finetune", params.every_seed(), train)
+    seeds = params.every_seed() if recipe.control or not control else []
+    train_seeds(version, step, seeds, train)
 
 
 if __name__ == "__main__":

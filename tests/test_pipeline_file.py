@@ -129,7 +129,8 @@ CHANGES = {
     "infini/params.py": set(),
     "infini/report/tables.py": {"compare_report"},
     "infini/training/loop.py": {
-        "distill_layer0", "finetune_long_context", "adapter_parallel", "audit",
+        "distill_layer0", "finetune_long_context", "adapter_parallel", "adapter_parallel_control",
+        "audit",
     },
     "infini/evaluation/estimates.py": {
         "evaluate_ppl_base", "evaluate_ppl_replacement", "evaluate_ppl_adapter",
@@ -150,11 +151,14 @@ def test_a_change_runs_again_only_what_it_can_change(changed: str) -> None:
     assert again == CHANGES[changed]
 
 
+READS = {f"{module}{name}" for module in ("", "params.") for name in ("read", "read_optional")}
+
+
 def keys_of(tree: ast.AST) -> set[str]:
-    """The keys handed to `read` or `params.read`, with `${key}` for the version's name."""
+    """The keys handed to a function of `READS`, with `${key}` for the version's name."""
     keys: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("read", "params.read"):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in READS:
             text = ast.unparse(node.args[0])
             keys.add(re.sub(r"\{(version|name)\}", "${key}", text.lstrip("f").strip("'\"")))
     return keys

@@ -19,8 +19,8 @@ from infini.evaluation import perplexity
 from infini.evaluation.estimates import Metrics, difference, with_errors
 from infini.evaluation.layer_error import LayerData
 from infini.evaluation.losses import token_after_next
-from infini.evaluation.protocols import HeldOutText
 from infini.evaluation.opponents import of
+from infini.evaluation.protocols import HeldOutText
 from infini.evaluation.version import protocol_metrics
 from infini.model.loading import load
 from infini.model.retrofit import untrained
