@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import DynamicCache
 
 from infini.errors import InputError
 from infini.memory import MemoryState
@@ -20,22 +20,21 @@ from infini.model import window_cache
 from infini.model.architectures import CACHE
 from infini.model.base import check_finite
 from infini.model.run import States
+from infini.model.sequence import SequenceCache
 from infini.model.window_cache import WindowCache
 
 FORMAT = "infini-memory-1"
 
 
-class InfiniCache(Cache):  # type: ignore[misc]
+class InfiniCache(SequenceCache):
     """A model's cache; every call that is given it moves it on, in place."""
 
     def __init__(self, fingerprint: str, base: DynamicCache | None = None):
-        super().__init__(layers=[])
-        self.fingerprint = fingerprint  # of the memory layers that wrote it
+        super().__init__(fingerprint)
         self.memory: States = {}
         self.base = base or DynamicCache()  # of the other layers
-        self.seen = 0  # tokens of the caller's sequence so far, padding included
-        self.checked = True  # False: loaded, no model has taken it yet
         # Of the segment begun: tokens, (B,), and which columns of `base` are its own, (B, C).
+        # Beside full attention: which columns are not padding.
         self.pending = torch.zeros(0, dtype=torch.int64)
         self.live = torch.zeros(0, 0, dtype=torch.bool)
 
@@ -113,32 +112,14 @@ class InfiniCache(Cache):  # type: ignore[misc]
 
     def select(self, samples: Tensor) -> None:
         """Keep these samples, in this order, in place; samples: (n,) int64."""
+        super().select(samples)
         here = samples.cpu()
         self.memory = {i: state.select(samples) for i, state in self.memory.items()}
         self.pending, self.live = self.pending[here], self.live[here]
         self.base.batch_select_indices(samples)
 
-    # What generate() asks of a cache.
-    is_compileable = False
-    is_linear = (False,)  # a prompt that it has read is not read again
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.seen
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.select(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self.select(indices)
-
     def batch_repeat_interleave(self, repeats: int) -> None:
         self.select(torch.arange(len(self.pending)).repeat_interleave(repeats))
-
-    def crop(self, tokens_to_remove: int) -> None:
-        raise InputError("a compressive memory cannot forget its last tokens: no assisted decoding")
-
-    def reset(self) -> None:
-        self.__init__(self.fingerprint)  # type: ignore[misc]
 
 
 def _base_tensors(base: DynamicCache) -> dict[str, Tensor]:
@@ -170,8 +151,9 @@ def save_memory(state: InfiniCache | WindowCache, path: str | Path) -> None:
 def load_memory(path: str | Path, model: Any = None) -> InfiniCache | WindowCache:
     """Read a state back: the cache for what comes after the text it has read.
 
-    For generate() it stands before the sequence: give only the new tokens. InputError if the file
-    is no such state, or other memory layers wrote it; with `model` now, else at the first use.
+    For generate() it stands before the prompt: give only the new tokens, as often as you like; or,
+    as with any cache, all since the first of them. InputError if the file is no such state, or
+    other memory layers wrote it; with `model` now, else at the first use.
     """
     try:
         with safe_open(path, "pt") as file:

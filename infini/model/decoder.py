@@ -13,7 +13,7 @@ from infini.model.cache import InfiniCache
 from infini.model.layers import MemoryModule
 from infini.model.run import Run, TakesRun, running
 from infini.model.segments import run_rows
-from infini.model.stateful import StatefulDecoder, inputs_of, named, newest
+from infini.model.stateful import StatefulDecoder, inputs_of, named, newest, real_tokens
 
 
 class InfiniDecoder(StatefulDecoder, TakesRun):
@@ -53,17 +53,30 @@ class InfiniDecoder(StatefulDecoder, TakesRun):
         else:
             out = self._beside_full_attention(packing, cache, given | kwargs)
         if cache is not None:
-            cache.seen += tokens
+            cache.follow(inputs)
         setattr(out, CACHE, cache)
         return out
 
     def _beside_full_attention(
         self, packing: Packing, cache: InfiniCache | None, given: dict[str, Any]
     ) -> Any:
-        """The base's own pass, its other layers as ever; `given`: its arguments."""
+        """The base's own pass, its other layers as ever; `given`: its arguments.
+
+        A mask of new tokens alone, or none, is that of all tokens that the cache has read.
+        """
         states = {} if cache is None else cache.memory
-        tokens = next(given[k] for k in ("inputs_embeds", "input_ids") if given[k] is not None)
-        run = Run(packing, tokens.shape[1], self.infini["segment_length"], states)
+        inputs = next(given[k] for k in ("inputs_embeds", "input_ids") if given[k] is not None)
+        batch, tokens = inputs.shape[:2]
+        mask = given["attention_mask"]
+        if cache is not None:
+            past = cache.live.shape[1]
+            real = real_tokens(newest(mask, tokens), batch, tokens)
+            cache.live = torch.cat([cache.live, real], 1)
+            if past and (mask is None or mask.shape[1] < past + tokens):
+                positions = (cache.live.cumsum(1) - 1).clamp(min=0)[:, past:]
+                given["attention_mask"] = cache.live.long().to(inputs.device)
+                given["position_ids"] = positions.to(inputs.device)
+        run = Run(packing, tokens, self.infini["segment_length"], states)
         base = {CACHE: None if cache is None else cache.base, "use_cache": cache is not None}
         with running(self, run):
             return super().forward(**given, **base)

@@ -8,6 +8,7 @@ from torch import Tensor
 from infini.errors import InputError
 from infini.model import storage
 from infini.model.architectures import CACHE
+from infini.model.stateful import newest
 
 PREFILL_SEGMENTS = 16  # or windows, of a prompt that are read at once
 
@@ -41,8 +42,16 @@ class InfiniModel:
     def _prefill(
         self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], **kwargs: Any
     ) -> Any:
-        """A long prompt is read in chunks: in constant memory, however long it is."""
-        if model_kwargs.get(CACHE) is not None:
+        """A long prompt is read in chunks: in constant memory, however long it is.
+
+        What a given cache has read stands before it, unless the prompt begins with that.
+        """
+        cache = model_kwargs.get(CACHE)
+        if cache is not None:
+            alone = model_kwargs.get("inputs_embeds") is None and cache.begin(input_ids)
+            mask = model_kwargs.get("attention_mask")
+            if alone and mask is not None:  # without columns for what stands before
+                model_kwargs["attention_mask"] = newest(mask, input_ids.shape[1])
             name = "window" if self.infini_config["method"] == "window" else "segment_length"
             chunk = PREFILL_SEGMENTS * self.infini_config[name]
             if generation_config.prefill_chunk_size is None and input_ids.shape[1] > chunk:

@@ -4,27 +4,23 @@ Of a short text, of up to W + S tokens: the base's own keys and values. Of a lon
 window and memory of every layer, of the same size ever after.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import DynamicCache
 
 from infini.errors import InputError
 from infini.memory.window import WindowState
 from infini.model.architectures import CACHE
+from infini.model.sequence import SequenceCache
 
 FORMAT = "infini-window-1"
 
 
-class WindowCache(Cache):  # type: ignore[misc]
+class WindowCache(SequenceCache):
     """A model's cache; every call that is given it moves it on, in place."""
 
     def __init__(self, fingerprint: str):
-        super().__init__(layers=[])
-        self.fingerprint = fingerprint  # of the model that wrote it
-        self.seen = 0  # tokens of the caller's sequence so far, padding included
-        self.checked = True  # False: loaded, no model has taken it yet
+        super().__init__(fingerprint)
         self.counts = torch.zeros(0, dtype=torch.int64)  # real tokens read: (B,), on the CPU
         self.states: dict[int, WindowState] = {}  # by layer, of a long text
         self.text = DynamicCache()  # of a short text, with its columns' (B, C) below
@@ -65,6 +61,7 @@ class WindowCache(Cache):  # type: ignore[misc]
 
     def select(self, samples: Tensor) -> None:
         """Keep these samples, in this order, in place; samples: (n,) int64."""
+        super().select(samples)
         here = samples.cpu()
         self.states = {i: state.select(samples) for i, state in self.states.items()}
         self.counts, self.live = self.counts[here], self.live[here]
@@ -98,27 +95,5 @@ class WindowCache(Cache):  # type: ignore[misc]
             cache.text.update(layer["keys"], layer["values"], number)
         return cache
 
-    # What generate() asks of a cache.
-    is_compileable = False
-
-    @property
-    def is_linear(self) -> list[bool]:
-        return [False]  # there are tokens in it: a prompt is cut by what was read
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.seen
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.select(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self.select(indices)
-
     def batch_repeat_interleave(self, repeats: int) -> None:
         self.select(torch.arange(len(self.counts)).repeat_interleave(repeats))
-
-    def crop(self, tokens_to_remove: Any) -> None:
-        raise InputError("a memory cannot forget its last tokens: no assisted decoding")
-
-    def reset(self) -> None:
-        self.__init__(self.fingerprint)  # type: ignore[misc]

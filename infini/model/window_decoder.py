@@ -56,7 +56,7 @@ class WindowDecoder(StatefulDecoder):
             out = self._through_window(inputs, packing, cache, kwargs)
         if cache is not None:
             cache.counts = cache.counts + packing.lengths
-            cache.seen += tokens
+            cache.follow(inputs)
         setattr(out, CACHE, cache)
         return out
 
