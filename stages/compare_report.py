@@ -6,7 +6,7 @@ from infini import params
 from infini.console.stage import run
 from infini.console.stopwatch import Stopwatch
 from infini.corpus.config import Data
-from infini.evaluation.config import SlidingProtocol
+from infini.evaluation.config import FullProtocol
 from infini.model.config import Base
 from infini.paths import DOCUMENTS, PAGE, PLOTS, REPORTS, SAMPLES
 from infini.report import provenance
@@ -23,7 +23,7 @@ def main() -> None:
     setup = Setup(
         base=params.read("base", Base),
         data=params.read("data", Data),
-        sliding=params.read("evaluate.sliding", SlidingProtocol),
+        full=params.read("evaluate.full", FullProtocol),
         replacements=params.read("replacements", dict[str, Replacement]),
         adapters=params.read("adapters", dict[str, Adapter]),
         audits=params.read("audits", dict[str, Audit]),

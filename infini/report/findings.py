@@ -5,69 +5,146 @@ import math
 from infini.evaluation.estimates import Estimate
 from infini.report.cells import show_estimate
 from infini.report.results import Figures
+from infini.report.window_curve import FULL, WindowCurve
 from infini.training.config import Audit
 
 # What the research log reports of its long documents, before and after finetuning (its v2).
 LOG_BEFORE, LOG_AFTER = 19701.1, 587.6
 
 
-def of_all(figures: dict[str, Figures]) -> list[str]:
-    """The headline, then a sentence on the base and one on every version."""
+def of_all(figures: dict[str, Figures], curve: WindowCurve) -> list[str]:
+    """Whether the memory pays, what there is to win, and a sentence on every version."""
     versions = {version: found for version, found in figures.items() if version != "base"}
-    helps = [version for version, found in versions.items() if _pays(found)]
     return [
-        f"**Better than the untouched base, beyond noise: {', '.join(helps) or 'no version'}.**",
-        of_base(figures["base"]),
-        *(of_version(version, found) for version, found in versions.items()),
+        answer(versions),
+        of_base(figures["base"], curve),
+        of_the_curve(versions),
+        *(of_version(version, found, curve) for version, found in versions.items()),
     ]
 
 
-def _pays(found: Figures) -> bool:
-    """A version below the base whose memory does its part."""
-    below, gain = found["vs_base.nats"], found["memory.gain"]
-    return below.value < 0 < gain.value and not below.is_noise and not gain.is_noise
+def pays(found: Figures) -> bool:
+    """Below the base's window of equal bytes and below its control; with every seed."""
+    return found["pays"].value == 1
 
 
-def of_base(found: Figures) -> str:
+def answer(versions: dict[str, Figures]) -> str:
+    """Does the memory pay? If not: how far the nearest version is from it."""
+    paying = [version for version, found in versions.items() if pays(found)]
+    if paying:
+        if len(paying) == 1:
+            return f"**{paying[0]} pays**: {_gain_and_worth(versions[paying[0]])}."
+        each = "; ".join(f"{version}: {_gain_and_worth(versions[version])}" for version in paying)
+        return f"**{_listed(paying)} pay.** {each}."
+    if not versions:
+        return "**No version pays**: there is none."
+    return f"**No version pays**: {nearest(versions)}."
+
+
+def nearest(versions: dict[str, Figures]) -> str:
+    """The version that is nearest to paying: by the smaller of its gain and its worth."""
+
+    def nearness(version: str) -> tuple[bool, float]:
+        found = versions[version]
+        known = [found[key].value for key in ("equal_bytes.gain", "control.worth") if key in found]
+        return "control.worth" in found, min(known)  # without a control none can pay
+
+    name = max(versions, key=nearness)
+    return f"nearest is {name}: {_gain_and_worth(versions[name])}"
+
+
+def _gain_and_worth(found: Figures) -> str:
+    gain = f"gain at equal bytes {_nats(found['equal_bytes.gain'])}"
+    if "control.worth" not in found:
+        return f"{gain}; without a control its memory's worth is not known"
+    return f"{gain}, worth over its control {_nats(found['control.worth'])}"
+
+
+def of_base(found: Figures, curve: WindowCurve) -> str:
     """What there is to win."""
-    base, ceiling = found["segmented.ppl"].value, found["sliding.ppl"].value
+    smallest = curve.points[0]
     return (
-        f"The untouched base has perplexity {base:.2f} by segments and {ceiling:.2f} with full "
-        f"attention: {100 * (1 - ceiling / base):.1f} % is what a memory could win."
+        f"The untouched base has perplexity {found['full.ppl'].value:.2f} with full attention, "
+        f"{math.exp(smallest.nats.value):.2f} with {_window(smallest.name)}, and "
+        f"{found['segmented.ppl'].value:.2f} in blind segments, the log's comparison."
     )
 
 
-def of_version(version: str, found: Figures) -> str:
-    """What a version is against the base, and what of it its memory brings."""
-    against, gain, key = found["vs_base.nats"], found["memory.gain"], found["passkey.gain"]
-    if against.is_noise:
-        place = "as good as the base by segments, within noise"
+def of_the_curve(versions: dict[str, Figures]) -> str:
+    """Whether anything lies below the base's window curve."""
+    below = [version for version, found in versions.items() if found["equal_bytes.gain"].is_gain]
+    if not below:
+        return "Nothing lies below the base's window curve beyond two standard errors."
+    verb = "lies" if len(below) == 1 else "lie"
+    return f"{_listed(below)} {verb} below the base's window curve beyond two standard errors."
+
+
+def of_version(version: str, found: Figures, curve: WindowCurve) -> str:
+    """What a version gains at equal bytes, and what of it its memory brings."""
+    carried = found["bytes.total"].value
+    sentences = [
+        f"**{version}**: perplexity {found['documents.ppl'].value:.2f} for {carried:,.0f} bytes; "
+        f"the base with {_window(show_estimate(found['equal_bytes.window']))}, at least as many "
+        f"bytes, has "
+        f"{found['equal_bytes.ppl'].value:.2f}: gain at equal bytes "
+        f"{_nats(found['equal_bytes.gain'])}.",
+        f"It reads as well as a plain window of {reads_like(found, curve)}, for the bytes of "
+        f"{curve.tokens(carried):.0f}.",
+        *_of_memory(found),
+    ]
+    if (exact := found.get("passkey.exact")) is not None:
+        sentences.append(f"It retrieves {100 * exact.value:.0f} % of the passkeys.")
+    return " ".join(sentences)
+
+
+def reads_like(found: Figures, curve: WindowCurve) -> str:
+    """How many tokens the base needs to read as well as a version: "22 tokens"."""
+    needed = curve.bytes_to_read(found["documents.nats"].value)
+    if needed == 0:
+        return f"less than {curve.tokens(curve.points[0].carried):.0f} tokens"
+    if needed == math.inf:
+        return f"more than {curve.tokens(curve.points[-1].carried):.0f} tokens"
+    return f"{curve.tokens(needed):.0f} tokens"
+
+
+def _of_memory(found: Figures) -> list[str]:
+    """Its worth, and how much of what looks like memory is adaptation to the text."""
+    off, worth = found["memory.gain"], found.get("control.worth")
+    if off.is_noise:
+        empty = "Keeping its memory empty changes nothing beyond noise"
     else:
-        side = "above" if against.value > 0 else "below"
-        place = f"{percent(against)} {side} the base by segments"
-    if gain.is_noise:
-        memory = "What its memory brings is within noise"
-    else:
-        verb = "lowers" if gain.value > 0 else "raises"
-        memory = f"Its memory {verb} perplexity by {percent(gain, -1)}"
-    return (
-        f"**{version}**: {found['segmented.ppl'].value:.2f}, {place}. {memory} (kept empty: "
-        f"{found['memory_off.ppl'].value:.2f}). Context recovery {recovered(found)}. A passkey "
-        f"gains {show_estimate(key)} nats{', within noise' if key.is_noise else ''}; "
-        f"{100 * found['passkey.exact'].value:.0f} % are retrieved."
-    )
+        verb = "loses" if off.value > 0 else "wins"
+        amount = _nats(off._replace(value=abs(off.value)))
+        empty = f"Keeping its memory empty {verb} {amount}"
+    if worth is None:
+        return [f"It has no control: what of this is adaptation to the text is not known. {empty}."]
+    if off.value > 0 and not off.is_noise:
+        adapted = 100 * min(1.0, max(0.0, 1 - worth.value / off.value))
+        empty += f", of which {adapted:.0f} % is mere adaptation to the text"
+    share = show_estimate(found["recovery.share"].scaled(100))
+    between = f"{share} % of what lies between that window and full attention"
+    return [f"{of_worth(found).capitalize()}: {between}.", f"{empty}."]
 
 
-def percent(nats: Estimate, sign: int = 1) -> str:
-    """Nats a token as a change of perplexity: "0.35 ± 0.05 %"."""
-    value, ratio = 100 * math.expm1(sign * nats.value), math.exp(sign * nats.value)
-    error = None if nats.error is None else 100 * ratio * nats.error
-    return f"{show_estimate(Estimate(abs(value), error))} %"
+def of_worth(found: Figures) -> str:
+    """What its memory is worth, if that was asked."""
+    worth = found.get("control.worth")
+    if worth is None:
+        return "no control, so the memory's worth is not known"
+    return f"the memory is worth {_nats(worth)} over its control"
 
 
-def recovered(found: Figures) -> str:
-    """A version's context recovery: "22 ± 3 %"."""
-    return f"{show_estimate(found['context_recovery.share'].scaled(100))} %"
+def _window(size: str) -> str:
+    return "full attention" if size == FULL else f"its last {size} tokens"
+
+
+def _nats(difference: Estimate) -> str:
+    return f"{show_estimate(difference)} nats a token{' (noise)' if difference.is_noise else ''}"
+
+
+def _listed(names: list[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def of_the_log(base: Figures, audited: dict[str, Figures], audits: dict[str, Audit]) -> list[str]:

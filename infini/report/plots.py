@@ -46,17 +46,17 @@ def training_curves(table: pd.DataFrame, unit: str) -> Figure:
 
 
 def perplexity(figures: dict[str, Figures]) -> Figure:
-    """Long test documents: every version against the base by segments, in per cent."""
+    """Long test documents: every version against the base in blind segments, in per cent."""
     base = figures["base"]["segmented.ppl"].value
     versions = [version for version in figures if version != "base"]
     figure, axes = _figure()
-    rows = {"segmented.ppl": "with its memory", "memory_off.ppl": "memory kept empty"}
+    rows = {"documents.ppl": "with its memory", "memory_off.ppl": "memory kept empty"}
     for offset, (row, label) in zip((-0.2, 0.2), rows.items(), strict=True):
         heights = [100 * (figures[version][row].value / base - 1) for version in versions]
         at = [i + offset for i in range(len(versions))]
         bars = axes.bar(at, heights, width=0.38, label=label)
         axes.bar_label(bars, fmt="%+.1f %%", padding=2, fontsize=8)
-    ceiling = 100 * (figures["base"]["sliding.ppl"].value / base - 1)
+    ceiling = 100 * (figures["base"]["full.ppl"].value / base - 1)
     axes.axhline(ceiling, color="black", linestyle=":", label=FULL_ATTENTION)
     _relative_scale(axes)
     axes.margins(y=0.15)
@@ -66,11 +66,11 @@ def perplexity(figures: dict[str, Figures]) -> Figure:
 
 
 def perplexity_by(losses: dict[str, pd.DataFrame], place: str, label: str) -> Figure:
-    """Perplexity against the base by segments, by `segment` or `distance`; a band of one error."""
+    """Perplexity against the base in blind segments, by place; a band of one error."""
     figure, axes = _figure()
     base = losses["base"].query("protocol == 'segmented'")
-    lines = {FULL_ATTENTION: losses["base"].query("protocol == 'sliding'")}
-    lines |= {v: t.query("protocol == 'segmented'") for v, t in losses.items() if v != "base"}
+    lines = {FULL_ATTENTION: losses["base"].query("protocol == 'full'")}
+    lines |= {v: t.query("protocol == 'documents'") for v, t in losses.items() if v != "base"}
     for i, (name, table) in enumerate(lines.items()):
         style = _style(i)
         nats = difference_curve(table, base, place)
@@ -91,7 +91,7 @@ def retrieval(tables: dict[str, pd.DataFrame]) -> Figure:
     """Nats that the memory adds to the key's log-probability, by depth and length; a map each."""
     maps = {}
     for version, table in tables.items():
-        if version != "base":
+        if version != "base" and len(table):
             gain = table.assign(gain=table["log_prob"] - table["log_prob_off"])
             maps[version] = gain.pivot_table("gain", "depth", "segments", aggfunc="mean")
     rows = max(1, len(maps))  # no version: one empty panel
@@ -111,7 +111,7 @@ def retrieval(tables: dict[str, pd.DataFrame]) -> Figure:
 
 
 def gates(tables: dict[str, pd.DataFrame]) -> Figure:
-    """The memory's share of every head, sigmoid(β): a dot a seed."""
+    """How far every head lets its memory in: a dot a seed."""
     figure, axes = _figure(3.0)
     at: list[str] = []
     for i, (version, table) in enumerate(tables.items()):
@@ -120,7 +120,7 @@ def gates(tables: dict[str, pd.DataFrame]) -> Figure:
             axes.scatter([len(at)] * len(rows), rows["gate"], color=f"C{i}", label=label, zorder=2)
             at.append(f"{layer}.{head}")
     axes.set_xticks(range(len(at)), at, rotation=90, fontsize=8)
-    axes.set(xlabel="layer.head", ylabel="share of the memory")
+    axes.set(xlabel="layer.head", ylabel="gate of the memory")
     axes.grid(alpha=0.3)
     if at:
         axes.legend(framealpha=0)
@@ -160,7 +160,7 @@ def _relative_scale(axes: Axes) -> None:
     """Linear near zero, logarithmic beyond: a version may be far off and another near."""
     axes.set_yscale("symlog", linthresh=10)
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-    axes.set_ylabel("perplexity, above or below the base")
+    axes.set_ylabel("perplexity against blind segments")
     axes.axhline(0, color="black", linewidth=1)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from infini.corpus.config import Data
-from infini.evaluation.config import SlidingProtocol
+from infini.evaluation.config import FullProtocol
 from infini.evaluation.estimates import Estimate, estimates_of, flatten, mean_over_seeds
 from infini.model.config import Base
 from infini.paths import (
@@ -26,7 +26,7 @@ from infini.training.config import Adapter, Audit, Replacement, Version
 
 STEPS = ("distill", "finetune")
 
-Figures = dict[str, Estimate]  # by dotted name, as segmented.ppl
+Figures = dict[str, Estimate]  # by dotted name, as documents.ppl
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Setup:
 
     base: Base
     data: Data
-    sliding: SlidingProtocol
+    full: FullProtocol
     replacements: dict[str, Replacement]
     adapters: dict[str, Adapter]
     audits: dict[str, Audit]

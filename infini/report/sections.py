@@ -3,10 +3,11 @@
 A version named in params.yaml becomes a row or a column of every table, a line of every plot.
 """
 
-from infini.report import findings, plots, tables
+from infini.report import findings, plots, tables, window_plot
 from infini.report.cells import LEGEND
 from infini.report.page import Card, Drawing, Part, Report, Section, Table
 from infini.report.results import Figures, Results, Setup
+from infini.report.window_curve import WindowCurve
 
 UNITS = {"distill": "mean squared error", "finetune": "nats a token"}
 
@@ -22,10 +23,11 @@ def build(
     origin: label → hash of what the results come from. this_run and times, label → text and
     stage → seconds, differ from run to run: only the page shows them.
     """
-    setup = results.setup
+    setup, figures = results.setup, results.figures
+    curve = WindowCurve(figures["base"], setup.full.context)
     sections = [
-        _versions(results),
-        _log_comparison(results.figures, list(setup.replacements)),
+        _versions(results, curve),
+        _log_comparison(figures, list(setup.replacements)),
         _log_audit(results),
         _places(results),
         _retrieval(results),
@@ -38,37 +40,59 @@ def build(
     ]
     return Report(
         "Does the memory pay?",
-        findings.of_all(results.figures),
-        _cards(results.figures),
+        findings.of_all(figures, curve),
+        _cards(figures, curve),
         [section for section in sections if section.parts],
     )
 
 
-def _cards(figures: dict[str, Figures]) -> list[Card]:
-    base = figures["base"]
+def _cards(figures: dict[str, Figures], curve: WindowCurve) -> list[Card]:
+    base, versions = figures["base"], {v: f for v, f in figures.items() if v != "base"}
+    paying = [version for version, found in versions.items() if findings.pays(found)]
+    if paying or not versions:
+        answer_note = "better than a plain window of the same bytes, and than the same version "
+        answer_note += "trained with another document's memory, each beyond two standard errors"
+    else:
+        answer_note = findings.nearest(versions)
     cards = [
+        Card("Does the memory pay?", f"Yes: {', '.join(paying)}" if paying else "No", answer_note),
         Card(
             "Untouched base",
-            f"{base['segmented.ppl'].value:.2f}",
-            f"perplexity by segments; {base['sliding.ppl'].value:.2f} with full attention",
-        )
+            f"{base['full.ppl'].value:.2f}",
+            f"perplexity with full attention; {base['segmented.ppl'].value:.2f} in blind segments",
+        ),
     ]
-    for version, found in figures.items():
-        if version != "base":
-            note = f"context recovery; perplexity {found['segmented.ppl'].value:.2f}, "
-            note += f"{found['memory_off.ppl'].value:.2f} with the memory kept empty"
-            cards.append(Card(version, findings.recovered(found), note))
+    for version, found in versions.items():
+        size = curve.tokens(found["bytes.total"].value)
+        note = f"of a plain window, for the bytes of {size:.0f}; {findings.of_worth(found)}"
+        cards.append(Card(f"{version} reads as well as", findings.reads_like(found, curve), note))
     return cards
 
 
-def _versions(results: Results) -> Section:
-    sliding = results.setup.sliding
+def _versions(results: Results, curve: WindowCurve) -> Section:
+    figures, full = results.figures, results.setup.full
+
+    def table(columns: dict[str, str], caption: str) -> Table:
+        return Table(tables.all_versions(figures, columns), "version", caption)
+
     return Section("All versions", [
-        f"Every figure is on held-out test text. Full attention: the base over windows of "
-        f"{sliding.context:,} tokens moving by {sliding.stride:,}. {LEGEND}",
-        Table(tables.all_versions(results.figures), "version", "All versions against the base"),
-        Drawing("perplexity", plots.perplexity(results.figures),
-                "Perplexity of long test documents against the base, by version"),
+        "Every figure is on held-out test text. **Gain at equal bytes**: nats a token below the "
+        "untouched base with the smallest window of at least as many bytes. **Worth**: nats a "
+        "token below the version's control, of the same parameters and training, whose memory is "
+        "always that of another document. **Recovery**: that worth as a share of what lies between "
+        "that window and full attention. A version **pays** where gain and worth are both above "
+        f"two standard errors. Full attention: windows of {full.context:,} tokens moving by "
+        f"{full.stride:,}. {LEGEND}",
+        table(tables.HEADLINE, "Does it pay? Nats a token on long documents"),
+        Drawing("bytes", window_plot.carried(figures, results.losses, curve),
+                "Bytes carried against nats a token: the base with its last tokens alone, every "
+                "version, and hollow its control; a memory pays below the curve and its control"),
+        Table(tables.windows(figures["base"], curve), "last tokens", "The base's window curve"),
+        table(tables.BYTES, "Bytes carried from one token to the next"),
+        table(tables.PERPLEXITY, "Perplexity of each, beside its opponents"),
+        table(tables.DIFFERENCES, "The older comparisons, nats a token"),
+        Drawing("perplexity", plots.perplexity(figures),
+                "Perplexity of long test documents against the base in blind segments, by version"),
     ])  # fmt: skip
 
 
@@ -108,12 +132,12 @@ def _places(results: Results) -> Section:
     return Section("Where in the document", [
         "By segment the memory has read; the first segment's memory is empty.",
         Drawing("segments", plots.perplexity_by(results.losses, "segment", "segment"),
-                "Perplexity against the base by segment index"),
+                "Perplexity against the base in blind segments, by segment index"),
         Table(tables.perplexity_by(results.losses, "segment"), "segment",
               f"Perplexity by segment of {length} tokens"),
         Drawing("distance",
                 plots.perplexity_by(results.losses, "distance", "tokens since the start"),
-                "Perplexity against the base by distance to the document's start"),
+                "Perplexity against the base in blind segments, by distance to the start"),
         Table(tables.perplexity_by(results.losses, "distance"), "tokens from",
               "Perplexity by distance to the document's start"),
     ])  # fmt: skip
@@ -133,7 +157,7 @@ def _retrieval(results: Results) -> Section:
 def _memory(results: Results) -> Section:
     alphas = tables.block(results.figures, "alpha")
     parts: list[Part] = [
-        Drawing("gates", plots.gates(results.gates), "Share of the memory in every head"),
+        Drawing("gates", plots.gates(results.gates), "Gate of the memory in every head"),
     ]
     if len(alphas):
         parts.insert(0, Table(alphas, "α", "Weight of the memory beside its layer"))

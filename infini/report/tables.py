@@ -5,9 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from infini.evaluation.estimates import curve, flatten
+from infini.evaluation.estimates import Estimate, curve, flatten
 from infini.report.cells import Cell, Change, Rounded
+from infini.report.findings import pays
 from infini.report.results import Figures
+from infini.report.window_curve import WindowCurve
 from infini.training.config import Audit, Version
 
 # The rows of the research log's table "v1 vs v2": label, metric.
@@ -22,25 +24,68 @@ LOG_ROWS = {
     "Long-context PPL before": "finetune.ppl_before",
     "Long-context PPL after": "finetune.ppl_after",
     "Long-context PPL, memory kept empty": "memory_off.ppl",
-    "Memory's gain, nats a token": "memory.gain",
-    "Nats a token above the base": "vs_base.nats",
-    "Context recovery": "context_recovery.share",
+    "Memory's gain over kept empty, nats a token": "memory.gain",
+    "Gain at equal bytes, nats a token": "equal_bytes.gain",
+    "Against blind segments: nats a token above": "vs_base.nats",
+    "Against blind segments: context recovery, %": "context_recovery.share",
 }
-# The columns of the table of all versions: label, metric.
-COLUMNS = {
-    "PPL by segments": "segmented.ppl",
+# The columns of the tables of all versions: label, metric.
+HEADLINE = {
+    "nats a token": "documents.nats",
+    "bytes carried": "bytes.total",
+    "gain at equal bytes": "equal_bytes.gain",
+    "worth over its control": "control.worth",
+    "recovery, %": "recovery.share",
+    "pays": "pays",
+}
+BYTES = {
+    "exact keys and values": "bytes.exact",
+    "pending copies": "bytes.pending",
+    "memory": "bytes.memory",
+    "total": "bytes.total",
+}
+PERPLEXITY = {
+    "documents": "documents.ppl",
+    "base, window of equal bytes": "equal_bytes.ppl",
+    "that window, tokens": "equal_bytes.window",
+    "its control": "control.ppl",
     "memory kept empty": "memory_off.ppl",
-    "bits per byte": "segmented.bits_per_byte",
-    "PPL of short samples": "short.ppl",
-    "nats above the base": "vs_base.nats",
-    "memory's gain, nats": "memory.gain",
-    "context recovery": "context_recovery.share",
-    "passkey gain, nats": "passkey.gain",
-    "parameters added": "cost.parameters",
-    "bytes carried": "cost.state_bytes",
+    "another document's memory": "memory_swapped.ppl",
+    "short samples": "short.ppl",
+    "bits per byte, documents": "documents.bits_per_byte",
 }
-# Those of them that the base has with full attention too.
-FULL_ATTENTION = {"PPL by segments": "sliding.ppl", "bits per byte": "sliding.bits_per_byte"}
+DIFFERENCES = {
+    "over memory kept empty": "memory.gain",
+    "over another document's memory": "memory.swapped_gain",
+    "passkey, over memory kept empty": "passkey.gain",
+    "against blind segments: nats above": "vs_base.nats",
+    "against blind segments: context recovery, %": "context_recovery.share",
+    "parameters added": "cost.parameters",
+}
+# What the untouched base has of these.
+BLIND_SEGMENTS = {
+    "nats a token": "segmented.nats",
+    "bytes carried": "bytes.total",
+    **BYTES,
+    "documents": "segmented.ppl",
+    "short samples": "short.ppl",
+    "bits per byte, documents": "segmented.bits_per_byte",
+}
+FULL_ATTENTION = {
+    "nats a token": "full.nats",
+    "bytes carried": "full.bytes",
+    "exact keys and values": "full.bytes",
+    "total": "full.bytes",
+    "documents": "full.ppl",
+    "bits per byte, documents": "full.bits_per_byte",
+}
+SHARES = {"recovery.share", "context_recovery.share"}  # shown in per cent
+WINDOW = {
+    "bytes carried": "bytes",
+    "nats a token": "nats",
+    "perplexity": "ppl",
+    "bits per byte": "bits_per_byte",
+}
 PASSKEY = {
     "log-probability": "passkey.log_prob",
     "– memory kept empty": "passkey.log_prob_off",
@@ -58,17 +103,29 @@ AUDIT_COLUMNS = {
     "after ": "after.double_shift.ppl",
     "nats above the version": "vs_version.nats",
 }
+BASE_PROTOCOLS = {"segmented": "base, blind segments", "full": "base, full attention"}
 COSTS = {"state_bytes": "bytes", "tokens_per_second": "tokens/s", "peak_mib": "peak MiB"}
 
 
-def all_versions(figures: dict[str, Figures]) -> pd.DataFrame:
-    """A row a version; behind the base's its figures with full attention."""
+def all_versions(figures: dict[str, Figures], columns: dict[str, str]) -> pd.DataFrame:
+    """A row a version, label → metric in its columns; before them what the base has of these."""
     rows = {}
-    for version, found in figures.items():
-        rows[version] = _row(found, COLUMNS)
-        if "sliding.ppl" in found:
-            rows[f"{version}, full attention"] = _row(found, FULL_ATTENTION)
+    for name, its in {"blind segments": BLIND_SEGMENTS, "full attention": FULL_ATTENTION}.items():
+        if its.keys() & columns.keys():
+            known = {label: its.get(label, "") for label in columns}
+            rows[f"base, {name}"] = _row(figures["base"], known)
+    rows |= {v: _row(found, columns) for v, found in figures.items() if v != "base"}
     return _frame(rows)
+
+
+def windows(base: Figures, curve: WindowCurve) -> pd.DataFrame:
+    """The base's window curve: a row a window of so many last tokens, then full attention."""
+    return _frame(
+        {
+            point.name: _row(base, {label: f"{point.key}.{name}" for label, name in WINDOW.items()})
+            for point in curve.points
+        }
+    )
 
 
 def versus(figures: dict[str, Figures], metrics: dict[str, str]) -> pd.DataFrame:
@@ -80,10 +137,10 @@ def versus(figures: dict[str, Figures], metrics: dict[str, str]) -> pd.DataFrame
             continue
         rows[label] = {}
         for version, found in figures.items():
-            rows[label][version] = found.get(key)
+            rows[label][version] = figure = _figure(found, key)
             if version != first:
                 column = "change" if len(figures) == 2 else f"{version} vs {first}"
-                rows[label][column] = Change(figures[first].get(key), found.get(key))
+                rows[label][column] = Change(_figure(figures[first], key), figure)
     return _frame(rows)
 
 
@@ -109,9 +166,9 @@ def perplexity_by(losses: dict[str, pd.DataFrame], place: str) -> pd.DataFrame:
     """Perplexity by `segment` or `distance`: a row each, a column a version."""
     columns = {}
     for version, table in losses.items():
-        for protocol, name in (("segmented", version), ("sliding", f"{version}, full attention")):
-            if len(part := table[table["protocol"] == protocol]):
-                columns[name] = curve(part, place)
+        names = BASE_PROTOCOLS if version == "base" else {"documents": version}
+        for protocol, name in names.items():
+            columns[name] = curve(table[table["protocol"] == protocol], place)
     return pd.DataFrame(columns, dtype=object).rename(index=str)
 
 
@@ -135,10 +192,11 @@ def _setting(value: Any) -> Cell:
 def double_shift(figures: dict[str, Figures], replacements: list[str]) -> pd.DataFrame:
     """The same models by the next token and by the log's loop, on the same documents."""
     final = ("double_shift.next_token_ppl", "double_shift.ppl")
-    distilled = ("finetune.double_shift_next_before", "finetune.double_shift_before")
+    before = ("finetune.double_shift_next_before", "finetune.double_shift_before")
     models = {"untouched base": ("base", *final)}
     for version in replacements:
-        models[f"{version} distilled"] = (version, *distilled)
+        first = "distilled" if "distill.epochs" in figures[version] else "untrained"
+        models[f"{version} {first}"] = (version, *before)
         models[f"{version} finetuned"] = (version, *final)
     return _frame(
         {
@@ -202,7 +260,17 @@ def costs(table: pd.DataFrame) -> pd.DataFrame:
 
 def _row(found: Figures, columns: dict[str, str]) -> dict[str, Cell]:
     """The figures of `columns`, label → metric, by label."""
-    return {label: found.get(key) for label, key in columns.items()}
+    return {label: _cell(found, key) for label, key in columns.items()}
+
+
+def _cell(found: Figures, key: str) -> Cell:
+    return pays(found) if key == "pays" and key in found else _figure(found, key)
+
+
+def _figure(found: Figures, key: str) -> Estimate | None:
+    """A figure, shares in per cent."""
+    figure = found.get(key)
+    return figure.scaled(100) if figure and key in SHARES else figure
 
 
 def _frame(rows: Mapping[str, Mapping[str, Cell]]) -> pd.DataFrame:

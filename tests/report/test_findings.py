@@ -5,28 +5,83 @@ import pytest
 from infini.evaluation.estimates import estimates_of
 from infini.report import findings
 from infini.training.config import Audit
-from report.toy_results import AUDITS, FALLS, FIGURES, METRICS, RIGHT, STAYS, version
+from report.toy_results import AUDITS, CURVE, FALLS, FIGURES, RIGHT, STAYS, version
 
 
 def test_findings_are_computed() -> None:
-    headline, base, v1, v2 = findings.of_all(FIGURES)
-    assert "beyond noise: v2." in headline
-    assert "10.0 % is what a memory could win" in base
-    assert "44.00, 10.0 ± 1.1 % above the base" in v1
-    assert "What its memory brings is within noise" in v1
-    assert "38.00, 4.97 ± 0.95 % below the base" in v2
-    assert "memory lowers perplexity by 4.97 ± 0.95 %" in v2
-    assert "Context recovery 49 ± 10 %" in v2
-    assert "A passkey gains 0.10 ± 0.20 nats, within noise; 0 % are retrieved" in v2
-    worse = estimates_of(version(38.0, 40.0, -0.01, 0.051, 0.49))
-    assert "no version" in findings.of_all({**FIGURES, "v2": worse})[0]
+    answer, base, below, v1, v2 = findings.of_all(FIGURES, CURVE)
+    assert answer == (
+        "**v2 pays**: gain at equal bytes 0.050 ± 0.010 nats a token, "
+        "worth over its control 0.0050 ± 0.0010 nats a token."
+    )
+    assert "36.00 with full attention, 49.40 with its last 16 tokens, and 40.00 in blind" in base
+    assert below.startswith("v2 lies below the base's window curve")
+    assert "**v1**: perplexity 44.00 for 60,000 bytes; the base with its last 64 tokens" in v1
+    assert "gain at equal bytes −0.130 ± 0.010 nats a token." in v1
+    assert "It has no control" in v1
+    assert "Keeping its memory empty changes nothing beyond noise" in v1
+    assert "a token, of which 90 % is mere adaptation to the text" in v2  # 1 − 0.005 / 0.0513
+    assert "worth 0.0050 ± 0.0010 nats a token over its control: 5.0 ± 1.0 % of what lies" in v2
+    assert "It retrieves 0 % of the passkeys." in v2
+
+
+def of(*trees: dict) -> list[str]:
+    names = [f"v{i}" for i in range(3, 3 + len(trees))]
+    found = {name: estimates_of(tree) for name, tree in zip(names, trees, strict=True)}
+    return findings.of_all({"base": FIGURES["base"], **found}, CURVE)
+
+
+def test_where_none_pays_the_nearest_is_named() -> None:
+    far, near = version(38.0, 40.0, -0.3, 0.009), version(38.0, 40.0, -0.03, 0.001)
+    said = of(far, near, version(38.0, 40.0, 0.3))
+    assert said[0] == (
+        "**No version pays**: nearest is v4: gain at equal bytes −0.030 ± 0.010 nats a token, "
+        "worth over its control 0.0010 ± 0.0010 nats a token (noise)."
+    )
+    assert said[2].startswith("v5 lies below")  # without a control it cannot pay
+    alone = of(version(38.0, 40.0, 0.3))[0]
+    assert alone.endswith(
+        "0.300 ± 0.010 nats a token; without a control its memory's worth is not known."
+    )
+    assert of()[0] == "**No version pays**: there is none."
+    assert of(far)[2].startswith("Nothing lies below")
+
+
+def test_several_that_pay_are_all_named() -> None:
+    said = of(version(38.0, 40.0, 0.05, 0.005), version(38.0, 40.0, 0.06, 0.005))
+    assert said[0].startswith("**v3 and v4 pay.** v3: gain at equal bytes 0.050 ± 0.010")
+    assert "; v4: gain at equal bytes 0.060 ± 0.010" in said[0]
+    assert said[2].startswith("v3 and v4 lie below")
+
+
+@pytest.mark.parametrize(
+    ("ppl", "like"),
+    [(60.0, "less than 20 tokens"), (30.0, "more than 1024 tokens"), (38.4747, "68 tokens")],
+)
+def test_what_a_version_reads_like_is_a_plain_window(ppl: float, like: str) -> None:
+    assert (
+        f"as well as a plain window of {like}, for the bytes of 60." in of(version(ppl, 70, 0))[3]
+    )
+
+
+@pytest.mark.parametrize(
+    ("off", "worth", "words"),
+    [
+        (40.0, 0.2, "loses 0.051 ± 0.010 nats a token, of which 0 % is mere"),
+        (40.0, -0.2, "loses 0.051 ± 0.010 nats a token, of which 100 % is mere"),
+        (36.0, 0.2, "wins 0.054 ± 0.010 nats a token."),
+    ],
+)
+def test_what_keeping_the_memory_empty_does(off: float, worth: float, words: str) -> None:
+    assert f"Keeping its memory empty {words}" in of(version(38.0, off, 0.0, worth))[3]
 
 
 def test_no_error_known_is_no_finding() -> None:
-    alone = {k: v for k, v in METRICS["v2"].items() if k != "vs_base"} | {"vs_base": {"nats": -9.0}}
-    headline, _, sentence = findings.of_all({"base": FIGURES["base"], "v2": estimates_of(alone)})
-    assert "no version" in headline
-    assert "as good as the base by segments, within noise" in sentence
+    tree = version(38.0, 40.0, 9.0, 0.005)
+    del tree["equal_bytes"]["gain_se"], tree["passkey"]
+    said = of(tree)
+    assert said[2].startswith("Nothing lies below")
+    assert "passkey" not in said[3]
 
 
 @pytest.mark.parametrize(

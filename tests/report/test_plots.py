@@ -66,8 +66,8 @@ def test_perplexity(names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(("place", "at"), [("segment", [0, 1]), ("distance", [64, 256])])
 def test_perplexity_by_place(names: tuple[str, ...], place: str, at: list[int]) -> None:
     nats = {"v1": 3.1, "v2": 2.9}
-    found = {"base": losses(segmented=3.0, sliding=2.95)}
-    found |= {name: losses(segmented=nats[name], memory_off=9.0) for name in names}
+    found = {"base": losses(segmented=3.0, full=2.95, window16=9.0)}
+    found |= {name: losses(documents=nats[name], memory_off=9.0) for name in names}
     axes = plots.perplexity_by(found, place, "somewhere").axes[0]
     assert labels(axes) == ["base, full attention", *names]
     for label, value in {"base, full attention": 2.95, **{n: nats[n] for n in names}}.items():
@@ -120,6 +120,16 @@ def test_gates(names: tuple[str, ...]) -> None:
 
 
 @EITHER
+def test_a_version_without_passkey_or_gates_is_left_out(names: tuple[str, ...]) -> None:
+    cases = {name: passkey(0.5) for name in ("base", *names)} | {"v9": passkey(0.5).iloc[:0]}
+    assert [axes.get_title() for axes in plots.retrieval(cases).axes[: len(names)]] == list(names)
+    heads = {"v9": gates(0.4).iloc[:0]} | {name: gates(0.4) for name in names}
+    axes = plots.gates(heads).axes[0]
+    assert labels(axes) == list(names)
+    assert len(axes.collections) == len(names)
+
+
+@EITHER
 def test_costs(names: tuple[str, ...]) -> None:
     table = costs("base", *names)
     panels = plots.costs(table).axes
@@ -133,6 +143,6 @@ def test_costs(names: tuple[str, ...]) -> None:
 def test_without_a_version_there_is_still_a_file_to_draw() -> None:
     figures = [plots.perplexity({"base": FIGURES["base"]}), plots.gates({})]
     figures += [plots.retrieval({"base": passkey(0.0)})]
-    figures += [plots.perplexity_by({"base": losses(segmented=3.0, sliding=2.9)}, "segment", "s")]
+    figures += [plots.perplexity_by({"base": losses(segmented=3.0, full=2.9)}, "segment", "s")]
     for figure in figures:
         assert "<svg" in Drawing("empty", figure, "nothing").svg(inline=True)

@@ -1,6 +1,7 @@
 """What the stages left is read once, whatever the number of seeds."""
 
 import hashlib
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,15 +37,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Files as the stages leave them: the base of one seed, v3 of two, one audit, no costs."""
     monkeypatch.chdir(tmp_path)
     write_json(METRICS / "base.json", BASE)
-    spread = {"spread": {"segmented": {"ppl": 1.5}}}
-    write_json(METRICS / "v3.json", version(38.0, 40.0, -0.051, 0.051, 0.49) | spread)
+    spread = {"spread": {"documents": {"ppl": 1.5}}}
+    write_json(METRICS / "v3.json", version(38.0, 40.0, 0.05, 0.005) | spread)
     write_json(AUDIT_FOLDER / "right.json", audit((90.0, 50.0), (12000.0, 11000.0)))
     write_json(SUMMARY, {"train": {"texts": 3}})
     tables = {
-        "base": losses(segmented=3.6, sliding=3.5).assign(seed=0),
+        "base": losses(segmented=3.6, full=3.5).assign(seed=0),
         "v3": pd.concat(
             [
-                losses(segmented=nats, memory_off=3.6).assign(seed=seed)
+                losses(documents=nats, memory_off=3.6).assign(seed=seed)
                 for seed, nats in ((0, 3.4), (1, 3.6))
             ]
         ),
@@ -67,9 +68,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_everything_is_read(folder: Path) -> None:
     results = read_results(ONE)
     assert list(results.figures) == list(results.losses) == ["base", "v3"]
-    assert results.figures["v3"]["segmented.ppl"] == Estimate(38.0, 1.5)
-    assert results.figures["v3"]["memory.gain"] == Estimate(0.051, 0.01, difference=True)
-    assert results.metrics.loc["v3", "segmented.ppl_se"] == 0.5
+    assert results.figures["v3"]["documents.ppl"] == Estimate(38.0, 1.5)
+    assert results.figures["v3"]["memory.gain"] == Estimate(math.log(40 / 38), 0.01, True)
+    assert results.metrics.loc["v3", "documents.ppl_se"] == 0.5
     assert list(results.audits) == ["right"]  # the other was not run
     assert results.audits["right"]["after.segmented.ppl"] == Estimate(50.0)
     assert results.costs.empty

@@ -7,14 +7,16 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from infini.evaluation.estimates import estimates_of
 from infini.report.page import Drawing, Report, Table, html, markdown
 from infini.report.results import Results
 from infini.report.sections import build
-from report.toy_results import SETUP, results
+from report.toy_results import BASE, SETUP, results, version
 
 ORIGIN = {"params.yaml": "0123456789ab", "prepared data": "ba9876543210"}
 TIMES = {"v1-distill": {"seconds": 12.3, "startup": 4.5, "seconds_per_epoch": 0.91}}
 DRAWN = [
+    "bytes",
     "perplexity",
     "segments",
     "distance",
@@ -54,13 +56,29 @@ def test_sections_and_their_order() -> None:
         "This run",
     ]
     assert drawings(made) == DRAWN
-    assert made.summary[0] == "**Better than the untouched base, beyond noise: v1, v2, v3.**"
-    assert [card.label for card in made.cards] == ["Untouched base", "v1", "v2", "v3"]
+    assert made.summary[0].startswith("**v1, v2 and v3 pay.** v1: gain at equal bytes 0.050")
+    assert [(card.label, card.value) for card in made.cards] == [
+        ("Does the memory pay?", "Yes: v1, v2, v3"),
+        ("Untouched base", "36.00"),
+        *[(f"{name} reads as well as", "95 tokens") for name in ("v1", "v2", "v3")],
+    ]
     text = markdown(made, "plots")
     captions = [p.caption for s in made.sections for p in s.parts if isinstance(p, Table)]
     assert "Replacements: v1 | v2" in captions
     assert "Of the short samples here 12.5 % is padding." in text
     assert "v2 goes from 12,000 to 600 by the log's loop" in text
+
+
+def test_if_none_pays_the_first_card_says_how_far_the_nearest_is() -> None:
+    trees = {"base": BASE, "v3": version(39.0, 40.0, -0.03, 0.001)}
+    figures = {name: estimates_of(tree) for name, tree in trees.items()}
+    setup = replace(SETUP, replacements={})
+    card, _, v3 = report(results(setup=setup, figures=figures, audits={})).cards
+    assert card.value == "No"
+    assert card.note.startswith("nearest is v3: gain at equal bytes −0.030 ± 0.010 nats")
+    assert (
+        "for the bytes of 60; the memory is worth 0.0010 ± 0.0010 nats a token (noise)" in v3.note
+    )
 
 
 def test_git_sees_the_same_bytes_whatever_the_run() -> None:
@@ -93,10 +111,10 @@ def test_without_replacements_the_logs_comparison_disappears() -> None:
 
 def test_without_versions_the_base_is_reported() -> None:
     made = report(results(setup=replace(SETUP, replacements={}, adapters={}), audits={}))
-    assert made.summary[0] == "**Better than the untouched base, beyond noise: no version.**"
+    assert made.summary[0] == "**No version pays**: there is none."
     assert {"The log's comparison", "Settings"} & set(titles(made)) == set()
     assert drawings(made) == DRAWN
-    assert "40.00 by segments" in markdown(made, "plots")
+    assert "40.00 in blind segments" in markdown(made, "plots")
     assert html(made)
 
 

@@ -7,7 +7,18 @@ from infini.evaluation.estimates import Estimate, estimates_of
 from infini.report import tables
 from infini.report.cells import Change, show
 from infini.training.config import Audit
-from report.toy_results import AUDITS, BASE, FALLS, FIGURES, RIGHT, SETUP, costs, losses, version
+from report.toy_results import (
+    AUDITS,
+    BASE,
+    CURVE,
+    FALLS,
+    FIGURES,
+    RIGHT,
+    SETUP,
+    costs,
+    losses,
+    version,
+)
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -34,24 +45,73 @@ def test_one_version_has_no_change() -> None:
     assert list(tables.versus({"v1": FIGURES["v1"]}, tables.LOG_ROWS).columns) == ["v1"]
 
 
-def test_all_versions_mark_noise_and_show_the_ceiling() -> None:
-    table = shown(tables.all_versions(FIGURES))
-    assert list(table.index) == ["base", "base, full attention", "v1", "v2"]
-    assert table.loc["base, full attention", "PPL by segments"] == "36.0000"
-    assert table.loc["base, full attention", "bits per byte"] == "1.1000"
-    assert table.loc["v2", "PPL by segments"] == "38.00 ± 0.50"
-    assert table.loc["v2", "memory's gain, nats"] == "0.051 ± 0.010"
-    assert table.loc["v1", "memory's gain, nats"] == "0.000 ± 0.010 ~"
-    assert table.loc["v2", "passkey gain, nats"] == "0.10 ± 0.20 ~"
+def test_the_headline_says_what_pays() -> None:
+    table = shown(tables.all_versions(FIGURES, tables.HEADLINE))
+    rows = {
+        "base, blind segments": ["3.69 ± 0.10", "255,000", *"––––"],
+        "base, full attention": ["3.58 ± 0.10", "1,024,000", *"––––"],
+        "v1": ["3.78 ± 0.10", "60,000", "−0.130 ± 0.010", "–", "–", "no"],
+        "v2": ["3.64 ± 0.10", "60,000", "0.050 ± 0.010", "0.0050 ± 0.0010", "5.0 ± 1.0", "yes"],
+    }
+    assert table.T.to_dict("list") == rows
+    assert list(table) == list(tables.HEADLINE)
+
+
+def test_a_gain_or_worth_within_two_errors_is_marked() -> None:
+    found = {**FIGURES, "v2": estimates_of(version(38.0, 40.0, 0.019, 0.0019))}
+    table = shown(tables.all_versions(found, tables.HEADLINE))
+    assert table.loc["v2"].tolist()[2:4] == ["0.019 ± 0.010 ~", "0.0019 ± 0.0010 ~"]
+
+
+def test_a_version_pays_if_it_does_with_every_seed() -> None:
+    found = {**FIGURES, "v2": {**FIGURES["v2"], "pays": Estimate(0.5, 0.7)}}
+    assert shown(tables.all_versions(found, tables.HEADLINE)).loc["v2", "pays"] == "no"
+
+
+def test_bytes_are_itemised() -> None:
+    table = shown(tables.all_versions(FIGURES, tables.BYTES))
+    assert list(table) == ["exact keys and values", "pending copies", "memory", "total"]
+    assert table.loc["v1"].tolist() == ["0", "56,000", "4,000", "60,000"]
+    assert table.loc["base, full attention"].tolist() == ["1,024,000", "–", "–", "1,024,000"]
+    assert table.loc["base, blind segments"].tolist() == ["255,000", "0", "0", "255,000"]
+
+
+def test_perplexities_are_beside_their_opponents() -> None:
+    table = shown(tables.all_versions(FIGURES, tables.PERPLEXITY))
+    assert list(table.index) == ["base, blind segments", "base, full attention", "v1", "v2"]
+    assert table["documents"].tolist() == ["40.0000", "36.0000", "44.00 ± 0.50", "38.00 ± 0.50"]
+    assert table.loc["v2", "that window, tokens"] == "64"
+    assert table.loc["v2", "base, window of equal bytes"] == "39.9483"  # 38 e^0.05
+    assert table.loc["v2", "its control"] == "38.1905"  # 38 e^0.005
+    assert table.loc["v1", "its control"] == "–"
+    assert table.loc["v2", "another document's memory"] == "39.0000"
+    assert table.loc["base, full attention", "bits per byte, documents"] == "1.1000"
+
+
+def test_older_comparisons_are_named_as_such() -> None:
+    table = shown(tables.all_versions(FIGURES, tables.DIFFERENCES))
+    assert list(table.index) == ["v1", "v2"]
+    assert table.loc["v2", "over memory kept empty"] == "0.051 ± 0.010"
+    assert table.loc["v1", "over memory kept empty"] == "0.000 ± 0.010 ~"
+    assert table.loc["v2", "passkey, over memory kept empty"] == "0.10 ± 0.20 ~"
+    assert table.loc["v2", "against blind segments: nats above"] == "−0.051 ± 0.010"
+    assert table.loc["v2", "against blind segments: context recovery, %"] == "49 ± 10"
     assert table.loc["v1", "parameters added"] == "–"
 
 
+def test_the_window_curve_has_a_row_a_window() -> None:
+    table = shown(tables.windows(FIGURES["base"], CURVE))
+    assert list(table.index) == ["16", "64", "256", "full"]
+    assert table.loc["64"].tolist() == ["68,000", "3.65 ± 0.10", "38.4747", "–"]
+    assert table.loc["full"].tolist() == ["1,024,000", "3.58 ± 0.10", "36.0000", "1.1000"]
+
+
 def test_a_block_has_the_versions_that_have_it_and_their_spread_over_seeds() -> None:
-    tree = version(38.0, 40.0, -0.051, 0.051, 0.49) | {"spread": {"distill": {"ppl_gap": 2.5}}}
+    tree = version(38.0, 40.0, 0.05) | {"spread": {"distill": {"ppl_gap": 2.5}}}
     found = {"base": FIGURES["base"], "v1": FIGURES["v1"], "v2": estimates_of(tree)}
     found["v3"] = estimates_of({"alpha": {"layer0": 0.152}})
     table = tables.block(found, "distill")
-    assert list(table.index) == ["epochs", "ppl_gap"]
+    assert list(table.index) == ["epochs", "ppl_distilled", "ppl_gap"]
     assert list(table.columns) == ["v1", "v2"]
     assert shown(table).loc["ppl_gap"].tolist() == ["20.0000", "10.0 ± 2.5"]
     assert tables.block(found, "alpha").loc["layer0", "v3"] == Estimate(0.152)
@@ -67,10 +127,10 @@ def test_retrieval_has_a_row_a_version() -> None:
 
 @pytest.mark.parametrize(("place", "rows"), [("segment", ["0", "1"]), ("distance", ["64", "256"])])
 def test_perplexity_by_place(place: str, rows: list[str]) -> None:
-    found = {"base": losses(segmented=3.0, sliding=2.0), "v1": losses(segmented=1.0)}
+    found = {"base": losses(segmented=3.0, full=2.0), "v1": losses(documents=1.0, control=9.0)}
     table = tables.perplexity_by(found, place)
     assert list(table.index) == rows
-    assert list(table.columns) == ["base", "base, full attention", "v1"]
+    assert list(table.columns) == ["base, blind segments", "base, full attention", "v1"]
     assert [e.value for e in table.iloc[0]] == pytest.approx([20.0855, 7.38906, 2.71828], rel=1e-5)
     assert all(e.error > 0 for e in table.to_numpy().flat)
 
@@ -90,7 +150,11 @@ def test_settings_that_differ_are_marked() -> None:
 
 def test_double_shift_has_every_replacement_before_and_after() -> None:
     tree = {"finetune": {"double_shift_next_before": 90.0, "double_shift_before": 8000.0}}
-    found = {"base": FIGURES["base"], "v1": estimates_of({**tree, **BASE})}
+    undistilled = estimates_of({**tree, **BASE})
+    distilled = estimates_of({**tree, **BASE, "distill": {"epochs": 9}})
+    found = {"base": FIGURES["base"], "v1": distilled, "v4": undistilled}
+    labels = list(tables.double_shift(found, ["v4"]).index)
+    assert labels == ["untouched base", "v4 untrained", "v4 finetuned"]
     table = tables.double_shift(found, ["v1"])
     assert list(table.index) == ["untouched base", "v1 distilled", "v1 finetuned"]
     assert [[e.value for e in row] for row in table.to_numpy()] == [

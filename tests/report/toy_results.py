@@ -1,43 +1,74 @@
 """Results of toy size for the report's tests: an untouched base, v1, v2 and the adapter v3."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from infini.corpus.config import Data, Shares, TestSize
-from infini.evaluation.config import SlidingProtocol
+from infini.evaluation.config import FullProtocol
 from infini.evaluation.estimates import estimates_of, flatten
 from infini.model.config import Base
 from infini.report.results import Results, Setup
-from infini.training.config import Adapter, Audit, Replacement
+from infini.report.window_curve import WindowCurve
+from infini.training.config import Audit, ParallelAdapter, Replacement
+
+TOKEN = 1000  # bytes of a token's keys and values
+
+
+def window(tokens: int, nats: float) -> dict[str, Any]:
+    """The base with so many last tokens and four sinks."""
+    carried = {"bytes": TOKEN * (tokens + 4), "tokens": tokens}
+    return {"ppl": math.exp(nats), "nats": nats, "nats_se": 0.1, **carried}
+
 
 BASE = {
-    "segmented": {"ppl": 40.0},
-    "sliding": {"ppl": 36.0, "bits_per_byte": 1.1},
+    "segmented": {"ppl": 40.0, "nats": math.log(40.0), "nats_se": 0.1},
+    "bytes": {"exact": 255 * TOKEN, "pending": 0, "memory": 0, "total": 255 * TOKEN},
+    "full": {
+        "ppl": 36.0,
+        "nats": math.log(36.0),
+        "nats_se": 0.1,
+        "bits_per_byte": 1.1,
+        "bytes": 1024 * TOKEN,
+    },
+    "window": {"w16": window(16, 3.9), "w64": window(64, 3.65), "w256": window(256, 3.6)},
     "double_shift": {"ppl": 12000.0, "next_token_ppl": 40.0},
 }
 
 
-def version(ppl: float, off: float, against: float, gain: float, share: float) -> dict[str, Any]:
-    """A version's metrics."""
-    return {
-        "distill": {"epochs": 10, "ppl_gap": 20.0 if ppl > 40 else 10.0},
-        "segmented": {"ppl": ppl, "ppl_se": 0.5, "bits_per_byte": 1.2},
+def version(ppl: float, off: float, gain: float, worth: float | None = None) -> dict[str, Any]:
+    """A version's metrics: perplexity, with its memory empty, gain at equal bytes, worth."""
+    nats = math.log(ppl)
+    metrics = {
+        "distill": {"epochs": 10, "ppl_distilled": ppl + 10, "ppl_gap": 20.0 if ppl > 40 else 10.0},
+        "documents": {"ppl": ppl, "ppl_se": 0.5, "nats": nats, "nats_se": 0.1},
         "memory_off": {"ppl": off},
-        "vs_base": {"nats": against, "nats_se": 0.01},
-        "memory": {"gain": gain, "gain_se": 0.01},
-        "context_recovery": {"share": share, "share_se": 0.1},
+        "memory_swapped": {"ppl": off - 1},
+        "vs_base": {"nats": math.log(ppl / 40), "nats_se": 0.01},
+        "memory": {"gain": math.log(off / ppl), "gain_se": 0.01},
+        "context_recovery": {"share": math.log(40 / ppl) / math.log(40 / 36), "share_se": 0.1},
+        "equal_bytes": {"window": 64, "ppl": math.exp(nats + gain), "gain": gain, "gain_se": 0.01},
+        "bytes": {"exact": 0, "pending": 56000, "memory": 4000, "total": 60000},
+        "pays": 0,
         "passkey": {"gain": 0.1, "gain_se": 0.2, "exact": 0.0},
     }
+    if worth is not None:
+        control = {"ppl": math.exp(nats + worth), "nats": nats + worth, "nats_se": 0.1}
+        metrics["control"] = {**control, "worth": worth, "worth_se": 0.001}
+        metrics["recovery"] = {"share": worth / 0.1, "share_se": 0.01}
+        metrics["pays"] = int(gain > 0.02 and worth > 0.002)
+    return metrics
 
 
 METRICS = {
     "base": BASE,
-    "v1": version(44.0, 44.0, 0.095, 0.0, -0.9),
-    "v2": version(38.0, 40.0, -0.051, 0.051, 0.49),
+    "v1": version(44.0, 44.0, -0.13),
+    "v2": version(38.0, 40.0, 0.05, 0.005),
 }
 FIGURES = {name: estimates_of(tree) for name, tree in METRICS.items()}
+CURVE = WindowCurve(FIGURES["base"], 1024)
 
 
 def audit(segmented: tuple[float, float], shifted: tuple[float, float]) -> dict[str, Any]:
@@ -74,8 +105,10 @@ def replacement(epochs: int, patience: int | None, lr: float) -> Replacement:
     )
 
 
-V3 = Adapter.model_validate(
+V3 = ParallelAdapter.model_validate(
     {
+        "method": "parallel",
+        "control": True,
         "layer": {"layers": [0], "update": "linear", "local": "softmax"},
         "alpha": 0.0,
         "epochs": 5,
@@ -100,7 +133,7 @@ SETUP = Setup(
         segment_length=256,
         test=TestSize(samples=6, documents=4),
     ),
-    sliding=SlidingProtocol(documents=4, context=1024, stride=512),
+    full=FullProtocol(context=1024, stride=512),
     replacements={"v1": replacement(10, None, 1e-4), "v2": replacement(50, 2, 1e-5)},
     adapters={"v3": V3},
     audits=AUDITS,
@@ -125,6 +158,9 @@ def losses(**nats: float) -> pd.DataFrame:
         for segment in range(2)
     ]
     return pd.DataFrame(rows)
+
+
+BASE_LOSSES = {"full": 3.58, "window16": 3.9, "window64": 3.65, "window256": 3.6}
 
 
 def passkey(gain: float) -> pd.DataFrame:
@@ -180,7 +216,7 @@ def results(**changes: Any) -> Results:
     names = tuple(setup.versions)
     metrics = {"base": BASE}
     for name, recipe in setup.versions.items():
-        metrics[name] = version(38.0, 40.0, -0.051, 0.051, 0.49)
+        metrics[name] = version(38.0, 40.0, 0.05, 0.005)
         if "distill" not in recipe.steps:
             del metrics[name]["distill"]
             metrics[name]["alpha"] = {"layer0": 0.152}
@@ -189,8 +225,8 @@ def results(**changes: Any) -> Results:
         metrics=pd.DataFrame({name: flatten(tree) for name, tree in metrics.items()}).T,
         figures={name: estimates_of(tree) for name, tree in metrics.items()},
         losses={
-            "base": losses(segmented=3.6, sliding=3.5),
-            **{name: losses(segmented=3.55, memory_off=3.6) for name in names},
+            "base": losses(segmented=3.6, **BASE_LOSSES),
+            **{name: losses(documents=3.63, memory_off=3.69, control=3.64) for name in names},
         },
         passkey={name: passkey(0.1) for name in ("base", *names)},
         gates={name: gates(0.4, 0.5) for name in names},
