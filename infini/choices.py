@@ -1,5 +1,6 @@
 """The choices that the library offers, written once: what it takes, what params.yaml takes."""
 
+import math
 from typing import Any, Literal, get_args
 
 from infini.errors import InputError
@@ -14,9 +15,30 @@ LocalKind = Literal["softmax", "linear"]  # attention within a segment
 MemoryUse = Literal["own", "swapped", "off"]
 Position = Literal["none", "alibi", "rope"]  # positions within a segment
 
+# Architectures (a config's `model_type`) whose layers `replace` knows how to call.
+REPLACEABLE = ("gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gpt2")
+
 
 def check_choice(name: str, value: str, allowed: Any) -> None:
     """InputError that names the choices where a value is none of an alias's."""
     if value not in get_args(allowed):
         names = ", ".join(map(repr, get_args(allowed)))
         raise InputError(f"{name}: one of {names} is needed, got {value!r}")
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """InputError where a value is no whole number, or less than `least`."""
+    if type(value) is not int or value < least:
+        raise InputError(f"{name}: a whole number from {least} on is needed, got {value!r}")
+
+
+def check_finite_number(name: str, value: Any) -> None:
+    """InputError where a value is no number, or not finite."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise InputError(f"{name}: a finite number is needed, got {value!r}")
+
+
+def check_yes_no(name: str, value: Any) -> None:
+    """InputError where a value is neither True nor False."""
+    if type(value) is not bool:
+        raise InputError(f"{name}: True or False is needed, got {value!r}")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from infini.choices import LocalKind, MemoryUse, Position, Update, check_choice
+from infini.choices import LocalKind, MemoryUse, Position, Update, check_choice, check_whole
+from infini.errors import InputError
 from infini.memory.compressive import MemoryState, Rule, attend
 from infini.memory.local import (
     Rotary,
@@ -39,7 +40,7 @@ class Heads:
 class InfiniAttention(nn.Module):
     """Self-attention whose keys and values outlive their segment in a constant-size memory.
 
-    segment_length: tokens; heads: where a base's attention differs from the usual. ValueError:
+    segment_length: tokens; heads: where a base's attention differs from the usual. InputError:
     num_heads does not divide hidden_size, or the key-value heads do not divide num_heads.
     """
 
@@ -57,17 +58,20 @@ class InfiniAttention(nn.Module):
         heads: Heads | None = None,
     ):
         super().__init__()
+        sizes = {"hidden_size": hidden_size, "num_heads": num_heads, "segment_length": segment_length}
+        for name, value in sizes.items():
+            check_whole(name, value, 1)
         check_choice("update", update, Update)
         check_choice("local", local, LocalKind)
         check_choice("position", position, Position)
         heads = heads or Heads()
         if heads.head_dim is None and hidden_size % num_heads:
-            raise ValueError(
+            raise InputError(
                 f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}"
             )
         num_kv_heads = heads.num_kv_heads or num_heads
         if num_heads % num_kv_heads:
-            raise ValueError(
+            raise InputError(
                 f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}"
             )
         self.head_dim = heads.head_dim or hidden_size // num_heads
@@ -99,6 +103,10 @@ class InfiniAttention(nn.Module):
         Returns (B, T, hidden_size) and the state after the last token; feeding a document in
         any chunks, the state passed on, gives what feeding it whole gives.
         """
+        width = self.q_proj.in_features
+        if hidden_states.ndim != 3 or hidden_states.shape[2] != width:
+            shape = tuple(hidden_states.shape)
+            raise InputError(f"hidden_states: (batch, tokens, {width}) is needed, got {shape}")
         packing = Packing.of(hidden_states.shape[0], hidden_states.shape[1], attention_mask)
         out, state = self.advance(packing.pack(hidden_states, 1), packing.lengths, state)
         return packing.unpack(out, 1), state

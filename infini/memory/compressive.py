@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infini.choices import MemoryUse, Update, check_choice
+from infini.choices import MemoryUse, Update, check_choice, check_whole
+from infini.errors import InputError
 from infini.memory.buffers import columns
 from infini.memory.kernel import Plan, read_and_write
 from infini.memory.packing import Packing, Part, drive, split, swap_halves
@@ -98,9 +99,11 @@ def compressive_memory(
     (B, T), False on padding, which is skipped: neither read from nor written. Returns
     (B, H, T, V), zeros while the memory is empty and on padding, and the state. Feeding a
     document in any chunks, the state passed on, gives what feeding it whole gives. InputError: no
-    such update, a mask of another size.
+    such update, shapes that do not belong together, a mask of another size.
     """
     check_choice("update", update, Update)
+    check_whole("segment_length", segment_length, 1)
+    _check_shapes(q, k, v)
     packing = Packing.of(q.shape[0], q.shape[2], mask)
     q, k, v = (packing.pack(x, 2) for x in (q, k, v))
     out, state = attend(q, k, v, packing.lengths, Rule(segment_length, update), state)
@@ -118,14 +121,20 @@ def attend(
     """Reads of the memory, mixed with local attention where the rule has one.
 
     Shapes as in `compressive_memory`; lengths: (B,) int64 on the CPU, a sample's real tokens,
-    padding behind them. Returns (B, H, T, V), zero on padding, and the state. ValueError: the
-    state is of segments of another length.
+    padding behind them. Returns (B, H, T, V), zero on padding, and the state. InputError: the
+    state is of segments of another length, of another batch or of other heads.
     """
     current = MemoryState.empty(k, v, rule.segment_length) if state is None else state
     length = current.keys.shape[2]
     if length != rule.segment_length:
-        raise ValueError(
+        raise InputError(
             f"the state is of segments of {length} tokens, not of {rule.segment_length}"
+        )
+    wanted = (*k.shape[:2], k.shape[3], v.shape[3])
+    if current.matrix.shape != wanted:
+        raise InputError(
+            f"the state is of (batch, heads, key width, value width) {tuple(current.matrix.shape)}, "
+            f"not of {wanted}"
         )
 
     def run(compute: _Compute, part: Part) -> Tensor:
@@ -142,6 +151,23 @@ def attend(
         whole=partial(run, _whole_segments),
     )
     return q.new_zeros(*q.shape[:3], v.shape[-1]) if out is None else out, current
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """InputError for queries, keys and values that do not belong together."""
+    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in zip("qkv", (q, k, v), strict=True))
+    fit = (
+        q.ndim == k.ndim == v.ndim == 4
+        and len(q) == len(k) == len(v)
+        and q.shape[2] == k.shape[2] == v.shape[2]
+        and q.shape[3] == k.shape[3]
+        and k.shape[1] == v.shape[1]
+        and q.shape[1] % max(1, k.shape[1]) == 0
+    )
+    if not fit:
+        raise InputError(
+            f"q (B, H, T, D), k (B, G, T, D), v (B, G, T, V) are needed, G divides H; got {shapes}"
+        )
 
 
 def _extended(state: MemoryState) -> Tensor:

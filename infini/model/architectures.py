@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from infini.choices import REPLACEABLE
 from infini.errors import InputError
 from infini.memory.local import Rotary
 
@@ -169,7 +170,7 @@ def check_replaceable(model: PreTrainedModel) -> None:
     """InputError for an architecture whose layers are called in a way that we do not know."""
     kind = model.config.get_text_config().model_type
     if kind not in PROJECTIONS:
-        known = ", ".join(PROJECTIONS)
+        known = ", ".join(REPLACEABLE)
         raise InputError(f'method="replace" knows {known}; for {kind} use method="parallel"')
 
 

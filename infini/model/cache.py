@@ -139,8 +139,6 @@ def save_memory(state: InfiniCache | WindowCache, path: str | Path) -> None:
     if not isinstance(state, InfiniCache | WindowCache):
         raise InputError("save_memory needs the cache that a model with memory returns")
     tensors = state.tensors()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     kind = FORMAT if isinstance(state, InfiniCache) else window_cache.FORMAT
     metadata = {"format": kind, "fingerprint": state.fingerprint}
     save_file(

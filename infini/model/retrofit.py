@@ -6,7 +6,6 @@ own weights ("teacher", the base within a segment), or freshly initialised ("ran
 `window`: every layer's own attention sees a window, see `infini.model.window`.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict, Unpack
@@ -15,7 +14,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from infini.choices import Init, LocalKind, Method, Position, Update, WindowUpdate, check_choice
+from infini.choices import (
+    Init,
+    LocalKind,
+    Method,
+    Position,
+    Update,
+    WindowUpdate,
+    check_choice,
+    check_finite_number,
+    check_whole,
+    check_yes_no,
+)
 from infini.errors import InputError
 from infini.memory.attention import Heads, InfiniAttention
 from infini.model.architectures import check_replaceable, context_of, decoder_layers, rotary_of
@@ -73,12 +83,11 @@ class Settings:
             check_choice("position", self.position, Position)
         if not self.layers:
             raise InputError("layers: at least one is needed")
-        whole = {"layers": self.layers, "segment_length": (self.segment_length,)}
-        for name, values in whole.items():
-            if not all(isinstance(value, int) for value in values):
-                raise InputError(f"{name}: whole numbers are needed, got {values[0]!r}")
-        if not math.isfinite(self.alpha):
-            raise InputError(f"alpha: a finite number is needed, got {self.alpha!r}")
+        for layer in self.layers:
+            check_whole("layers", layer, 0)
+        check_whole("segment_length", self.segment_length, 1)
+        check_finite_number("alpha", self.alpha)
+        check_yes_no("segmented", self.segmented)
 
     @property
     def taught(self) -> bool:
@@ -112,7 +121,7 @@ def retrofit(
     """
     if unknown := sorted(options.keys() - Options.__annotations__.keys()):
         raise TypeError(f"retrofit() got an unexpected keyword argument {unknown[0]!r}")
-    if layers is not None and not isinstance(layers, Sequence):
+    if layers is not None and (isinstance(layers, str) or not isinstance(layers, Sequence)):
         raise InputError(f"layers: a list of decoder layers is needed, got {layers!r}")
     check_choice("method", method, Method)
     given: dict[str, Any] = dict(options)
@@ -150,6 +159,10 @@ def untrained(model: PreTrainedModel, seed: int, options: dict[str, Any]) -> Pre
 
 def _check_model(model: PreTrainedModel) -> None:
     """InputError where no memory can be put into it."""
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(
+            f"model: a causal language model of transformers is needed, got {type(model).__name__}"
+        )
     if not model.can_generate() or model.config.is_encoder_decoder:
         raise InputError(f"{type(model).__name__}: a causal language model is needed")
     if has_memory(model):
@@ -165,7 +178,7 @@ def _check_options(method: Method, given: dict[str, Any], settings: type) -> Non
 def _check(model: PreTrainedModel, settings: Settings) -> None:
     """InputError where these settings do not fit this base."""
     depth = len(decoder_layers(model))
-    if missing := [index for index in settings.layers if not 0 <= index < depth]:
+    if missing := [index for index in settings.layers if index >= depth]:
         raise InputError(f"layers {missing} do not exist, the base has 0 to {depth - 1}")
     longest = context_of(model) or settings.segment_length
     if not 1 <= settings.segment_length <= longest:
@@ -204,7 +217,7 @@ def _module(model: PreTrainedModel, index: int, settings: Settings) -> MemoryMod
         heads=Heads(head_dim=getattr(config, "head_dim", None), rotary=rotary_of(model)),
     )
     if settings.method == "parallel":
-        return InfiniAdapter(original, attention, index, settings.alpha)
+        return InfiniAdapter(original, attention, index, float(settings.alpha))
     layer = InfiniLayer(original, attention, index)
     _initialise(layer, config.initializer_range)
     return layer
@@ -243,7 +256,9 @@ def _config(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
 
 
 def remove(model: PreTrainedModel) -> PreTrainedModel:
-    """Take the memory out, in place: the untouched base again."""
+    """Take the memory out, in place: the untouched base again; InputError for no model."""
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(f"remove: a model is needed, got {type(model).__name__}")
     if window_layers(model):
         take_window(model)
         return model
