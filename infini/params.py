@@ -1,22 +1,28 @@
 """params.yaml as a whole: one typed section a stage, everything checked before any work.
 
-`python -m infini.params` checks the file. A wrong value or an unknown key is one line that
-names the key. The sections themselves are in the folders' `config.py`.
+`python -m infini.params` checks the file, and against the base and the text that it names. A
+wrong value or an unknown key is one line: key, what is needed, value. The sections themselves
+are in the folders' `config.py`.
 """
 
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 from pydantic import ValidationError, model_validator
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
+from infini.choices import REPLACEABLE
 from infini.corpus.config import Data
+from infini.corpus.inputs import text_files
 from infini.errors import InputError
 from infini.evaluation.config import Cost, Evaluate
 from infini.model.config import Base
-from infini.schema import Name, Section, Seed
+from infini.model.facts import facts_of
+from infini.schema import Name, Section, Seed, explain
 from infini.training.config import (
     Adapter,
     AnyAdapter,
@@ -52,6 +58,76 @@ class Params(Section):
         """All of them, by name."""
         return {**self.replacements, **self.adapters}
 
+    def section(self, version: str) -> str:
+        """The key under which a version is."""
+        return "replacements" if version in self.replacements else "adapters"
+
+    def contexts(self) -> dict[str, int]:
+        """What the base must read at once, in tokens, by the key that asks for it."""
+        wanted = {"data.segment_length": self.data.segment_length}
+        for name, protocol in self.evaluate:
+            if (tokens := getattr(protocol, "context", None)) is not None:
+                wanted[f"evaluate.{name}.context"] = tokens
+        window = self.evaluate.window
+        wanted["evaluate.window: sizes + sinks"] = max(window.sizes) + window.sinks
+        for name, version in self.versions.items():
+            if isinstance(version, WindowAdapter):
+                wanted[f"adapters.{name}.layer: window + sinks"] = (
+                    version.layer.window + version.layer.sinks
+                )
+        return wanted
+
+    @model_validator(mode="after")
+    def _names(self) -> "Params":
+        if both := self.replacements.keys() & self.adapters.keys():
+            raise InputError(f"adapters.{min(both)}: is a replacement's name too: rename one")
+        if "base" in self.versions:
+            key = f"{self.section('base')}.base"
+            raise InputError(f"{key}: is the untouched base's name: rename the version")
+        if "costs" in self.audits:
+            raise InputError("audits.costs: is the costs' name in the report: rename the audit")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds(self) -> "Params":
+        if len({self.seed, *self.seeds}) < 1 + len(self.seeds):
+            raise InputError(
+                f"seeds: different ones, also from seed ({self.seed}), are needed, got {self.seeds}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sizes(self) -> "Params":
+        """Nothing is asked for that is not prepared."""
+        data, evaluate = self.data, self.evaluate
+        trained = {
+            f"{self.section(name)}.{name}{'.finetune' * (name in self.replacements)}.documents": n
+            for name, version in self.versions.items()
+            if (n := version.long.documents) is not None
+        }
+        limits: dict[tuple[str, int], dict[str, int]] = {
+            ("data.document_length", data.document_length): {
+                "data.segment_length": data.segment_length
+            },
+            ("data.test.samples", data.test.samples): {
+                "evaluate.short.samples": evaluate.short.samples
+            },
+            ("data.test.documents", data.test.documents): {
+                "evaluate.documents": evaluate.documents
+            },
+            ("data.documents", data.documents): trained,
+        }
+        for (other, most), wanted in limits.items():
+            for key, value in wanted.items():
+                if value > most:
+                    raise InputError(f"{key}: at most {other}, {most}, got {value}")
+        if self.pretrain.width % self.pretrain.heads:
+            raise InputError(
+                f"pretrain.width: a multiple of pretrain.heads, {self.pretrain.heads}, is needed, "
+                f"got {self.pretrain.width}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _audits(self) -> "Params":
         for name, audit in self.audits.items():
@@ -61,50 +137,11 @@ class Params(Section):
                 raise InputError(f"audits.{name}.{error}") from None
         return self
 
-    @model_validator(mode="after")
-    def _sizes(self) -> "Params":
-        """Nothing is asked for that is not prepared."""
-        data, test = self.data, self.data.test
-        limits = [
-            (
-                "data.segment_length",
-                data.segment_length,
-                "data.document_length",
-                data.document_length,
-            ),
-            (
-                "evaluate.short.samples",
-                self.evaluate.short.samples,
-                "data.test.samples",
-                test.samples,
-            ),
-        ]
-        scored = self.evaluate.documents
-        limits.append(("evaluate.documents", scored, "data.test.documents", test.documents))
-        for name, version in self.versions.items():
-            key = (
-                f"replacements.{name}.finetune" if name in self.replacements else f"adapters.{name}"
-            )
-            if (wanted := version.long.documents) is not None:
-                limits.append((f"{key}.documents", wanted, "data.documents", data.documents))
-        for key, value, other, most in limits:
-            if value > most:
-                raise InputError(f"{key}: at most {other}, {most}, got {value}")
-        return self
-
-    @model_validator(mode="after")
-    def _names(self) -> "Params":
-        if both := self.replacements.keys() & self.adapters.keys():
-            raise InputError(f"adapters: {both.pop()!r} is a replacement's name: rename one")
-        if "base" in self.versions:
-            raise InputError("versions: 'base' is the untouched base's name: rename the version")
-        return self
-
 
 def audited(audit: Audit, versions: dict[str, Version]) -> Version:
     """An audit's recipe: its version's, with what it changes. InputError for what cannot be."""
     if (version := versions.get(audit.of)) is None:
-        raise InputError(f"of: no version {audit.of!r}")
+        raise InputError(f"of: one of {', '.join(versions)} is needed, got {audit.of!r}")
     if isinstance(version, WindowAdapter):
         raise InputError(f"of: {audit.of!r} reads by window, the log's loop is of segments")
     if "distill" not in version.steps and (audit.distill or audit.mistake == "padding_counted"):
@@ -113,10 +150,8 @@ def audited(audit: Audit, versions: dict[str, Version]) -> Version:
     try:
         return version.changed(audit)
     except ValidationError as invalid:
-        first = invalid.errors()[0]
-        place = () if "distill" in version.steps else ("finetune",)
-        key = ".".join(map(str, (*place, *first["loc"])))
-        raise InputError(f"{key}: {_message(first)}") from None
+        place = "finetune." if isinstance(version, Adapter) else ""
+        raise InputError(f"{place}{explain(type(version), _first(invalid))}") from None
 
 
 def read(key: str, kind: type[T]) -> T:
@@ -144,7 +179,7 @@ def read_optional(key: str, kind: type[T]) -> T | None:
 
 def every_seed() -> list[int]:
     """What every version is trained with: `seed`, then the further `seeds`."""
-    return list(dict.fromkeys([read("seed", int), *read("seeds", list[int])]))
+    return [read("seed", int), *read("seeds", list[int])]
 
 
 def versions() -> dict[str, Version]:
@@ -158,9 +193,11 @@ def versions() -> dict[str, Version]:
 def load() -> Params:
     """The whole file, checked. InputError: one line that names the first wrong key."""
     try:
-        return _parse(FILE.read_text())
+        return _parse(FILE.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{FILE}: not found; run from the repository's root") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{FILE}: not readable as UTF-8 text: {error}") from None
 
 
 @lru_cache(maxsize=1)
@@ -168,30 +205,62 @@ def _parse(text: str) -> Params:
     try:
         # YAML 1.2 as DVC writes it: 1e-05 is a number, which PyYAML takes for text.
         content = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+    except DuplicateKeyError as error:
+        key, line = error.problem.split('"')[1], error.problem_mark.line + 1
+        raise InputError(f"{FILE}: {key}: is there twice, again in line {line}; keep one") from None
+    except (YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{FILE}: not YAML: {' '.join(str(error).split())}") from None
     try:
         return Params.model_validate(content)
     except ValidationError as invalid:
-        # A misspelt key is missing too: its name is the more helpful of the two.
-        first = min(invalid.errors(), key=lambda error: error["type"] != "extra_forbidden")
-        key = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
-        raise InputError(f"{FILE}: {key}{_message(first)}") from None
+        raise InputError(f"{FILE}: {explain(Params, _first(invalid))}") from None
 
 
-def _message(error: Any) -> str:
-    match error["type"]:
-        case "extra_forbidden":
-            return "unknown key; remove it or correct its name"
-        case "missing":
-            return "is missing; add it"
-        case "value_error":
-            return str(error["ctx"]["error"])
-    return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+def _first(invalid: ValidationError) -> Any:
+    """The error to tell: a misspelt key is missing too, and its name is the more helpful."""
+    return min(invalid.errors(), key=lambda error: error["type"] != "extra_forbidden")
+
+
+def check() -> Params:
+    """`load`, and whether base and text are there and can do what is asked; InputError if not."""
+    params = load()
+    try:
+        _check_base(params)
+        text_files(params.data.corpus)
+    except InputError as error:
+        raise InputError(f"{FILE}: {error}") from None
+    return params
+
+
+def _check_base(params: Params) -> None:
+    """InputError where a base in a folder cannot do what a key asks of it."""
+    if (base := facts_of(params.base.model)) is None:
+        return
+    name = params.base.model
+    for key, tokens in params.contexts().items():
+        if base.context is not None and tokens > base.context:
+            raise InputError(
+                f"{key}: up to {base.context:,} tokens, the context of {name!r}, got {tokens:,}"
+            )
+    for version, recipe in params.versions.items():
+        key = f"{params.section(version)}.{version}"
+        options = recipe.retrofit_options(params.data.segment_length)
+        for index in options.get("layers") or ():
+            if base.layers is not None and index >= base.layers:
+                raise InputError(
+                    f"{key}.layer.layers: 0 to {base.layers - 1}, the layers of {name!r}, "
+                    f"got {index}"
+                )
+        if options["method"] == "replace" and base.kind not in REPLACEABLE:
+            raise InputError(
+                f"{key}: a layer of {base.kind} ({name!r}) cannot be replaced, of "
+                f"{', '.join(REPLACEABLE)} it can; make it an adapter, or remove it"
+            )
 
 
 if __name__ == "__main__":
     try:
-        load()
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from None
+        check()
+    except InputError as wrong:
+        print(f"error: {wrong}", file=sys.stderr)
+        sys.exit(2)

@@ -11,6 +11,7 @@ from infini.paths import INPUTS, write_json
 
 
 def main() -> None:
+    params.check()
     base, corpus = params.read("base", Base), params.read("data.corpus", str)
     write_json(INPUTS / "base.json", {**base.model_dump(), "files": contents(base.model)})
     write_json(INPUTS / "corpus.json", {"corpus": corpus, "files": contents(corpus)})

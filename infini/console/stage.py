@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from infini.console.progress import configure_logging
 from infini.console.signals import Stopped
@@ -13,7 +14,7 @@ LAUNCH = "INFINI_LAUNCH"
 
 
 def run(main: Callable[..., None], *, parallel: bool = False) -> None:
-    """Call main with the command line's words; any failure exits non-zero.
+    """Call main with the command line's words; any failure exits non-zero, the user's with 2.
 
     parallel: the stage computes in all the processes that $INFINI_LAUNCH (say "accelerate launch
     --num_processes 2") starts. An environment variable, so that DVC sees the same command.
@@ -28,12 +29,23 @@ def run(main: Callable[..., None], *, parallel: bool = False) -> None:
 
             processes.leave()
     except InputError as error:
-        sys.exit(f"error: {error}")
+        _refuse(str(error))
+    except OSError as error:  # a full disk, a folder that cannot be written
+        if error.filename is None and error.errno is None:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        _refuse(f"{place}{error.strerror}; the stage's outputs are incomplete: run it again")
     except Stopped as stopped:
         print(f"{stopped}; run again to go on", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _refuse(message: str) -> NoReturn:
+    """End with one line."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _launch(launcher: list[str]) -> None:

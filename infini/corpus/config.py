@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from infini.errors import InputError
-from infini.schema import Positive, Section, Share
+from infini.schema import Positive, Rate, Section, Share
 
 
 class Shares(Section):
@@ -13,9 +13,9 @@ class Shares(Section):
 
     # trains the embedded base, and nothing else
     base: Share
-    train: Share
-    val: Share
-    test: Share
+    train: Rate
+    val: Rate
+    test: Rate
 
     @model_validator(mode="after")
     def _sum(self) -> "Shares":
@@ -39,11 +39,11 @@ class Data(Section):
     corpus: str
     shares: Shares
     # short samples for training, nine parts train and one part val
-    samples: Annotated[int, Field(ge=2)]
+    samples: Annotated[int, Field(ge=2, le=10**9)]
     # long documents for training, nine parts train and one part val
-    documents: Annotated[int, Field(ge=2)]
+    documents: Annotated[int, Field(ge=2, le=10**9)]
     # tokens a document
-    document_length: Annotated[int, Field(ge=2)]
+    document_length: Annotated[int, Field(ge=2, le=10**9)]
     # tokens a segment, and a short sample
-    segment_length: Annotated[int, Field(ge=4)]
+    segment_length: Annotated[int, Field(ge=4, le=10**9)]
     test: TestSize

@@ -1,7 +1,13 @@
 """What a run is given from outside, as far as it is on this machine: so that a change is seen."""
 
 import hashlib
+import re
 from pathlib import Path
+
+from infini.errors import InputError
+
+EMBEDDED = ("sotu", "kjv")
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def contents(name: str) -> dict[str, str]:
@@ -9,10 +15,38 @@ def contents(name: str) -> dict[str, str]:
 
     Hidden files are nobody's input.
     """
-    folder, found = Path(name), {}
-    for file in sorted(folder.rglob("*")) if folder.is_dir() else []:
-        path = file.relative_to(folder)
-        if file.is_file() and not any(part.startswith(".") for part in path.parts):
-            with file.open("rb") as stream:
-                found[str(path)] = hashlib.file_digest(stream, "sha256").hexdigest()
+    folder, found = Path(name).expanduser(), {}
+    for path in _visible(folder) if folder.is_dir() else []:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        found[str(path.relative_to(folder))] = digest
     return found
+
+
+def text_files(corpus: str) -> list[Path] | None:
+    """The `.txt` and `.jsonl` files of a folder, in order; None: an embedded corpus or a hub name.
+
+    InputError where it is none of these.
+    """
+    folder = Path(corpus).expanduser()
+    if corpus in EMBEDDED:
+        return None
+    if folder.is_dir():
+        if files := [file for file in _visible(folder) if file.suffix in (".txt", ".jsonl")]:
+            return files
+        raise InputError(f"data.corpus: no .txt or .jsonl file in folder {corpus!r}")
+    if folder.exists() or not HUB_NAME.fullmatch(corpus):
+        raise InputError(
+            f"data.corpus: {', '.join(EMBEDDED)}, a folder of .txt or .jsonl files or a hub "
+            f"dataset's name is needed, got {corpus!r}"
+        )
+    return None
+
+
+def _visible(folder: Path) -> list[Path]:
+    """The files below a folder, but for hidden ones."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    ]

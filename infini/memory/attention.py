@@ -58,9 +58,9 @@ class InfiniAttention(nn.Module):
         heads: Heads | None = None,
     ):
         super().__init__()
-        sizes = {"hidden_size": hidden_size, "num_heads": num_heads, "segment_length": segment_length}
-        for name, value in sizes.items():
-            check_whole(name, value, 1)
+        check_whole("hidden_size", hidden_size, 1)
+        check_whole("num_heads", num_heads, 1)
+        check_whole("segment_length", segment_length, 1)
         check_choice("update", update, Update)
         check_choice("local", local, LocalKind)
         check_choice("position", position, Position)

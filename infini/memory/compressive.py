@@ -133,8 +133,8 @@ def attend(
     wanted = (*k.shape[:2], k.shape[3], v.shape[3])
     if current.matrix.shape != wanted:
         raise InputError(
-            f"the state is of (batch, heads, key width, value width) {tuple(current.matrix.shape)}, "
-            f"not of {wanted}"
+            "the state is of (batch, heads, key width, value width) "
+            f"{tuple(current.matrix.shape)}, not of {wanted}"
         )
 
     def run(compute: _Compute, part: Part) -> Tensor:

@@ -71,7 +71,7 @@ class DocumentRecipe(Recipe):
     """Training on long documents, each read whole, an optimizer step a batch of them."""
 
     # how many of the prepared documents are used, val included; null: all
-    documents: Positive | None
+    documents: Annotated[int, Field(ge=2, le=10**9)] | None
 
     def chunk(self, segment_length: int) -> int | None:
         """Tokens that gradient flows back through; None: the whole document."""

@@ -56,8 +56,33 @@ def test_a_stage_gets_the_command_lines_words_once_logging_is_set_up(
 def test_the_users_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run(lambda *_: fail(InputError("params.yaml: a.b: wrong")))
-    assert ended.value.code == "error: params.yaml: a.b: wrong"  # printed; the code is 1
-    assert capsys.readouterr().err == ""
+    assert ended.value.code == 2
+    assert capsys.readouterr() == ("", "error: params.yaml: a.b: wrong\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (
+            OSError(28, "No space left on device", "data/x.json"),
+            "data/x.json: No space left on dev",
+        ),
+        (PermissionError(13, "Permission denied", "data/y"), "data/y: Permission denied"),
+        (
+            OSError(5, "Input/output error"),
+            "error: Input/output error; the stage's outputs are inc",
+        ),
+    ],
+)
+def test_a_full_disk_and_a_read_only_folder_are_one_line(
+    error: OSError, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(lambda *_: fail(error))
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert shown in message
+    assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -84,7 +109,7 @@ def test_our_own_mistake_keeps_its_traceback() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "shown"),
     [
-        ("InputError('wrong')", 1, "error: wrong\n"),
+        ("InputError('wrong')", 2, "error: wrong\n"),
         ("Stopped('saved')", 130, "saved; run again to go on\n"),
         ("KeyboardInterrupt", 130, ""),
     ],

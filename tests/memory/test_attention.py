@@ -142,6 +142,18 @@ def test_heads_that_do_not_fit_are_refused() -> None:
         InfiniAttention(16, 4, heads=Heads(num_kv_heads=3))
 
 
+@pytest.mark.parametrize("sizes", [(16, 0), (0, 2), (16, 2, 0), (16, 2, 4.0), (16, 2.0)])
+def test_sizes_that_are_no_positive_whole_numbers_are_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="a whole number from 1 on is needed"):
+        InfiniAttention(*sizes)
+
+
+def test_hidden_states_of_another_shape_are_refused() -> None:
+    for shape in ((3, 16), (2, 3, 8)):
+        with pytest.raises(InputError, match=r"hidden_states: \(batch, tokens, 16\) is needed"):
+            InfiniAttention(16, 2, 4)(torch.zeros(shape))
+
+
 @pytest.mark.parametrize("typo", [{"update": "dleta"}, {"local": "sofmax"}, {"position": "rop"}])
 def test_choices_that_do_not_exist_are_refused(typo: dict[str, str]) -> None:
     ((name, value),) = typo.items()

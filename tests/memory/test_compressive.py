@@ -178,6 +178,27 @@ def test_a_state_of_other_segments_is_refused() -> None:
         compressive_memory(*inputs(5), segment_length=4, state=state)
 
 
+@pytest.mark.parametrize(
+    ("of", "keep"),
+    [("q", (1, 3)), ("k", (0, 1)), ("k", (2, 5)), ("k", (3, 2)), ("v", (2, 5)), ("v", (1, 1))],
+)
+def test_queries_keys_and_values_must_belong_together(of: str, keep: tuple[int, int]) -> None:
+    given = dict(zip("qkv", inputs(13), strict=True))
+    given[of] = given[of].narrow(keep[0], 0, keep[1])
+    with pytest.raises(InputError, match=r"G divides H; got q \("):
+        compressive_memory(**given, segment_length=L)
+
+
+def test_a_state_of_another_batch_and_a_segment_of_nothing_are_refused() -> None:
+    q, k, v = inputs(5)
+    _, state = compressive_memory(q, k, v, segment_length=L)
+    with pytest.raises(InputError, match=r"the state is of \(batch, heads, "):
+        compressive_memory(q[:1], k[:1], v[:1], segment_length=L, state=state)
+    for length in (0, 1.5):
+        with pytest.raises(InputError, match="segment_length: a whole number from 1 on is needed"):
+            compressive_memory(q, k, v, segment_length=length)
+
+
 def test_blocks_of_segments_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = inputs(10 * L)
     for update in UPDATES:

@@ -69,9 +69,15 @@ def test_exactly_ours_is_trainable_and_removal_gives_the_base_back(
         (r"layers \[3\] do not exist, the base has 0 to 2", {"layers": [3]}),
         ("layers: at least one", {"layers": []}),
         ("layers: a list of decoder layers is needed, got 0", {"layers": 0}),
-        (r"layers: whole numbers are needed, got 0.5", {"layers": [0.5]}),
-        ("segment_length: whole numbers are needed, got 16.0", {"segment_length": 16.0}),
+        (r"layers: a whole number from 0 on is needed, got 0.5", {"layers": [0.5]}),
+        (r"layers: a whole number from 0 on is needed, got True", {"layers": [True]}),
+        (r"layers: a whole number from 0 on is needed, got -1", {"layers": [-1]}),
+        ("layers: a list of decoder layers is needed, got '01'", {"layers": "01"}),
+        ("segment_length: a whole number from 1 on is needed, got 16.0", {"segment_length": 16.0}),
+        ("segment_length: a whole number from 1 on is needed, got 0", {"segment_length": 0}),
         ("alpha: a finite number is needed, got nan", {"alpha": float("nan")}),
+        ("alpha: a finite number is needed, got 'much'", {"alpha": "much"}),
+        ("segmented: True or False is needed, got 'yes'", {"segmented": "yes"}),
         ("update: one of 'linear', 'delta' is needed, got 'dleta'", {"update": "dleta"}),
         ("local: one of 'softmax', 'linear' is needed, got 'sofmax'", {"local": "sofmax"}),
         ("position: one of 'none', 'alibi', 'rope' is needed, got 'rop'", {"position": "rop"}),
@@ -91,6 +97,13 @@ def test_retrofit_refuses_what_cannot_be(message: str, options: dict[str, object
         infini.retrofit(model, **{"segment_length": L, **options})
     assert not hasattr(model, "infini_config")
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("thing", [None, "gpt2", torch.nn.Linear(2, 2)])
+def test_what_is_no_model_is_refused(thing: object) -> None:
+    for call in (infini.retrofit, infini.remove):
+        with pytest.raises(InputError, match=f"is needed, got {type(thing).__name__}"):
+            call(thing)
 
 
 def test_retrofit_refuses_a_second_memory() -> None:
