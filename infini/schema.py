@@ -4,6 +4,7 @@ Also the one line that a wrong value gets: what is needed, with its range, read 
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -32,28 +33,35 @@ class Section(BaseModel):
 def explain(kind: Any, error: ErrorDetails) -> str:
     """A validation error of `kind` as `key: what is needed, got value`."""
     way = list(_way(kind, error["loc"]))
+    found = way[-1][1] if way else kind
+    message = _message(found, error)
     place = ".".join(str(part) for part, _ in way)
-    message = _message(way[-1][1] if way else kind, error)
-    if _is_block(kind := way[-1][1] if way else kind) and error["type"] == "value_error":
-        named = message.partition(":")[0] in kind.model_fields  # the block's check names a key
-        return f"{place}{'.' if named else ': '}{message}" if place else message
-    return f"{place}: {message}" if place else message
+    if not place:
+        return message
+    # A block's own check, or its choice among a union's, begins with the key that is wrong.
+    known = {field for block in _blocks(found) for field in block.model_fields}
+    within = re.match(r"[\w.]+(?=:)", message)
+    return f"{place}{'.' if within and within[0].split('.')[0] in known else ': '}{message}"
 
 
 def _message(kind: Any, error: ErrorDetails) -> str:
     match error["type"]:
         case "extra_forbidden":
-            close = difflib.get_close_matches(str(error["loc"][-1]), kind.model_fields, 1, 0.5)
+            known = next(_blocks(kind)).model_fields
+            close = difflib.get_close_matches(str(error["loc"][-1]), known, 1, 0.5)
             meant = f"did you mean {close[0]}?" if close else "remove it"
-            return f"unknown key; {meant} (known: {', '.join(kind.model_fields)})"
+            return f"unknown key; {meant} (known: {', '.join(known)})"
         case "missing":
             return f"is missing; add it: {needed(kind)}"
         case "value_error":
             return str(error["ctx"]["error"])
         case "union_tag_invalid" | "union_tag_not_found":
-            tag = error["ctx"].get("tag", "nothing")
             name = error["ctx"]["discriminator"].strip("'")
-            return f"{name}: one of {error['ctx'].get('expected_tags', '')} is needed, got {tag!r}"
+            tags = [
+                getattr(block.model_fields[name], "annotation", None) for block in _blocks(kind)
+            ]
+            values = ", ".join(repr(value) for tag in tags for value in get_args(tag))
+            return f"{name}: one of {values} is needed, got {shown(error['ctx'].get('tag'))}"
     return f"{needed(kind)} is needed, got {shown(error['input'])}"
 
 
@@ -126,7 +134,7 @@ def _way(kind: Any, location: Sequence[str | int]) -> Iterator[tuple[str | int, 
         if part == "[key]":
             continue
         below = next(_below(kind, part), None)
-        if below is None and (block := next(_blocks(kind, part), None)):
+        if below is None and (block := next(_tagged(kind, part), None)):
             kind = block  # which of a union's blocks: no key of the file
             continue
         kind = kind if below is None else below
@@ -149,14 +157,19 @@ def _below(kind: Any, part: str | int) -> Iterator[Any]:
             yield Annotated[field.annotation, field] if field.metadata else field.annotation
 
 
-def _blocks(kind: Any, tag: str | int) -> Iterator[type[Section]]:
-    """The block of a union that pydantic calls so: by a field's literal, or the class's name."""
-    for option in _options(kind):
+def _blocks(kind: Any) -> Iterator[type[Section]]:
+    """The blocks that a type allows."""
+    for option in _options(kind) or (kind,):
         plain, _ = _bare(option)
-        if not _is_block(plain):
-            continue
-        literals = (field.annotation for field in plain.model_fields.values())
-        if tag == plain.__name__ or any(
+        if _is_block(plain):
+            yield plain
+
+
+def _tagged(kind: Any, tag: str | int) -> Iterator[type[Section]]:
+    """The block of a union that pydantic calls so: by a field's literal, or the class's name."""
+    for block in _blocks(kind):
+        literals = (field.annotation for field in block.model_fields.values())
+        if tag == block.__name__ or any(
             tag in get_args(one) for one in literals if get_origin(one) is Literal
         ):
-            yield plain
+            yield block
