@@ -4,13 +4,13 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from typing import NoReturn
 
 from infini.console.progress import configure_logging
 from infini.console.signals import Stopped
 from infini.errors import InputError
 
 LAUNCH = "INFINI_LAUNCH"
+RANK = "RANK"  # what every launcher tells the processes it starts
 
 
 def run(main: Callable[..., None], *, parallel: bool = False) -> None:
@@ -19,9 +19,10 @@ def run(main: Callable[..., None], *, parallel: bool = False) -> None:
     parallel: the stage computes in all the processes that $INFINI_LAUNCH (say "accelerate launch
     --num_processes 2") starts. An environment variable, so that DVC sees the same command.
     """
-    if parallel and os.environ.get(LAUNCH) and "RANK" not in os.environ:
+    if parallel and os.environ.get(LAUNCH) and RANK not in os.environ:
         _launch(shlex.split(os.environ[LAUNCH]))
     configure_logging()
+    code = 0
     try:
         main(*sys.argv[1:])
         if parallel:
@@ -29,23 +30,38 @@ def run(main: Callable[..., None], *, parallel: bool = False) -> None:
 
             processes.leave()
     except InputError as error:
-        _refuse(str(error))
+        code = _refuse(str(error))
     except OSError as error:  # a full disk, a folder that cannot be written
         if error.filename is None and error.errno is None:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        _refuse(f"{place}{error.strerror}; the stage's outputs are incomplete: run it again")
+        code = _refuse(f"{place}{error.strerror}; the stage's outputs are incomplete: run it again")
     except Stopped as stopped:
         print(f"{stopped}; run again to go on", file=sys.stderr)
-        sys.exit(130)
+        code = 130
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    if parallel and RANK in os.environ:
+        _end_worker(code)
+    if code:
+        sys.exit(code)
 
 
-def _refuse(message: str) -> NoReturn:
-    """End with one line."""
+def _end_worker(code: int) -> None:
+    """End this process at once, everything printed.
+
+    Threads of torch's process group may still run (under FSDP even after it is destroyed), and one
+    that reaches for Python's lock while the interpreter shuts down aborts the process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _refuse(message: str) -> int:
+    """Say it in one line; the exit code."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    return 2
 
 
 def _launch(launcher: list[str]) -> None:

@@ -37,6 +37,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(sys, "argv", ["toy.py", "v1", "more"])
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(os, "execvp", become)
+    monkeypatch.setattr(os, "_exit", lambda code: calls.append(f"exit {code}"))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(stage, "configure_logging", lambda: calls.append("logging"))
     return calls
@@ -114,25 +115,32 @@ def test_our_own_mistake_keeps_its_traceback() -> None:
         ("KeyboardInterrupt", 130, ""),
     ],
 )
+@pytest.mark.parametrize("launched", [False, True])
 def test_what_a_shell_sees(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, code: int, shown: str
+    tmp_path: Path, error: str, code: int, shown: str, launched: bool
 ) -> None:
+    """One of several processes ends without the interpreter's shutdown, where threads crash."""
     (tmp_path / "toy.py").write_text(
+        "import atexit\n"
         "from infini.console.signals import Stopped\n"
         "from infini.console.stage import run\n"
         "from infini.errors import InputError\n"
-        f"def main(*words): raise {error}\n"
-        "run(main)\n"
+        "def main(*words):\n"
+        "    print('said')\n"
+        f"    raise {error}\n"
+        "atexit.register(print, 'shut down')\n"
+        "run(main, parallel=True)\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "toy"],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT)},
+        env={"PYTHONPATH": str(ROOT)} | ({"RANK": "0"} if launched else {}),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (code, "", shown)
+    said = "said\n" if launched else "said\nshut down\n"
+    assert (done.returncode, done.stdout, done.stderr) == (code, said, shown)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +177,6 @@ def test_a_parallel_stage_becomes_its_launcher(
 @pytest.mark.parametrize(
     ("environment", "parallel"),
     [
-        ({"INFINI_LAUNCH": TWO, "RANK": "0"}, True),  # a process that the launcher started
         ({"INFINI_LAUNCH": TWO}, False),
         ({"INFINI_LAUNCH": ""}, True),
         ({}, True),
@@ -181,3 +188,9 @@ def test_nothing_is_launched(
     os.environ.update(environment)
     run(lambda *words: configured.extend(words), parallel=parallel)
     assert configured == ["logging", "v1", "more"]
+
+
+def test_a_process_that_the_launcher_started_ends_at_once(configured: list[str]) -> None:
+    os.environ.update({"INFINI_LAUNCH": TWO, "RANK": "0"})
+    run(lambda *words: configured.extend(words), parallel=True)
+    assert configured == ["logging", "v1", "more", "exit 0"]
