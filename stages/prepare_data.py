@@ -26,6 +26,12 @@ def main() -> None:
         count["samples"] = len(samples.get(split, []))
         count["documents"] = len(documents.get(split, []))
         log.info("%-5s %s", split, ", ".join(f"{n:,} {what}" for what, n in count.items()))
+    if data.corpus != "sotu" and data.shares.base:
+        log.info(
+            "data.shares.base: %.0f %% of your text is left for training a base of its own, and "
+            "used for nothing else; with a base that has not seen it, set data.shares.base=0.0",
+            100 * data.shares.base,
+        )
     write_json(SUMMARY, counts)
     watch.write()
 

@@ -1,8 +1,8 @@
 """Where text comes from.
 
 A corpus is an embedded one (`sotu`: US presidential messages, `kjv`: the King James
-Bible, both public domain), a folder of `.txt` / `.jsonl` files, or any hub dataset with
-a `text` column. All are read through 🤗 Datasets; folders and hub datasets are streamed.
+Bible, both public domain), a folder of `.txt` (a document each) and `.jsonl` files (a document
+a line), or any hub dataset with a `text` column, which 🤗 Datasets streams.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 
 from infini.corpus.config import Shares
+from infini.corpus.inputs import text_files
 from infini.corpus.splits import Text, split_of
 from infini.errors import InputError
 
@@ -25,12 +26,60 @@ def content_id(text: str) -> str:
 
 
 def read_texts(corpus: str) -> Iterator[Text]:
-    """Yield the documents of `corpus`: "sotu", "kjv", a folder, or a hub dataset's name."""
-    for row in _open(corpus):
-        if not isinstance(row.get("text"), str):
-            raise InputError(f"params.yaml: data.corpus: {corpus!r} has a row without `text`")
+    """Yield the documents of `corpus`: "sotu", "kjv", a folder, or a hub dataset's name.
+
+    InputError for what is none, and for a file that is no text: with its name and line.
+    """
+    for place, row in _rows(corpus):
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise InputError(f"{place}: an object with a string `text` is needed")
+        try:
+            row["text"].encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{place}: half a surrogate pair is no text") from None
         if row["text"].strip():
             yield Text(str(row.get("id") or content_id(row["text"])), row["text"])
+
+
+def _rows(corpus: str) -> Iterator[tuple[str, Any]]:
+    """Where each row is, and the row."""
+    try:
+        files = text_files(corpus)
+    except InputError as error:
+        raise InputError(f"params.yaml: {error}") from None
+    if files is None:
+        place = f"params.yaml: data.corpus: {corpus!r}"
+        yield from ((f"{place}: row {number}", row) for number, row in enumerate(_open(corpus), 1))
+    for file in files or ():
+        if file.suffix == ".txt":
+            yield str(file), {"text": "".join(line for _, line in _lines(file))}
+            continue
+        for place, line in _lines(file):
+            if line.strip():
+                try:
+                    yield place, json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise InputError(f"{place}: not JSON: {error}") from None
+
+
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Where each line of a text file is, and the line; InputError for what is no UTF-8 text."""
+    try:
+        with file.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                place = f"{file}: line {number}"
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    byte = f"byte 0x{line[error.start]:02x}"
+                    raise InputError(f"{place}: not UTF-8 ({byte}): save it as UTF-8") from None
+                if "\0" in text:
+                    raise InputError(
+                        f"{place}: NUL characters: no text, or UTF-16: save it as UTF-8"
+                    )
+                yield place, text.replace("\r\n", "\n").replace("\r", "\n")
+    except OSError as error:
+        raise InputError(f"{file}: not readable: {error.strerror}") from None
 
 
 def _open(corpus: str) -> Iterable[dict[str, Any]]:
@@ -41,15 +90,6 @@ def _open(corpus: str) -> Iterable[dict[str, Any]]:
         return datasets.Dataset.from_pandas(rows, preserve_index=False)
     if corpus == "kjv":
         return datasets.Dataset.from_list(_king_james_books())
-    folder = Path(corpus)
-    if folder.is_dir():
-        if files := sorted(map(str, folder.rglob("*.jsonl"))):
-            return datasets.load_dataset("json", data_files=files, split="train", streaming=True)
-        if files := sorted(map(str, folder.rglob("*.txt"))):
-            return datasets.load_dataset(
-                "text", data_files=files, split="train", streaming=True, sample_by="document"
-            )
-        raise InputError(f"params.yaml: data.corpus: no .txt or .jsonl file in folder {corpus!r}")
     try:
         return datasets.load_dataset(corpus, split="train", streaming=True)
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, OSError) as error:

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from infini import params
 from infini.corpus.config import Data
 from infini.corpus.pieces import Pieces
-from infini.corpus.prepare import Piece, cut, encode, prepare, write
+from infini.corpus.prepare import Piece, Rounds, cut, encode, prepare, write
 from infini.corpus.splits import Text, split_of
 from infini.errors import InputError
 from toy import sentence
@@ -20,7 +20,7 @@ def test_pieces_stay_within_a_text_and_count_their_bytes(base_folder: Path, word
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     text = Text("a", sentence(words, 0) + " by the way — “” " + sentence(20, 1))
     ids = tokenizer(text.text)["input_ids"]
-    pieces = cut(encode(text, tokenizer), 16, 8)
+    pieces = cut(encode(text, tokenizer, 10_000), 16, 8)
     assert [piece.start for piece in pieces] == list(range(0, len(ids) - 8 + 1, 16))
     for piece in pieces:
         assert piece.tokens == ids[piece.start : piece.start + len(piece.tokens)]
@@ -73,6 +73,42 @@ def test_every_text_gives_its_first_piece_before_any_its_second(
     assert [piece.text_id for piece in samples[: len(own)]] == own
     assert {piece.start for piece in samples[: len(own)]} == {0}
     assert [piece.start for piece in samples[len(own) :]] == [16] * (27 - len(own))
+
+
+def test_of_a_very_long_text_only_what_is_wanted_is_read(
+    project: Path, base_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    whole = Text("a", sentence(4000, 0))
+    everything = encode(whole, tokenizer, 10**6)
+    assert everything.text is whole
+    for enough in (1, 100, 333):
+        part = encode(whole, tokenizer, enough)
+        assert part.ids == everything.ids[:enough]
+        assert part.offsets == everything.offsets[:enough]
+        assert whole.text.startswith(part.text.text)
+        assert len(part.text.text) == part.offsets[-1][1]
+    assert "a: " in caplog.text
+    data = params.read("data", Data)
+    first = prepare([Text(str(i), sentence(80, i)) for i in range(24)], tokenizer, data)
+    long = [Text(str(i), sentence(80, i) + " " + sentence(9000, i)) for i in range(24)]
+    second = prepare(long, tokenizer, data)
+    for split, pieces in first.documents.items():
+        assert [p.tokens for p in pieces] == [p.tokens for p in second.documents[split]]
+
+
+def test_no_more_pieces_are_kept_than_are_wanted() -> None:
+    rounds = Rounds(5)
+    for name, count in (("a", 4), ("b", 1), ("c", 9), ("d", 2)):
+        rounds.add([Piece(name, start, [start], 0) for start in range(count)])
+        assert len(rounds.pieces()) <= 5
+    assert [(p.text_id, p.start) for p in rounds.pieces()] == [
+        ("a", 0), ("b", 0), ("c", 0), ("d", 0), ("a", 1),
+    ]  # fmt: skip
+    assert not rounds.enough
+    rounds.add([Piece("e", 0, [0], 0)])
+    assert rounds.enough
 
 
 def test_the_bases_own_documents_are_counted_and_not_cut(project: Path, base_folder: Path) -> None:

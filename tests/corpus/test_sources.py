@@ -55,6 +55,47 @@ def test_a_corpus_that_is_not_there_is_named(tmp_path: Path) -> None:
         list(read_texts(str(tmp_path)))
     with pytest.raises(InputError, match=r"data.corpus: 'no/such-corpus' is no embedded corpus"):
         list(read_texts("no/such-corpus"))
-    (tmp_path / "a.jsonl").write_text('{"body": "no text here"}')
-    with pytest.raises(InputError, match="has a row without `text`"):
+    with pytest.raises(InputError, match=r"a folder of .txt or .jsonl files or a hub dataset"):
+        list(read_texts("./no/such-corpus"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "Voilà\nun café".encode("latin-1"), r"a.txt: line 1: not UTF-8 \(byte 0xe0\)"),
+        ("a.txt", b"One.\nTwo \xff.", r"a.txt: line 2: not UTF-8 \(byte 0xff\): save it as UTF-8"),
+        ("a.txt", "Text".encode("utf-16"), r"a.txt: line 1: not UTF-8 \(byte 0xff\)"),
+        ("a.txt", "Text".encode("utf-16-le"), "a.txt: line 1: NUL characters: no text, or UTF-16"),
+        ("a.jsonl", b'{"text": "One."}\n{"text": "Tw', "a.jsonl: line 2: not JSON: Unterminated"),
+        ("a.jsonl", b'{"text": "caf\xe9"}', "a.jsonl: line 1: not UTF-8"),
+        ("a.jsonl", b'\n\n{"body": "One."}', "a.jsonl: line 3: an object with a string `text` is"),
+        ("a.jsonl", b'{"text": 3}', "a.jsonl: line 1: an object with a string `text` is needed"),
+        ("a.jsonl", b'["text"]', "a.jsonl: line 1: an object with a string `text` is needed"),
+        ("a.jsonl", b"text", "a.jsonl: line 1: not JSON: Expecting value"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl: line 1: not JSON: "),
+        ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl: line 1: half a surrogate pair"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named_with_its_line(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
         list(read_texts(str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+def test_all_of_a_folder_is_read_but_for_what_is_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text/.hidden").mkdir(parents=True)
+    (tmp_path / "text/a.txt").write_bytes(b"\xef\xbb\xbfOne.\r\nTwo.")
+    (tmp_path / "text/b.jsonl").write_text('{"text": "Three."}\n\n')
+    (tmp_path / "text/c.md").write_text("No.")
+    (tmp_path / "text/.hidden/d.txt").write_text("No.")
+    expected = ["One.\nTwo.", "Three."]
+    assert [text.text for text in read_texts(str(tmp_path / "text"))] == expected
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("./text", "~/text", "text"):
+        assert [text.text for text in read_texts(name)] == expected
