@@ -20,6 +20,7 @@ def of_all(figures: dict[str, Figures], curve: WindowCurve) -> list[str]:
         of_base(figures["base"], curve),
         of_the_curve(versions),
         *(of_version(version, found, curve) for version, found in versions.items()),
+        of_passkeys(versions),
     ]
 
 
@@ -81,57 +82,69 @@ def of_the_curve(versions: dict[str, Figures]) -> str:
 
 def of_version(version: str, found: Figures, curve: WindowCurve) -> str:
     """What a version gains at equal bytes, and what of it its memory brings."""
-    carried = found["bytes.total"].value
-    sentences = [
-        f"**{version}**: perplexity {found['documents.ppl'].value:.2f} for {carried:,.0f} bytes; "
-        f"the base with {_window(show_estimate(found['equal_bytes.window']))}, at least as many "
-        f"bytes, has "
-        f"{found['equal_bytes.ppl'].value:.2f}: gain at equal bytes "
-        f"{_nats(found['equal_bytes.gain'])}.",
-        f"It reads as well as a plain window of {reads_like(found, curve)}, for the bytes of "
-        f"{curve.tokens(carried):.0f}.",
-        *_of_memory(found),
-    ]
-    if (exact := found.get("passkey.exact")) is not None:
-        sentences.append(f"It retrieves {100 * exact.value:.0f} % of the passkeys.")
-    return " ".join(sentences)
+    window, ppl = show_estimate(found["equal_bytes.window"]), found["equal_bytes.ppl"].value
+    return (
+        f"**{version}**, perplexity {found['documents.ppl'].value:.2f}, "
+        f"{reads_like(found, curve)}. Gain at equal bytes {_nats(found['equal_bytes.gain'])} (the "
+        f"base with {_window(window)}: {ppl:.2f}). {_of_memory(found)}"
+    )
 
 
 def reads_like(found: Figures, curve: WindowCurve) -> str:
+    """What the base needs to read as well: "reads like a plain window of 22 tokens …"."""
+    return (
+        f"reads like a plain window of {tokens_to_read(found, curve)} for the bytes of "
+        f"{curve.tokens(found['bytes.total'].value):,.0f}"
+    )
+
+
+def tokens_to_read(found: Figures, curve: WindowCurve) -> str:
     """How many tokens the base needs to read as well as a version: "22 tokens"."""
     needed = curve.bytes_to_read(found["documents.nats"].value)
     if needed == 0:
-        return f"less than {curve.tokens(curve.points[0].carried):.0f} tokens"
+        return f"fewer than {curve.tokens(curve.points[0].carried):,.0f} tokens"
     if needed == math.inf:
-        return f"more than {curve.tokens(curve.points[-1].carried):.0f} tokens"
-    return f"{curve.tokens(needed):.0f} tokens"
+        return f"more than {curve.tokens(curve.points[-1].carried):,.0f} tokens"
+    return f"{curve.tokens(needed):,.0f} tokens"
 
 
-def _of_memory(found: Figures) -> list[str]:
+def _of_memory(found: Figures) -> str:
     """Its worth, and how much of what looks like memory is adaptation to the text."""
-    off, worth = found["memory.gain"], found.get("control.worth")
-    if off.is_noise:
-        empty = "Keeping its memory empty changes nothing beyond noise"
-    else:
-        verb = "loses" if off.value > 0 else "wins"
-        amount = _nats(off._replace(value=abs(off.value)))
-        empty = f"Keeping its memory empty {verb} {amount}"
+    empty, worth = _kept_empty(found), found.get("control.worth")
     if worth is None:
-        return [f"It has no control: what of this is adaptation to the text is not known. {empty}."]
-    if off.value > 0 and not off.is_noise:
+        return f"{empty}; it has no control, so how much is adaptation to the text is open."
+    off = found["memory.gain"]
+    if off.is_gain:
         adapted = 100 * min(1.0, max(0.0, 1 - worth.value / off.value))
         empty += f", of which {adapted:.0f} % is mere adaptation to the text"
     share = show_estimate(found["recovery.share"].scaled(100))
-    between = f"{share} % of what lies between that window and full attention"
-    return [f"{of_worth(found).capitalize()}: {between}.", f"{empty}."]
+    return (
+        f"Worth over its control {_nats(worth)}: {share} % of what lies between that window and "
+        f"full attention. {empty}."
+    )
+
+
+def _kept_empty(found: Figures) -> str:
+    off = found["memory.gain"]
+    if off.is_noise:
+        return "Keeping its memory empty changes nothing beyond noise"
+    amount = _nats(off._replace(value=abs(off.value)))
+    return f"Keeping its memory empty {'loses' if off.value > 0 else 'wins'} {amount}"
 
 
 def of_worth(found: Figures) -> str:
     """What its memory is worth, if that was asked."""
     worth = found.get("control.worth")
-    if worth is None:
-        return "no control, so the memory's worth is not known"
-    return f"the memory is worth {_nats(worth)} over its control"
+    return "it has no control" if worth is None else f"worth over its control {_nats(worth)}"
+
+
+def of_passkeys(versions: dict[str, Figures]) -> str:
+    """How many of the passkeys each retrieves, of those that were asked."""
+    shares = {
+        v: found["passkey.exact"] for v, found in versions.items() if "passkey.exact" in found
+    }
+    each = ", ".join(f"{version} {100 * share.value:.0f} %" for version, share in shares.items())
+    return f"Passkeys retrieved: {each or 'none were asked for'}."
 
 
 def _window(size: str) -> str:

@@ -64,8 +64,8 @@ def _cards(figures: dict[str, Figures], curve: WindowCurve) -> list[Card]:
     ]
     for version, found in versions.items():
         size = curve.tokens(found["bytes.total"].value)
-        note = f"of a plain window, for the bytes of {size:.0f}; {findings.of_worth(found)}"
-        cards.append(Card(f"{version} reads as well as", findings.reads_like(found, curve), note))
+        note = f"of a plain window, for the bytes of {size:,.0f}; {findings.of_worth(found)}"
+        cards.append(Card(f"{version} reads like", findings.tokens_to_read(found, curve), note))
     return cards
 
 
@@ -83,7 +83,7 @@ def _versions(results: Results, curve: WindowCurve) -> Section:
         "that window and full attention. A version **pays** where gain and worth are both above "
         f"two standard errors. Full attention: windows of {full.context:,} tokens moving by "
         f"{full.stride:,}. {LEGEND}",
-        table(tables.HEADLINE, "Does it pay? Nats a token on long documents"),
+        table(tables.HEADLINE, "Does it pay? Nats a token on long documents, and bytes carried"),
         Drawing("bytes", window_plot.carried(figures, results.losses, curve),
                 "Bytes carried against nats a token: the base with its last tokens alone, every "
                 "version, and hollow its control; a memory pays below the curve and its control"),

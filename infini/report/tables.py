@@ -32,9 +32,9 @@ LOG_ROWS = {
 # The columns of the tables of all versions: label, metric.
 HEADLINE = {
     "nats a token": "documents.nats",
-    "bytes carried": "bytes.total",
+    "bytes": "bytes.total",
     "gain at equal bytes": "equal_bytes.gain",
-    "worth over its control": "control.worth",
+    "worth": "control.worth",
     "recovery, %": "recovery.share",
     "pays": "pays",
 }
@@ -65,7 +65,7 @@ DIFFERENCES = {
 # What the untouched base has of these.
 BLIND_SEGMENTS = {
     "nats a token": "segmented.nats",
-    "bytes carried": "bytes.total",
+    "bytes": "bytes.total",
     **BYTES,
     "documents": "segmented.ppl",
     "short samples": "short.ppl",
@@ -73,7 +73,7 @@ BLIND_SEGMENTS = {
 }
 FULL_ATTENTION = {
     "nats a token": "full.nats",
-    "bytes carried": "full.bytes",
+    "bytes": "full.bytes",
     "exact keys and values": "full.bytes",
     "total": "full.bytes",
     "documents": "full.ppl",
@@ -81,7 +81,7 @@ FULL_ATTENTION = {
 }
 SHARES = {"recovery.share", "context_recovery.share"}  # shown in per cent
 WINDOW = {
-    "bytes carried": "bytes",
+    "bytes": "bytes",
     "nats a token": "nats",
     "perplexity": "ppl",
     "bits per byte": "bits_per_byte",

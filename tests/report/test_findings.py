@@ -9,20 +9,22 @@ from report.toy_results import AUDITS, CURVE, FALLS, FIGURES, RIGHT, STAYS, vers
 
 
 def test_findings_are_computed() -> None:
-    answer, base, below, v1, v2 = findings.of_all(FIGURES, CURVE)
+    answer, base, below, v1, v2, passkeys = findings.of_all(FIGURES, CURVE)
     assert answer == (
         "**v2 pays**: gain at equal bytes 0.050 ± 0.010 nats a token, "
         "worth over its control 0.0050 ± 0.0010 nats a token."
     )
     assert "36.00 with full attention, 49.40 with its last 16 tokens, and 40.00 in blind" in base
     assert below.startswith("v2 lies below the base's window curve")
-    assert "**v1**: perplexity 44.00 for 60,000 bytes; the base with its last 64 tokens" in v1
-    assert "gain at equal bytes −0.130 ± 0.010 nats a token." in v1
-    assert "It has no control" in v1
-    assert "Keeping its memory empty changes nothing beyond noise" in v1
+    assert v1 == (
+        "**v1**, perplexity 44.00, reads like a plain window of 35 tokens for the bytes of 60. "
+        "Gain at equal bytes −0.130 ± 0.010 nats a token (the base with its last 64 tokens: "
+        "38.64). Keeping its memory empty changes nothing beyond noise; it has no control, so how "
+        "much is adaptation to the text is open."
+    )
     assert "a token, of which 90 % is mere adaptation to the text" in v2  # 1 − 0.005 / 0.0513
-    assert "worth 0.0050 ± 0.0010 nats a token over its control: 5.0 ± 1.0 % of what lies" in v2
-    assert "It retrieves 0 % of the passkeys." in v2
+    assert "Worth over its control 0.0050 ± 0.0010 nats a token: 5.0 ± 1.0 % of what lies" in v2
+    assert passkeys == "Passkeys retrieved: v1 0 %, v2 0 %."
 
 
 def of(*trees: dict) -> list[str]:
@@ -56,12 +58,10 @@ def test_several_that_pay_are_all_named() -> None:
 
 @pytest.mark.parametrize(
     ("ppl", "like"),
-    [(60.0, "less than 20 tokens"), (30.0, "more than 1024 tokens"), (38.4747, "68 tokens")],
+    [(60.0, "fewer than 20 tokens"), (30.0, "more than 1,024 tokens"), (38.4747, "68 tokens")],
 )
 def test_what_a_version_reads_like_is_a_plain_window(ppl: float, like: str) -> None:
-    assert (
-        f"as well as a plain window of {like}, for the bytes of 60." in of(version(ppl, 70, 0))[3]
-    )
+    assert f"reads like a plain window of {like} for the bytes of 60." in of(version(ppl, 70, 0))[3]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_no_error_known_is_no_finding() -> None:
     del tree["equal_bytes"]["gain_se"], tree["passkey"]
     said = of(tree)
     assert said[2].startswith("Nothing lies below")
-    assert "passkey" not in said[3]
+    assert said[4] == "Passkeys retrieved: none were asked for."
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_sections_and_their_order() -> None:
     assert [(card.label, card.value) for card in made.cards] == [
         ("Does the memory pay?", "Yes: v1, v2, v3"),
         ("Untouched base", "36.00"),
-        *[(f"{name} reads as well as", "95 tokens") for name in ("v1", "v2", "v3")],
+        *[(f"{name} reads like", "95 tokens") for name in ("v1", "v2", "v3")],
     ]
     text = markdown(made, "plots")
     captions = [p.caption for s in made.sections for p in s.parts if isinstance(p, Table)]
@@ -76,8 +76,8 @@ def test_if_none_pays_the_first_card_says_how_far_the_nearest_is() -> None:
     card, _, v3 = report(results(setup=setup, figures=figures, audits={})).cards
     assert card.value == "No"
     assert card.note.startswith("nearest is v3: gain at equal bytes −0.030 ± 0.010 nats")
-    assert (
-        "for the bytes of 60; the memory is worth 0.0010 ± 0.0010 nats a token (noise)" in v3.note
+    assert v3.note.endswith(
+        "bytes of 60; worth over its control 0.0010 ± 0.0010 nats a token (noise)"
     )
 
 
