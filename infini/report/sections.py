@@ -72,8 +72,11 @@ def _cards(figures: dict[str, Figures], curve: WindowCurve) -> list[Card]:
 def _versions(results: Results, curve: WindowCurve) -> Section:
     figures, full = results.figures, results.setup.full
 
-    def table(columns: dict[str, str], caption: str) -> Table:
+    def by_version(columns: dict[str, str], caption: str) -> Table:
         return Table(tables.all_versions(figures, columns), "version", caption)
+
+    def by_figure(rows: dict[str, str], corner: str, caption: str) -> Table:
+        return Table(tables.all_versions(figures, rows).T, corner, caption)
 
     return Section("All versions", [
         "Every figure is on held-out test text. **Gain at equal bytes**: nats a token below the "
@@ -83,14 +86,14 @@ def _versions(results: Results, curve: WindowCurve) -> Section:
         "that window and full attention. A version **pays** where gain and worth are both above "
         f"two standard errors. Full attention: windows of {full.context:,} tokens moving by "
         f"{full.stride:,}. {LEGEND}",
-        table(tables.HEADLINE, "Does it pay? Nats a token on long documents, and bytes carried"),
+        by_version(tables.HEADLINE, "Does it pay? Nats a token, and bytes carried"),
         Drawing("bytes", window_plot.carried(figures, results.losses, curve),
                 "Bytes carried against nats a token: the base with its last tokens alone, every "
                 "version, and hollow its control; a memory pays below the curve and its control"),
         Table(tables.windows(figures["base"], curve), "last tokens", "The base's window curve"),
-        table(tables.BYTES, "Bytes carried from one token to the next"),
-        table(tables.PERPLEXITY, "Perplexity of each, beside its opponents"),
-        table(tables.DIFFERENCES, "The older comparisons, nats a token"),
+        by_version(tables.BYTES, "Bytes carried from one token to the next"),
+        by_figure(tables.PERPLEXITY, "perplexity", "Perplexity of each, beside its opponents"),
+        by_figure(tables.DIFFERENCES, "nats a token", "Older comparisons, and what is added"),
         Drawing("perplexity", plots.perplexity(figures),
                 "Perplexity of long test documents against the base in blind segments, by version"),
     ])  # fmt: skip

@@ -55,9 +55,9 @@ PERPLEXITY = {
     "bits per byte, documents": "documents.bits_per_byte",
 }
 DIFFERENCES = {
-    "over memory kept empty": "memory.gain",
-    "over another document's memory": "memory.swapped_gain",
-    "passkey, over memory kept empty": "passkey.gain",
+    "gain over memory kept empty": "memory.gain",
+    "gain over another document's memory": "memory.swapped_gain",
+    "passkey: gain over memory kept empty": "passkey.gain",
     "against blind segments: nats above": "vs_base.nats",
     "against blind segments: context recovery, %": "context_recovery.share",
     "parameters added": "cost.parameters",

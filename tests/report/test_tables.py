@@ -91,9 +91,9 @@ def test_perplexities_are_beside_their_opponents() -> None:
 def test_older_comparisons_are_named_as_such() -> None:
     table = shown(tables.all_versions(FIGURES, tables.DIFFERENCES))
     assert list(table.index) == ["v1", "v2"]
-    assert table.loc["v2", "over memory kept empty"] == "0.051 ± 0.010"
-    assert table.loc["v1", "over memory kept empty"] == "0.000 ± 0.010 ~"
-    assert table.loc["v2", "passkey, over memory kept empty"] == "0.10 ± 0.20 ~"
+    assert table.loc["v2", "gain over memory kept empty"] == "0.051 ± 0.010"
+    assert table.loc["v1", "gain over memory kept empty"] == "0.000 ± 0.010 ~"
+    assert table.loc["v2", "passkey: gain over memory kept empty"] == "0.10 ± 0.20 ~"
     assert table.loc["v2", "against blind segments: nats above"] == "−0.051 ± 0.010"
     assert table.loc["v2", "against blind segments: context recovery, %"] == "49 ± 10"
     assert table.loc["v1", "parameters added"] == "–"
