@@ -4,7 +4,8 @@ Token t sees the tokens t - W < j ≤ t of its window, itself included, and the 
 the window's edge a sink stands at the edge's distance: tokens from S + W on see it as token
 S + W - 1 does (the cache positions of StreamingLLM, arXiv 2309.17453), so that no distance is
 longer than a text of S + W tokens has. Queries and keys come without positions and are rotated
-here, by numbers below 2 W + S: nothing depends on how far into the text they are.
+here, a block from its first query on: by numbers from 1 - W to below W + S (or BLOCK). Nothing
+depends on how far into the text they are.
 
 Shapes: B batch, H query heads, G key-value heads, T new tokens, D key width, V value width, N
 blocks of C queries, each beside the K = W - 1 + C tokens that they may see.
@@ -156,7 +157,7 @@ def window_attention(
     sink_k, sink_v = sinks
     near = _by_block(q, N, C, C)  # (B·N, H, C, D)
     if rotate is not None:
-        here = torch.arange(W - 1 + C, device=q.device)[None]
+        here = torch.arange(1 - W, C, device=q.device)[None]
         near, k = rotate(near, here[:, W - 1 :]), rotate(k, here)
         if S:
             # A score is q·k of the window or of the sinks: the one beside zeros of the other.

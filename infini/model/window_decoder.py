@@ -112,11 +112,15 @@ class WindowDecoder(StatefulDecoder):
         return out
 
     def _positions(self, span: Span) -> Tensor:
-        """What the base is told, (B, T): 0, as the rotation is ours; learnt ones as far as any."""
+        """What the base is told, (B, T): 0, as the rotation is ours.
+
+        Learnt ones begin again where they end: a token keeps its own while it is in the window, so
+        none can be at the edge's distance. All at the last one would have no order.
+        """
         positions = span.numbers.expand(len(span.counts), -1)
         if self.learned_positions is None:
             return torch.zeros_like(positions)
-        return positions.clamp(max=self.learned_positions - 1)
+        return positions % self.learned_positions
 
     def _absorb(self, cache: WindowCache) -> None:
         """Of a short text that goes on: sinks, window and memory, from the base's own cache."""

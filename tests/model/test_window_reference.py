@@ -1,0 +1,258 @@
+"""Whole models in a window against a loop over tokens in float64 that shares only the weights."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedModel,
+)
+
+import infini
+from architectures import text
+from infini.choices import WindowUpdate
+from infini.model.architectures import CACHE, cache_of
+from infini.model.layers import our_tensors
+from infini.model.rotation import Rotation
+from infini.model.window import windowed
+
+D, CONTEXT = 8, 64
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 4 * D,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": CONTEXT,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
+    "gpt_neox": GPTNeoXConfig(**SIZES),  # a quarter of a head is turned
+    "gpt2": GPT2Config(vocab_size=50, n_embd=4 * D, n_layer=2, n_head=4, n_positions=CONTEXT),
+}
+TURNED = {"llama": D, "gpt_neox": D // 4, "gpt2": 0}
+RULES: list[tuple[str, WindowUpdate | None]] = [
+    ("llama", None), ("llama", "linear"), ("llama", "delta"), ("llama", "gated_delta"),
+    ("gpt_neox", None), ("gpt_neox", "gated_delta"), ("gpt2", None), ("gpt2", "gated_delta"),
+]  # fmt: skip
+
+
+def build(name: str, update: WindowUpdate | None, W: int, S: int) -> PreTrainedModel:
+    """Weights that matter; the memory, if any, in the second layer alone or in both."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name])).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    layers = [] if update is None else [1] if update == "linear" else [0, 1]
+    infini.retrofit(model, "window", layers, window=W, sinks=S, update=update or "delta")
+    for parameter in our_tensors(model).values():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.5)
+    return model
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.square().sum(-1, keepdim=True).sqrt()
+
+
+class Memory:
+    """Of one layer, by its rule, token by token: k (G, D), v (G, V), q (H, D)."""
+
+    def __init__(self, module: nn.Module, update: WindowUpdate):
+        self.p = dict(module.named_parameters())
+        self.update, self.M = update, torch.zeros((), dtype=torch.float64)
+
+    def number(self, name: str, x: Tensor) -> Tensor:
+        weight, bias = self.p[f"{name}.weight"], self.p[f"{name}.bias"]
+        return torch.sigmoid((unit(x) * D**0.5 * weight).sum(-1) + bias)[:, None]
+
+    def write(self, k: Tensor, v: Tensor) -> None:
+        key = unit(torch.einsum("gd,gde->ge", k, self.p["k_map"]))
+        if self.update == "gated_delta":
+            self.M = self.number("decay", k)[..., None] * self.M
+        known = torch.einsum("gd,gdv->gv", key, self.M.expand(len(k), D, D))
+        error = v if self.update == "linear" else v - known
+        self.M = self.M + torch.einsum("gd,gv->gdv", self.number("strength", k) * key, error)
+
+    def read(self, q: Tensor, groups: int) -> Tensor:
+        query = unit(torch.einsum("hd,hde->he", q, self.p["q_map"]))
+        M = self.M.expand(groups, D, D).repeat_interleave(len(q) // groups, 0)
+        return self.number("gate", q) * torch.einsum("hd,hdv,hvw->hw", query, M, self.p["out_map"])
+
+
+def turn(x: Tensor, places: Tensor, width: int) -> Tensor:
+    """x, (G, n, D), its first `width` turned by places, (n,), as complex numbers."""
+    half = width // 2
+    angles = places[:, None] * 10_000.0 ** (-2 * torch.arange(half).double() / max(width, 1))
+    z = torch.complex(x[..., :half], x[..., half:width]) * torch.exp(1j * angles)
+    return torch.cat([z.real, z.imag, x[..., width:]], -1)
+
+
+def attend(
+    qkv: tuple[Tensor, Tensor, Tensor], W: int, S: int, width: int, memory: Memory | None
+) -> Tensor:
+    """(T, H·V): the S first tokens and the last W, by their distances; the others remembered."""
+    q, k, v = qkv  # (H, T, D), (G, T, D)
+    H, G, out = len(q), len(k), []
+    for t in range(q.shape[1]):
+        if memory is not None and t - W >= S:
+            memory.write(k[:, t - W], v[:, t - W])
+        seen = [j for j in range(t + 1) if j < S or t - j < W]
+        distances = torch.tensor([(min(t, W + S - 1) if j < S else t) - j for j in seen])
+        keys = turn(k[:, seen], -distances, width).repeat_interleave(H // G, 0)
+        scores = torch.einsum("hd,hnd->hn", q[:, t], keys) / D**0.5
+        values = v[:, seen].repeat_interleave(H // G, 0)
+        y = torch.einsum("hn,hnv->hv", scores.softmax(-1), values)
+        out.append((y if memory is None else y + memory.read(q[:, t], G)).flatten())
+    return torch.stack(out)
+
+
+def heads(x: Tensor) -> Tensor:
+    return x.unflatten(-1, (-1, D)).transpose(0, 1)  # (T, H·D) → (H, T, D)
+
+
+Attend = Callable[[tuple[Tensor, Tensor, Tensor], nn.Module], Tensor]
+
+
+def llama(decoder: nn.Module, tokens: Tensor, attend: Attend) -> Tensor:
+    x = decoder.embed_tokens(tokens)
+    for layer in decoder.layers:
+        own, y = layer.self_attn, layer.input_layernorm(x)
+        qkv = heads(own.q_proj(y)), heads(own.k_proj(y)), heads(own.v_proj(y))
+        x = x + own.o_proj(attend(qkv, own))
+        x = x + layer.mlp(layer.post_attention_layernorm(x))
+    return decoder.norm(x)
+
+
+def gpt_neox(decoder: nn.Module, tokens: Tensor, attend: Attend) -> Tensor:
+    x = decoder.embed_in(tokens)
+    for layer in decoder.layers:
+        own = layer.attention
+        fused = own.query_key_value(layer.input_layernorm(x)).unflatten(-1, (-1, 3, D))
+        qkv = tuple(part.transpose(0, 1) for part in fused.unbind(-2))
+        mlp = layer.mlp(layer.post_attention_layernorm(x))  # beside the attention
+        x = x + own.dense(attend(qkv, own)) + mlp
+    return decoder.final_layer_norm(x)
+
+
+def gpt2(decoder: nn.Module, tokens: Tensor, attend: Attend) -> Tensor:
+    places = torch.arange(len(tokens)) % CONTEXT
+    x = decoder.wte(tokens) + decoder.wpe(places)
+    for layer in decoder.h:
+        own = layer.attn
+        qkv = tuple(heads(part) for part in own.c_attn(layer.ln_1(x)).chunk(3, -1))
+        x = x + own.c_proj(attend(qkv, own))
+        x = x + layer.mlp(layer.ln_2(x))
+    return decoder.ln_f(x)
+
+
+DECODERS = {"llama": llama, "gpt_neox": gpt_neox, "gpt2": gpt2}
+
+
+def loop(
+    model: PreTrainedModel, name: str, tokens: Tensor, W: int, S: int, update: WindowUpdate | None
+) -> Tensor:
+    """Logits, (T, vocabulary), of a float64 copy's weights."""
+
+    def in_window(qkv: tuple[Tensor, Tensor, Tensor], own: nn.Module) -> Tensor:
+        module = own.infini_window.memory
+        memory = None if module is None or update is None else Memory(module, update)
+        return attend(qkv, W, S, TURNED[name], memory)
+
+    hidden = DECODERS[name](model.get_decoder(), tokens, in_window)
+    return model.get_output_embeddings()(hidden)
+
+
+SPANS = [(2, 3), (6, 0), (1, 0), (5, 1), (50, 4)]
+CASES = [(*rule, *span) for rule in RULES for span in SPANS[: 5 if rule[0] == "llama" else 2]]
+
+
+@pytest.mark.parametrize(("name", "update", "W", "S"), CASES)
+@torch.no_grad()
+def test_forward_is_the_loop_whole_and_in_any_chunks(
+    name: str, update: WindowUpdate | None, W: int, S: int
+) -> None:
+    model, tokens = build(name, update, W, S), text(1, 70)  # beyond ten windows, and the context
+    expected = loop(copy.deepcopy(model).double(), name, tokens[0], W, S, update)[None].float()
+    for chunks in ([70], [1] * 9 + [30, 2, 29], [W + S, 70 - W - S]):
+        state, out = None, []
+        for piece in tokens.split(chunks, 1):
+            done = model(piece, **{CACHE: state}, use_cache=True)
+            state = cache_of(done)
+            out.append(done.logits)
+        torch.testing.assert_close(torch.cat(out, 1), expected, rtol=1e-4, atol=2e-5)
+    short = tokens[:, : W + S]
+    torch.testing.assert_close(model(short).logits, expected[:, : W + S], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("name", "update"), RULES)
+def test_every_gradient_is_the_loops(name: str, update: WindowUpdate | None) -> None:
+    model, tokens = build(name, update, 5, 2).requires_grad_(True), text(1, 63)
+    exact = copy.deepcopy(model).double()
+    expected = loop(exact, name, tokens[0], 5, 2, update)
+    weights = torch.randn_like(expected)
+    (expected * weights).sum().backward()
+    (model(tokens, use_cache=False).logits[0] * weights.float()).sum().backward()
+    wanted = {key: parameter.grad for key, parameter in exact.named_parameters()}
+    for key, parameter in model.named_parameters():
+        largest = wanted[key].abs().max()
+        assert largest > 0, key
+        assert (parameter.grad - wanted[key]).abs().max() < 1e-5 * max(1, largest), key
+
+
+def echoes(batch: int, tokens: int, seed: int) -> Tensor:
+    """Nine tokens of ten are those three before."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(16, (batch, tokens), generator=generator)
+    again = torch.rand(batch, tokens, generator=generator) < 0.9
+    for t in range(3, tokens):
+        x[:, t] = torch.where(again[:, t], x[:, t - 3], x[:, t])
+    return x
+
+
+@torch.no_grad()
+def nats(model: PreTrainedModel, tokens: Tensor, start: int) -> float:
+    """A token, from `start` on."""
+    logits = model(tokens, use_cache=False).logits[:, start - 1 : -1]
+    return F.cross_entropy(logits.flatten(0, 1), tokens[:, start:].flatten()).item()
+
+
+# GPT-2's positions begin again every context: the window over that place has no order
+@pytest.mark.parametrize(
+    ("name", "window", "sinks", "lost"), [("llama", 32, 2, 0.1), ("gpt2", 8, 0, 0.6)]
+)
+def test_a_text_far_beyond_the_bases_context_is_read_as_well_as_a_short_one(
+    name: str, window: int, sinks: int, lost: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = copy.deepcopy(CONFIGS[name])
+    config.update({"vocab_size": 16, "num_hidden_layers": 1, "n_layer": 1})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()  # no dropout
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for step in range(120):
+        tokens = echoes(8, CONTEXT, step)
+        logits = model(tokens[:, :-1]).logits.flatten(0, 1)
+        F.cross_entropy(logits, tokens[:, 1:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    asked: list[Tensor] = []
+    turn = Rotation.__call__
+
+    def watch(self: Rotation, x: Tensor, positions: Tensor) -> Tensor:
+        asked.append(positions)
+        return turn(self, x, positions)
+
+    monkeypatch.setattr(Rotation, "__call__", watch)
+    short, long = nats(model, echoes(16, CONTEXT, 999), 16), echoes(1, 1500, 1000)
+    assert short < 1.6, "of log 16 = 2.8: the base has learnt something"
+    with windowed(model, window, sinks):
+        asked.clear()
+        assert nats(model, long, 16 * CONTEXT) < short + lost
+    assert all(places.abs().max() < CONTEXT for places in asked)
+    assert len(asked) == (4 if name == "llama" else 0)
