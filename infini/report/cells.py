@@ -57,7 +57,8 @@ def show_estimate(estimate: Estimate) -> str:
     if error is not None and math.isfinite(error) and error > 0:
         # The exponent of the error as it is printed: 0.0995 becomes 0.10, not 0.100.
         places = 1 - int(f"{error:.1e}".partition("e")[2])
-        return " ± ".join(_minus(f"{round(x, places):,.{max(0, places)}f}") for x in (value, error))
+        both = (round(x, places) + 0.0 for x in (value, error))  # + 0.0: no minus before zero
+        return " ± ".join(_minus(f"{x:,.{max(0, places)}f}") for x in both)
     if _is_count(value):
         return _minus(f"{value:,}")
     return _minus(f"{value:,.4f}" if 0.01 <= abs(value) < 100 else f"{value:,.6g}")

@@ -117,10 +117,10 @@ def _of_memory(found: Figures) -> str:
     if off.is_gain:
         adapted = 100 * min(1.0, max(0.0, 1 - worth.value / off.value))
         empty += f", of which {adapted:.0f} % is mere adaptation to the text"
-    share = show_estimate(found["recovery.share"].scaled(100))
+    share = found["recovery.share"].scaled(100)
     return (
-        f"Worth over its control {_nats(worth)}: {share} % of what lies between that window and "
-        f"full attention. {empty}."
+        f"Worth over its control {_nats(worth)}: {show_estimate(share)} %{_noise(share)} of what "
+        f"lies between that window and full attention. {empty}."
     )
 
 
@@ -152,7 +152,11 @@ def _window(size: str) -> str:
 
 
 def _nats(difference: Estimate) -> str:
-    return f"{show_estimate(difference)} nats a token{' (noise)' if difference.is_noise else ''}"
+    return f"{show_estimate(difference)} nats a token{_noise(difference)}"
+
+
+def _noise(difference: Estimate) -> str:
+    return " (noise)" if difference.is_noise else ""
 
 
 def _listed(names: list[str]) -> str:

@@ -41,6 +41,7 @@ def test_plain_cells(cell: Cell, shown: str) -> None:
         (-0.012345, 0.00234, "−0.0123 ± 0.0023"),
         (1.0, float("nan"), "1.0000"),
         (2.0, 0.0, "2.0000"),
+        (-0.00002, 0.0011, "0.0000 ± 0.0011"),
     ],
 )
 def test_estimates(value: float, error: float | None, shown: str) -> None:
