@@ -6,7 +6,8 @@ M (D, V) a key-value head. Token j, in this order, with its decay d_j and its st
     linear: M ← M + β_j k_jᵀ v_j                    (arXiv 2006.16236, equation 18)
     delta:  M ← M + β_j k_jᵀ (v_j - k_j M)          (arXiv 2406.06484; decayed: 2412.06464)
 
-Computed in chunks of tokens, see `chunks`; T tokens cost T, whatever is in the memory.
+Computed in chunks of tokens, see `chunks`; T tokens cost T, whatever is in the memory. On a GPU by
+the kernels of `gpu`, where they are installed.
 
 Shapes: T tokens, B batch, H query heads, G key-value heads (query head h reads the memory of head
 h // (H / G)), D key width, V value width.
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from infini.choices import Update
+from infini.memory import gpu
 from infini.memory.buffers import Scratch
 from infini.memory.chunks import Chunks, blocks, by_head
 from infini.memory.sweeps import Kept, backward, forward
@@ -58,6 +60,8 @@ def stream_memory(
     with torch.autocast(q.device.type, enabled=False):
         if q.shape[2] == 1:
             return _one_token(q, stream, memory, update)
+        if gpu.usable(memory):
+            return gpu.by_kernels(q, stream, memory, update)
         out: tuple[Tensor, Tensor] = _StreamMemory.apply(update == "delta", q, memory, *stream)
     return out
 
