@@ -65,15 +65,19 @@ def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) 
         "test": {"samples": 6, "documents": 2},
     }
     for version in content["replacements"].values():
-        version["distill"]["epochs"] = 3
+        if version["distill"] is not None:
+            version["distill"]["epochs"] = 3
         version["finetune"] |= {"epochs": 2, "documents": 3, "lr": 1.0e-3}
-    content["adapters"]["v3"] |= {"epochs": 2, "documents": None}
+    content["replacements"]["v4"]["layer"]["layers"] = [0, 1]
+    for version in content["adapters"].values():
+        version |= {"epochs": 2, "documents": None}
+    content["adapters"]["v5"]["layer"] |= {"window": 8, "sinks": 2}
     content["evaluate"] = {
         "short": {"samples": 6},
-        "segmented": {"documents": 2},
-        "memory_off": {"documents": 2},
+        "documents": 2,
         "double_shift": {"documents": 2},
-        "sliding": {"documents": 2, "context": 32, "stride": 8},
+        "full": {"context": 32, "stride": 8},
+        "window": {"sizes": [4, 16], "sinks": 2},
         "passkey": {"lengths": [10, 12], "depths": [0.0, 1.0], "samples": 1},
     }
     content["cost"] = {"lengths": [32, 64], "repeats": 1}

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 import infini
 from infini.corpus.pieces import Pieces
-from infini.evaluation.perplexity import segmented
+from infini.evaluation.perplexity import documents
 from infini.model.base import load_base
 from toy import sentence
 
@@ -73,11 +73,11 @@ def test_rolling_word_perplexity_is_ours(
     assert 2 * L < tokens.shape[1] <= LONGEST
     counts = torch.tensor([len(text.encode()) for text in texts])
     pieces = Pieces(tokens, mask, counts, torch.arange(len(texts)))
-    score = segmented(loaded, pieces, L)
+    score = documents(loaded, pieces, L)
     words = sum(len(re.split(r"\s+", text)) for text in texts)
     assert theirs["word_perplexity,none"] == pytest.approx(math.exp(score.total / words), rel=1e-3)
     assert theirs["bits_per_byte,none"] == pytest.approx(score.bits_per_byte, rel=1e-3)
-    off = segmented(loaded, pieces, L, memory=False)
+    off = documents(loaded, pieces, L, memory="off")
     assert abs(off.total / score.total - 1) > 2e-3  # the memory is seen
 
 

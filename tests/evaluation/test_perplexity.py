@@ -11,7 +11,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
-from infini.evaluation.perplexity import double_shift, segmented, sliding
+from infini.evaluation.perplexity import documents, double_shift, sliding
 from infini.evaluation.score import Score
 from infini.model.architectures import head_of
 from infini.model.retrofit import remove, retrofit
@@ -58,7 +58,7 @@ def agrees(score: Score, expected: tuple[float, list[float], int]) -> None:
 
 def test_short_is_hugging_faces_loss(model: PreTrainedModel) -> None:
     text = some_pieces([16, 11, 8], L)
-    score = segmented(model, text, L)
+    score = documents(model, text, L)
 
     def loss(tokens: Tensor) -> list[float]:
         mean = model(tokens[None], labels=tokens[None]).loss.item()
@@ -81,7 +81,7 @@ def test_segmented_carries_the_memory_and_nothing_else(any_model: PreTrainedMode
             nats += [-scores[i, token].item() for i, token in enumerate(following)]
         return nats
 
-    agrees(segmented(any_model, text, L), slow(text, by_segments))
+    agrees(documents(any_model, text, L), slow(text, by_segments))
 
 
 def test_memory_off_is_every_segment_by_itself(any_model: PreTrainedModel) -> None:
@@ -95,10 +95,10 @@ def test_memory_off_is_every_segment_by_itself(any_model: PreTrainedModel) -> No
             nats += [-scores[i, token].item() for i, token in enumerate(following)]
         return nats
 
-    off = segmented(any_model, text, L, memory=False)
+    off = documents(any_model, text, L, memory="off")
     agrees(off, slow(text, alone))
     has_memory = hasattr(any_model, "infini_config")
-    assert (segmented(any_model, text, L).total != pytest.approx(off.total, rel=1e-6)) == has_memory
+    assert (documents(any_model, text, L).total != pytest.approx(off.total, rel=1e-6)) == has_memory
 
 
 def test_double_shift_is_the_seeds_loop(model: PreTrainedModel) -> None:
@@ -180,8 +180,8 @@ def test_sliding_scores_each_token_once_with_its_window(model: PreTrainedModel) 
 
 
 PROTOCOLS: list[Callable[[PreTrainedModel, Pieces], Score]] = [
-    lambda model, text: segmented(model, text, L),
-    lambda model, text: segmented(model, text, L, memory=False),
+    lambda model, text: documents(model, text, L),
+    lambda model, text: documents(model, text, L, memory="off"),
     lambda model, text: sliding(model, text, 32, 8),
     lambda model, text: double_shift(model, text, L),
 ]
@@ -204,7 +204,7 @@ def test_a_uniform_model_has_perplexity_of_its_vocabulary(
 def test_a_loss_that_is_not_finite_is_refused(model: PreTrainedModel, value: float) -> None:
     head_of(model).weight[7, 0] = value
     with pytest.raises(InputError, match=r"^segmented: a loss is not finite"):
-        segmented(model, some_pieces(RAGGED, 48), L, title="segmented")
+        documents(model, some_pieces(RAGGED, 48), L, title="segmented")
     with pytest.raises(InputError, match=r"^perplexity: a loss is not finite"):
         sliding(model, some_pieces(RAGGED, 48), 32, 8)
 
