@@ -1,6 +1,6 @@
 """The memory of a stream by the kernels of `fla-core`, on a GPU where the extra `gpu` is installed.
 
-Every test run checks the order of reads and writes; tests/memory/test_gpu.py, on a GPU, the kernels.
+Every test run checks the order of reads and writes, one with a GPU the kernels themselves.
 """
 
 from importlib.util import find_spec
