@@ -33,7 +33,36 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(text + "\n")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The content of a JSON file."""
-    content: dict[str, Any] = json.loads(file.read_text())
+def read_json(file: Path, *keys: str) -> dict[str, Any]:
+    """The content of a JSON file, an object with these keys; InputError where it is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: not found; run the stage that writes it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: a JSON object is needed, it holds a {type(content).__name__}")
+    if missing := [key for key in keys if key not in content]:
+        raise InputError(f"{file}: no {', '.join(missing)} in it; run the stage that writes it")
     return content
+
+
+def read_table(file: Path, *columns: str) -> Any:
+    """The pandas table in a Parquet or CSV file, which has these columns.
+
+    InputError where it is missing, is no such table, or where nats are not finite.
+    """
+    import pandas as pd  # the library alone has none
+
+    try:
+        table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)
+    except FileNotFoundError:
+        raise InputError(f"{file}: not found; run the stage that writes it") from None
+    except Exception as error:  # of as many kinds as a file can be damaged in
+        raise InputError(f"{file}: no readable table ({' '.join(str(error).split())})") from None
+    if missing := [name for name in columns if name not in table]:
+        raise InputError(f"{file}: no column {', '.join(missing)}; run the stage that writes it")
+    if "nats" in table and not table["nats"].abs().lt(float("inf")).all():
+        raise InputError(f"{file}: nats has values that are not finite")
+    return table

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infini.errors import InputError
+from infini.paths import read_table
 
 
 class Batch(NamedTuple):
@@ -31,20 +32,38 @@ class Pieces:
 
     @classmethod
     def load(cls, file: str | Path, limit: int | None = None, width: int = 0) -> "Pieces":
-        """The first `limit` pieces of a prepared file, padded to `width` tokens or the longest."""
-        if not Path(file).is_file():
+        """The first `limit` pieces of a prepared file, padded to `width` tokens or the longest.
+
+        InputError for what stage prepare_data did not write.
+        """
+        file = Path(file)
+        if not file.is_file():
             raise InputError(f"{file}: not found; run stage prepare_data first")
-        table = pd.read_parquet(file)
+        table = read_table(file, "text_id", "tokens", "bytes")
         if limit is not None and limit > len(table):
             raise InputError(f"{file}: {limit} pieces asked for, it has {len(table)}")
         table = table[:limit]
-        rows = [torch.tensor(tokens) for tokens in table["tokens"]]
+        try:
+            rows = [torch.tensor(tokens, dtype=torch.int64) for tokens in table["tokens"]]
+            sizes = torch.tensor(table["bytes"].to_numpy(), dtype=torch.int64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{file}: tokens and bytes must be whole numbers ({error})") from None
+        _check(file, rows, sizes, width)
         lengths = torch.tensor([len(row) for row in rows])
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         tokens = F.pad(tokens, (0, max(0, width - tokens.shape[1])))
         mask = torch.arange(tokens.shape[1]) < lengths[:, None]
         texts, _ = pd.factorize(table["text_id"])
-        return cls(tokens, mask, torch.tensor(table["bytes"].to_numpy()), torch.tensor(texts))
+        return cls(tokens, mask, sizes, torch.tensor(texts))
+
+    def within(self, vocabulary: int) -> "Pieces":
+        """These; InputError where a token is none of a base's that has so many."""
+        if (largest := int(self.tokens.max())) >= vocabulary:
+            raise InputError(
+                f"data/prepared: token {largest} is none of the base's, which has {vocabulary}: "
+                "run stage prepare_data again, with its own tokenizer"
+            )
+        return self
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -63,6 +82,18 @@ class Pieces:
         size = max(1, batch_tokens // self.tokens.shape[1])
         pairs = zip(self.tokens.split(size), self.mask.split(size), strict=True)
         return [Batch(*pair) for pair in pairs]
+
+
+def _check(file: Path, rows: list[Tensor], sizes: Tensor, width: int) -> None:
+    """InputError for pieces that cannot be."""
+    if not rows:
+        raise InputError(f"{file}: no piece in it; run stage prepare_data again")
+    if min(map(len, rows)) < 2 or any(row.ndim != 1 for row in rows):
+        raise InputError(f"{file}: a piece of fewer than two tokens, there is nothing to predict")
+    if width and max(map(len, rows)) > width:
+        raise InputError(f"{file}: a piece of more than {width} tokens; run stage prepare_data")
+    if min(int(row.min()) for row in rows) < 0 or int(sizes.min()) < 0:
+        raise InputError(f"{file}: a negative token or size; run stage prepare_data again")
 
 
 def shuffled(count: int, size: int, seed: int) -> Sequence[Tensor]:

@@ -11,7 +11,7 @@ from infini.evaluation import perplexity
 from infini.evaluation.config import Evaluate
 from infini.evaluation.passkey import Haystacks
 from infini.evaluation.score import Score
-from infini.model.architectures import context_of
+from infini.model.architectures import context_of, vocabulary_of
 from infini.model.window import windowed
 from infini.paths import DOCUMENTS, SAMPLES
 
@@ -25,6 +25,11 @@ class HeldOutText:
         self.samples = Pieces.load(SAMPLES / "test.parquet", samples, width=width)
         self.long = Pieces.load(DOCUMENTS / "test.parquet", recipes.documents)
         self.haystacks = Haystacks(tokenizer, self.long, segment_length, recipes.passkey)
+
+    def check(self, model: PreTrainedModel) -> None:
+        """InputError where the text has tokens that the model does not know."""
+        for pieces in (self.samples, self.long):
+            pieces.within(vocabulary_of(model))
 
     def short(self, model: PreTrainedModel) -> Score:
         """Samples, each alone."""

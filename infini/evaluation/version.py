@@ -30,7 +30,15 @@ from infini.evaluation.score import Score
 from infini.model.layers import added_parameters, frozen_layers, memory_modules
 from infini.model.loading import loaded
 from infini.model.window_layer import window_layers
-from infini.paths import EVALUATION, METRICS, TRAINING, model_folder, read_json, write_json
+from infini.paths import (
+    EVALUATION,
+    METRICS,
+    TRAINING,
+    model_folder,
+    read_json,
+    read_table,
+    write_json,
+)
 
 
 class Evaluation(NamedTuple):
@@ -58,6 +66,7 @@ def protocol_metrics(losses: pd.DataFrame) -> Metrics:
 
 def evaluate_base(base: PreTrainedModel, text: HeldOutText) -> Evaluation:
     """The untouched base: by blind segments, through windows of every size, by full attention."""
+    text.check(base)
     a_token, sizes = token_bytes(base, text), text.recipes.window.sizes
     kept = {size: window_bytes(base, text, size) for size in sizes}
     processes.deal_out(frozen_layers(base))
@@ -84,7 +93,8 @@ def evaluate_version(
     base: PreTrainedModel, version: str, seed: int, text: HeldOutText
 ) -> Evaluation:
     """A version's training, step by step, then its final model and its opponents."""
-    untouched, metrics = read_json(METRICS / "base.json"), Metrics()
+    text.check(base)
+    untouched, metrics = read_json(METRICS / "base.json", "short", "segmented"), Metrics()
     before = untouched | {"documents": untouched["segmented"]}
     if model_folder(version, "distill", seed).is_dir():
         before, distilled = _distilled(base, version, seed, text)
@@ -101,7 +111,8 @@ def evaluate_version(
     if "double_shift" not in final:  # untrained, a window is the base's
         before = {"documents": final["memory_off"]}
     metrics["finetune"] = _finetuned(version, seed, before, final)
-    against = against_opponents(losses, pd.read_parquet(EVALUATION / "base/losses.parquet"))
+    theirs = read_table(EVALUATION / "base/losses.parquet", *losses.columns)
+    against = against_opponents(losses, theirs)
     against["equal_bytes"]["window"] = size
     metrics |= weights | final | against | {"bytes": _itemised(kept), "cost": {"parameters": added}}
     if len(found):
@@ -194,7 +205,7 @@ def _weights(model: PreTrainedModel) -> Metrics:
 
 
 def _trained(version: str, step: str, seed: int) -> Metrics:
-    summary: Metrics = read_json(TRAINING / version / f"{step}.json")[str(seed)]
+    summary: Metrics = read_json(TRAINING / version / f"{step}.json", str(seed))[str(seed)]
     return {name: rounded(value) for name, value in summary.items()}
 
 

@@ -54,6 +54,12 @@ def context_of(model: PreTrainedModel) -> int | None:
     return longest
 
 
+def vocabulary_of(model: PreTrainedModel) -> int:
+    """How many tokens the base tells apart."""
+    rows: int = model.get_input_embeddings().weight.shape[0]
+    return rows
+
+
 class Head(NamedTuple):
     """From hidden states to logits: cap · tanh(scale · (hidden · weightᵀ + bias) / cap)."""
 

@@ -1,9 +1,11 @@
 """The pretrained model that gets the memory: loaded from a folder or the hub, told apart."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -18,13 +20,21 @@ def load_base(model: str, revision: str | None = None) -> PreTrainedModel:
     InputError where there is none.
     """
     _check(model, revision)
-    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        model,
-        revision=revision or "main",
-        dtype=torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    try:
+        base, found = AutoModelForCausalLM.from_pretrained(
+            os.path.expanduser(model),
+            revision=revision or "main",
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"base.model: {model!r}: its weights are not readable ({_first_line(error)})"
+        ) from None
+    if missing := sorted(found["missing_keys"]):  # transformers draws them at random
+        raise InputError(f"base.model: {model!r}: its weights lack {', '.join(missing[:3])}")
     check_finite(base.state_dict(), f"base.model: {model!r}")
     return base.eval().requires_grad_(False)
 
@@ -32,21 +42,33 @@ def load_base(model: str, revision: str | None = None) -> PreTrainedModel:
 def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
     """The base's own tokenizer; arguments and errors as of `load_base`."""
     _check(model, revision)
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
-        model, revision=revision or "main", trust_remote_code=False
-    )
+    try:
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+            os.path.expanduser(model), revision=revision or "main", trust_remote_code=False
+        )
+    except Exception as error:  # of many kinds, that of the tokenizers' own library too
+        raise InputError(
+            f"base.model: {model!r}: its tokenizer is not readable ({_first_line(error)})"
+        ) from None
     return tokenizer
 
 
 def _check(model: str, revision: str | None) -> None:
     """One line for a base that is not there, before anything is loaded."""
     try:
-        AutoConfig.from_pretrained(model, revision=revision or "main", trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        AutoConfig.from_pretrained(
+            os.path.expanduser(model), revision=revision or "main", trust_remote_code=False
+        )
+    except Exception as error:  # a damaged config fails in as many ways as it has keys
         raise InputError(
             f"base.model: no model at {model!r}: a folder written by save_pretrained or a hub "
-            f"name is needed ({str(error).splitlines()[0]})"
+            f"name is needed ({_first_line(error)})"
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    """What an error of another library says, as far as a line holds it."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def check_finite(tensors: Mapping[str, Tensor], place: str) -> None:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -21,6 +19,7 @@ from infini.model.architectures import CACHE
 from infini.model.base import check_finite
 from infini.model.run import States
 from infini.model.sequence import SequenceCache
+from infini.model.tensors import read_tensors, write_tensors
 from infini.model.window_cache import WindowCache
 
 FORMAT = "infini-memory-1"
@@ -140,10 +139,7 @@ def save_memory(state: InfiniCache | WindowCache, path: str | Path) -> None:
         raise InputError("save_memory needs the cache that a model with memory returns")
     tensors = state.tensors()
     kind = FORMAT if isinstance(state, InfiniCache) else window_cache.FORMAT
-    metadata = {"format": kind, "fingerprint": state.fingerprint}
-    save_file(
-        {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata
-    )
+    write_tensors(Path(path), tensors, {"format": kind, "fingerprint": state.fingerprint})
 
 
 def load_memory(path: str | Path, model: Any = None) -> InfiniCache | WindowCache:
@@ -153,12 +149,7 @@ def load_memory(path: str | Path, model: Any = None) -> InfiniCache | WindowCach
     as with any cache, all since the first of them. InputError if the file is no such state, or
     other memory layers wrote it; with `model` now, else at the first use.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a memory that infini saved ({error})") from None
+    tensors, metadata = read_tensors(path)
     kinds: dict[str, type[InfiniCache | WindowCache]] = {
         FORMAT: InfiniCache,
         window_cache.FORMAT: WindowCache,
@@ -166,7 +157,10 @@ def load_memory(path: str | Path, model: Any = None) -> InfiniCache | WindowCach
     if metadata.get("format") not in kinds:
         raise InputError(f"{path}: not a memory that infini saved: {json.dumps(metadata)}")
     check_finite(tensors, str(path))
-    state = kinds[metadata["format"]].of_tensors(metadata["fingerprint"], tensors)
+    try:
+        state = kinds[metadata["format"]].of_tensors(metadata["fingerprint"], tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not a memory that infini saved: {error!r}") from None
     if model is not None:
         if not hasattr(model, "infini_config"):
             raise InputError(f"{path}: the model has no memory: infini.load the one that wrote it")

@@ -22,16 +22,25 @@ def load(folder: str | Path, base: PreTrainedModel | None = None) -> PreTrainedM
     """
     folder = Path(folder)
     file = folder / storage.CONFIG
-    settings, tensors = storage.read(folder)
+    saved = storage.read(folder)
+    settings = saved.settings
     try:
-        wanted: dict[str, Any] = settings.pop("base")
-        options = {k: v for k, v in settings.items() if k != "format" and v is not None}
+        wanted: dict[str, Any] = settings["base"]
+        options = {
+            k: v for k, v in settings.items() if k not in ("base", "format") and v is not None
+        }
         name, revision, fingerprint = (wanted[k] for k in ("model", "revision", "fingerprint"))
         if settings["format"] != 1:
             raise InputError(f"{file}: format 1 is needed")
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: incomplete: {error}") from None
-    base = base or load_base(name, revision)
+    if base is None:
+        try:
+            base = load_base(name, revision)
+        except InputError as error:
+            raise InputError(f"{error}; or give the base itself: infini.load(…, base=…)") from None
+    if not isinstance(base, PreTrainedModel):
+        raise InputError(f"base: a model is needed, got {type(base).__name__}")
     if has_memory(base):
         raise InputError("the base has a memory already: infini.remove(base) first")
     if weights_fingerprint(base) != fingerprint:
@@ -43,7 +52,7 @@ def load(folder: str | Path, base: PreTrainedModel | None = None) -> PreTrainedM
     except TypeError as error:
         raise InputError(f"{file}: {error}") from None
     try:
-        storage.restore(tensors, model, folder / storage.TENSORS)
+        storage.restore(saved, model, folder)
     except InputError:
         remove(model)
         raise

@@ -1,18 +1,19 @@
 """What a retrofit is on disk: its settings, its tensors and a model card; never the base."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from infini.errors import InputError
 from infini.model.base import check_finite
 from infini.model.layers import our_tensors
+from infini.model.tensors import HASH, content_hash, read_tensors, write_tensors
+from infini.paths import read_json
 
 CONFIG, TENSORS, CARD = "infini_config.json", "infini.safetensors", "README.md"
 
@@ -20,33 +21,51 @@ CONFIG, TENSORS, CARD = "infini_config.json", "infini.safetensors", "README.md"
 def save(model: PreTrainedModel, folder: Path) -> None:
     """Write a retrofitted model's own part into `folder`."""
     settings, tensors = model.infini_config, our_tensors(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: t.detach().contiguous() for k, t in tensors.items()}, folder / TENSORS)
-    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+    write_tensors(folder / TENSORS, tensors)
+    recorded = {**settings, HASH: _hash(settings, tensors)}
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
     card = environment.get_template("model_card.md.j2").render(
         settings=settings, parameters=sum(t.numel() for t in tensors.values())
     )
-    (folder / CARD).write_text(card)
+    try:
+        (folder / CONFIG).write_text(json.dumps(recorded, indent=2) + "\n")
+        (folder / CARD).write_text(card)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error}") from None
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The settings and tensors that `save` wrote (InputError where they are not)."""
+def _hash(settings: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Of all that decides what the model computes; where the base is found may change."""
+    own = {**settings, "base": settings["base"]["fingerprint"]}
+    return content_hash(tensors, json.dumps(own, sort_keys=True))
+
+
+class Saved(NamedTuple):
+    """What `save` wrote."""
+
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor]
+    intact: bool  # they are as they were written, as far as a hash was
+
+
+def read(folder: Path) -> Saved:
+    """What is in a folder; InputError where it is nothing that `save` wrote."""
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: no {CONFIG}: not a folder that save_pretrained wrote")
+    settings = read_json(folder / CONFIG)
+    tensors, _ = read_tensors(folder / TENSORS)
+    wanted = settings.pop(HASH, None)
     try:
-        settings: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-        return settings, load_file(folder / TENSORS)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{folder / CONFIG}: not JSON: {error}") from None
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{folder / TENSORS}: not readable: {error}") from None
+        intact = wanted in (None, _hash(settings, tensors))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / CONFIG}: incomplete: {error}") from None
+    return Saved(settings, tensors, intact)
 
 
-def restore(tensors: dict[str, Tensor], model: PreTrainedModel, file: Path) -> None:
-    """Put stored tensors into a retrofitted model, if they are exactly what it needs."""
-    ours = our_tensors(model)
+def restore(saved: Saved, model: PreTrainedModel, folder: Path) -> None:
+    """Put saved tensors into a retrofitted model; InputError where they are not all it needs."""
+    file, ours, tensors = folder / TENSORS, our_tensors(model), saved.tensors
     if missing := sorted(ours.keys() - tensors.keys()):
         raise InputError(f"{file}: missing tensors: {', '.join(missing)}")
     if extra := sorted(tensors.keys() - ours.keys()):
@@ -58,5 +77,10 @@ def restore(tensors: dict[str, Tensor], model: PreTrainedModel, file: Path) -> N
                 f"{tuple(parameter.shape)} is needed"
             )
     check_finite(tensors, str(file))
+    if not saved.intact:
+        raise InputError(
+            f"{folder}: {CONFIG} and {TENSORS} are not what was saved: one is damaged or of "
+            f"another model (the {HASH} differs)"
+        )
     for name, parameter in ours.items():
         parameter.data.copy_(tensors[name])

@@ -20,6 +20,7 @@ from infini.paths import (
     TIMES,
     TRAINING,
     read_json,
+    read_table,
 )
 from infini.report.provenance import of_other_inputs
 from infini.training.config import Adapter, Audit, Replacement, Version
@@ -74,21 +75,21 @@ def read_results(setup: Setup) -> Results:
     foreign = {
         name for name in found if ("measure_cost" if name == "costs" else f"audit@{name}") in others
     }
-    samples = pd.read_parquet(SAMPLES / "train.parquet", columns=["tokens"])["tokens"]
+    samples = read_table(SAMPLES / "train.parquet", "tokens")["tokens"]
     return Results(
         setup,
         metrics=pd.DataFrame({version: flatten(tree) for version, tree in metrics.items()}).T,
         figures={version: estimates_of(tree) for version, tree in metrics.items()},
         losses={v: _losses(EVALUATION / v / "losses.parquet") for v in names},
-        passkey={v: pd.read_csv(EVALUATION / v / "passkey.csv") for v in names},
-        gates={v: pd.read_csv(EVALUATION / v / "gates.csv") for v in setup.versions},
+        passkey={v: read_table(EVALUATION / v / "passkey.csv") for v in names},
+        gates={v: read_table(EVALUATION / v / "gates.csv") for v in setup.versions},
         curves={step: _curves(step, setup.versions) for step in STEPS},
         audits={
             name: estimates_of(read_json(on_demand[name]))
             for name in setup.audits
             if name in found - foreign
         },
-        costs=pd.read_csv(COSTS) if "costs" in found - foreign else pd.DataFrame(),
+        costs=read_table(COSTS) if "costs" in found - foreign else pd.DataFrame(),
         foreign=sorted(foreign),
         prepared=read_json(SUMMARY),
         padding=1 - samples.map(len).mean() / setup.data.segment_length,
@@ -103,7 +104,7 @@ def read_times(setup: Setup) -> dict[str, dict[str, float]]:
 
 
 def _losses(file: Path) -> pd.DataFrame:
-    return mean_over_seeds(pd.read_parquet(file))
+    return mean_over_seeds(read_table(file))
 
 
 def _curves(step: str, versions: dict[str, Version]) -> pd.DataFrame:
@@ -116,7 +117,7 @@ def _curves(step: str, versions: dict[str, Version]) -> pd.DataFrame:
         if step not in recipe.steps:
             continue
         file = TRAINING / version / f"{step}.csv"
-        summaries, table = read_json(file.with_suffix(".json")), pd.read_csv(file)
+        summaries, table = read_json(file.with_suffix(".json")), read_table(file)
         for seed, curve in table.groupby("seed"):
             name = version if len(summaries) == 1 else f"{version} seed {seed}"
             parts.append(loss_curve(curve.drop(columns="seed"), summaries[str(seed)], name))

@@ -26,7 +26,7 @@ from infini.model.loading import load
 from infini.model.retrofit import untrained
 from infini.model.run import States
 from infini.model.segments import run_segments
-from infini.paths import EVALUATION, model_folder
+from infini.paths import EVALUATION, model_folder, read_table
 from infini.training.config import Audit, Mistake, Replacement, Version
 from infini.training.distillation import distill
 from infini.training.long_context import Documents, own_rows, train_on_documents
@@ -105,7 +105,7 @@ def run_audit(
         MISTAKEN.get(audit.mistake, Documents),
     )
     losses = _losses(model, text)
-    own = pd.read_parquet(EVALUATION / audit.of / "losses.parquet").query("seed == @job.seed")
+    own = read_table(EVALUATION / audit.of / "losses.parquet").query("seed == @job.seed")
     metrics = {
         "epochs": len(training.fit.curve),
         "best_epoch": training.fit.best_epoch,

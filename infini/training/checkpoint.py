@@ -7,6 +7,7 @@ Many nodes need this folder on a file system that all of them see.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -14,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 
 from infini.errors import InputError
+from infini.model.tensors import read_tensors, write_tensors
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(".checkpoints")
+KEY = 16  # hexadecimal digits of a checkpoint's key
 
 
 def fingerprint(
@@ -41,14 +45,14 @@ def fingerprint(
                 digest.update(file.read_bytes())
     if tensors:
         digest.update(save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}))
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:KEY]
 
 
 class Checkpoint:
     """One training's checkpoint: trained tensors, optimizer states and a JSON record."""
 
     def __init__(self, name: str, key: str):
-        self.path = ROOT / f"{name}-{key}.safetensors"
+        self.name, self.path = name, ROOT / f"{name}-{key}.safetensors"
 
     def save(
         self, tensors: dict[str, Tensor], optimizers: list[Optimizer], record: dict[str, Any]
@@ -61,16 +65,11 @@ class Checkpoint:
         for i, optimizer in enumerate(optimizers):
             for index, state in optimizer.state_dict()["state"].items():
                 flat |= {f"optimizer/{i}/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
-        self.path.parent.mkdir(exist_ok=True)
         partial = self.path.with_suffix(".partial")
         try:
-            save_file(
-                {k: v.contiguous().clone() for k, v in flat.items()},
-                partial,
-                {"record": json.dumps(record)},
-            )
+            write_tensors(partial, flat, {"record": json.dumps(record)})
             os.replace(partial, self.path)
-        except (OSError, SafetensorError) as error:
+        except (OSError, InputError) as error:
             raise InputError(
                 f"{self.path}: cannot be written ({error}): make room and run again, the last "
                 "checkpoint is kept"
@@ -81,29 +80,39 @@ class Checkpoint:
     def load(
         self, tensors: dict[str, Tensor], optimizers: list[Optimizer]
     ) -> dict[str, Any] | None:
-        """Restore in place and return the record; None if there is no checkpoint."""
+        """Restore in place and return the record; None if there is no checkpoint, or a damaged one.
+
+        Training then starts over, to the same bits.
+        """
         if not self.path.exists():
             return None
+        try:
+            stored, metadata = read_tensors(self.path)
+            record: dict[str, Any] = json.loads(metadata["record"])
+        except (InputError, KeyError, ValueError) as error:
+            log.warning("%s: not usable, the training starts over (%s)", self.path, error)
+            self.path.unlink(missing_ok=True)
+            return None
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-        with safe_open(self.path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118 (safe_open is no dict)
-                kind, name = key.split("/", 1)
-                if kind == "tensor":
-                    tensors[name].data.copy_(file.get_tensor(key))
-                elif key == "rng/cpu":
-                    torch.set_rng_state(file.get_tensor(key))
-                elif key == "rng/cuda":
-                    if torch.cuda.is_available():
-                        torch.cuda.set_rng_state(file.get_tensor(key))
-                else:
-                    i, index, field = name.split("/")
-                    states[int(i)].setdefault(int(index), {})[field] = file.get_tensor(key)
-            record: dict[str, Any] = json.loads(file.metadata()["record"])
+        for key, tensor in stored.items():
+            kind, name = key.split("/", 1)
+            if kind == "tensor":
+                tensors[name].data.copy_(tensor)
+            elif key == "rng/cpu":
+                torch.set_rng_state(tensor)
+            elif key == "rng/cuda":
+                if torch.cuda.is_available():
+                    torch.cuda.set_rng_state(tensor)
+            else:
+                i, index, field = name.split("/")
+                states[int(i)].setdefault(int(index), {})[field] = tensor
         for optimizer, state in zip(optimizers, states, strict=True):
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
         return record
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        """This training is done: no checkpoint of it is needed, of whatever settings."""
+        for file in (self.path, *ROOT.glob(f"{self.name}-{'[0-9a-f]' * KEY}.*")):
+            file.unlink(missing_ok=True)
         if ROOT.is_dir() and not any(ROOT.iterdir()):
             shutil.rmtree(ROOT)

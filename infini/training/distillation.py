@@ -18,6 +18,7 @@ from infini.evaluation.layer_error import (
     record_layer,
     squared_error,
 )
+from infini.model.architectures import vocabulary_of
 from infini.model.layers import memory_modules, our_tensors
 from infini.model.retrofit import untrained
 from infini.paths import SAMPLES
@@ -52,7 +53,8 @@ def distill(
         Pieces.load(SAMPLES / f"{s}.parquet", width=segment_length) for s in ("train", "val")
     ]
     (index,) = place.layers
-    train, val = (record_layer(base, index, pieces) for pieces in samples)
+    words = vocabulary_of(base)
+    train, val = (record_layer(base, index, pieces.within(words)) for pieces in samples)
     if not recipe.hold_out:
         train += val
     train = prepared(train)

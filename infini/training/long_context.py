@@ -13,7 +13,7 @@ from infini import processes
 from infini.corpus.pieces import Pieces, shuffled, train_val_sizes
 from infini.evaluation import perplexity
 from infini.evaluation.losses import UNSCORED, cross_entropy, next_token
-from infini.model.architectures import head_of
+from infini.model.architectures import head_of, vocabulary_of
 from infini.model.layers import frozen_layers, our_tensors
 from infini.model.reading import memory_used, read_documents
 from infini.model.run import States
@@ -131,7 +131,7 @@ def train_on_documents(
     """Train what is ours in `model`, in place, on the prepared documents."""
     sizes = (None, None) if recipe.documents is None else train_val_sizes(recipe.documents)
     train, val = (
-        Pieces.load(DOCUMENTS / f"{split}.parquet", limit)
+        Pieces.load(DOCUMENTS / f"{split}.parquet", limit).within(vocabulary_of(model))
         for split, limit in zip(("train", "val"), sizes, strict=True)
     )
     if not recipe.hold_out:

@@ -29,6 +29,7 @@ def test_our_tensors_the_settings_and_a_card_are_saved_and_no_base(
     settings = json.loads(files["infini_config.json"].read_text())
     base = settings.pop("base")
     assert (base["model"], base["revision"]) == (str(base_folder), None)
+    assert len(settings.pop("sha256")) == 64
     assert settings == {
         "format": 1,
         "method": "replace",
@@ -70,7 +71,7 @@ def test_tensors_that_do_not_fit_are_named_and_leave_the_base_alone(
         **{name: torch.tensor(torch.nan)},
     )
     (tmp_path / "infini.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match="not readable"):
+    with pytest.raises(InputError, match="no readable safetensors file"):
         infini.load(tmp_path, base)
     (tmp_path / "infini_config.json").write_text("{")
     with pytest.raises(InputError, match=r"infini_config.json: not JSON"):

@@ -12,7 +12,7 @@ from torch import nn
 
 from infini.console.signals import Stopped
 from infini.errors import InputError
-from infini.training import checkpoint
+from infini.model import tensors
 from infini.training import loop as training
 from infini.training.checkpoint import Checkpoint
 from infini.training.loop import Fit, Loss, Task, adamw, fit
@@ -88,19 +88,19 @@ def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
 def test_a_full_disk_leaves_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     _, expected = quadratic(6)
     Checkpoint("quadratic", "key").remove()
-    real = checkpoint.save_file
+    real = tensors.save_file
 
     def full() -> None:
-        def save_file(tensors: object, file: Path, metadata: object) -> None:
+        def save_file(_: object, file: Path, metadata: object) -> None:
             file.write_bytes(b"part of it")
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(checkpoint, "save_file", save_file)
+        monkeypatch.setattr(tensors, "save_file", save_file)
 
     with pytest.raises(InputError, match=r"No space left on device.*the last checkpoint is kept"):
         quadratic(6, fail_in=4, how=full)
     assert len(list(Path(".checkpoints").iterdir())) == 1
-    monkeypatch.setattr(checkpoint, "save_file", real)
+    monkeypatch.setattr(tensors, "save_file", real)
     _, got = quadratic(6)
     assert torch.equal(got, expected)
 
