@@ -284,7 +284,7 @@ def checked() -> str:
         ),
         (
             "adapters.v5.layer.window",
-            61,
+            63,
             "adapters.v5.layer: window + sinks: up to 64 tokens, the context of 'here', got 65",
         ),
         (
