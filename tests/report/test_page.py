@@ -32,6 +32,7 @@ def drawing(name: str, words: str = "<one> & other") -> Drawing:
     figure = Figure(figsize=(6, 3), layout="constrained")
     left, right = figure.subplots(ncols=2)
     left.plot([0, 1, 2], [1, 3, 2], label=words)
+    left.plot([1], [2], "o", color="black", gid=f"dot-{name}")
     left.legend()
     mesh = right.pcolormesh(np.arange(12.0).reshape(3, 4), cmap="RdBu")
     figure.colorbar(mesh)
@@ -236,6 +237,18 @@ def test_light_and_dark_are_readable(page: tuple[webdriver.Chrome, str]) -> None
             assert (high + 0.05) / (low + 0.05) >= 4.5
         papers.append(luminance(colours[0][1]))
     assert papers[0] > 0.8 > 0.1 > papers[1]
+
+
+def test_what_is_black_in_a_plot_follows_the_text(page: tuple[webdriver.Chrome, str]) -> None:
+    driver, address = page
+    for dark in (False, True):
+        show(driver, address, 1280, dark)
+        text, *parts = driver.execute_script(
+            "const dot = document.querySelector('[id$=dot-line] use');"
+            "const words = document.querySelector('figure svg text'), of = getComputedStyle;"
+            "return [of(document.body).color, of(dot).fill, of(dot).stroke, of(words).fill]"
+        )
+        assert parts == [text] * 3
 
 
 def test_a_click_sorts_a_column(page: tuple[webdriver.Chrome, str]) -> None:
