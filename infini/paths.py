@@ -56,7 +56,10 @@ def read_table(file: Path, *columns: str) -> Any:
     import pandas as pd  # the library alone has none
 
     try:
-        table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)
+        if file.suffix == ".parquet":
+            table = pd.read_parquet(file, page_checksum_verification=True)
+        else:
+            table = pd.read_csv(file)
     except FileNotFoundError:
         raise InputError(f"{file}: not found; run the stage that writes it") from None
     except Exception as error:  # of as many kinds as a file can be damaged in

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -43,11 +44,10 @@ class Pieces:
         if limit is not None and limit > len(table):
             raise InputError(f"{file}: {limit} pieces asked for, it has {len(table)}")
         table = table[:limit]
-        try:
-            rows = [torch.tensor(tokens, dtype=torch.int64) for tokens in table["tokens"]]
-            sizes = torch.tensor(table["bytes"].to_numpy(), dtype=torch.int64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"{file}: tokens and bytes must be whole numbers ({error})") from None
+        columns = [np.asarray(column) for column in (*table["tokens"], table["bytes"])]
+        if any(column.dtype.kind not in "iu" for column in columns):
+            raise InputError(f"{file}: tokens and bytes must be whole numbers")
+        *rows, sizes = (torch.tensor(column, dtype=torch.int64) for column in columns)
         _check(file, rows, sizes, width)
         lengths = torch.tensor([len(row) for row in rows])
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -162,4 +162,5 @@ def write(pieces: dict[str, list[Piece]], folder: Path) -> None:
     """One Parquet file a split."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in pieces.items():
-        pd.DataFrame(rows, columns=Piece._fields).to_parquet(folder / f"{split}.parquet")
+        table = pd.DataFrame(rows, columns=Piece._fields)
+        table.to_parquet(folder / f"{split}.parquet", write_page_checksum=True)

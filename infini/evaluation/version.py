@@ -176,7 +176,7 @@ def write(version: str, evaluations: dict[int, Evaluation]) -> None:
 
     found = list(evaluations.values())
     losses = of_all_seeds([e.losses for e in found])
-    losses.to_parquet(folder / "losses.parquet", index=False)
+    losses.to_parquet(folder / "losses.parquet", index=False, write_page_checksum=True)
     of_all_seeds([e.passkey for e in found]).to_csv(folder / "passkey.csv", index=False)
     of_all_seeds([e.gates for e in found]).to_csv(folder / "gates.csv", index=False)
 

@@ -1,6 +1,7 @@
 """Prepared pieces as padded tensors."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -46,3 +47,31 @@ def test_an_epoch_has_every_index_once_in_the_order_of_its_seed() -> None:
 @pytest.mark.parametrize(("total", "sizes"), [(100, (90, 10)), (24, (22, 2)), (2, (1, 1))])
 def test_nine_parts_train_and_one_part_validates(total: int, sizes: tuple[int, int]) -> None:
     assert train_val_sizes(total) == sizes
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tokens": [[5, 300]]}, "token 300 is none of the base's, which has 300"),
+        ({"tokens": [[5, -1]]}, "a negative token or size"),
+        ({"tokens": [[5]]}, "a piece of fewer than two tokens"),
+        ({"tokens": [[]]}, "must be whole numbers"),
+        ({"tokens": [list(range(17))]}, "a piece of more than 16 tokens"),
+        ({"tokens": [[1.5, 2.0]]}, "must be whole numbers"),
+        ({"tokens": ["ab"]}, "must be whole numbers"),
+        ({"tokens": [None]}, "must be whole numbers"),
+        ({"bytes": [-1]}, "a negative token or size"),
+        ({"bytes": [float("nan")]}, "must be whole numbers"),
+        ({"bytes": ["many"]}, "must be whole numbers"),
+        ({"tokens": None}, "no column tokens"),
+        ({"text_id": None}, "no column text_id"),
+    ],
+)
+def test_prepared_pieces_that_cannot_be_are_refused(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    row = {"text_id": ["a"], "start": [0], "tokens": [[1, 2, 3]], "bytes": [4]}
+    columns = {name: value for name, value in (row | changed).items() if value is not None}
+    pd.DataFrame(columns).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=message):
+        Pieces.load(tmp_path / "train.parquet", width=16).within(300)
