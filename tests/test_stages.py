@@ -37,6 +37,7 @@ def run_versions() -> None:
         stage("evaluate_ppl", version)
     for version in params["adapters"]:
         stage("adapter_parallel", version)
+        stage("adapter_parallel", version, "control")
         stage("evaluate_ppl", version)
 
 
@@ -54,11 +55,11 @@ def test_the_whole_pipeline(project: Path) -> None:
     write_params(content)
     run_all()
 
-    versions = ["base", "v1", "v2", "v9", "v3"]
+    versions = ["base", "v1", "v2", "v4", "v9", "v3", "v5"]
     assert files("data/models") == {
         f"{v}/{step}/seed0/{file}"
-        for v, steps in {"v1": 2, "v2": 2, "v9": 2, "v3": 1}.items()
-        for step in ("finetune", "distill")[:steps]
+        for v in versions[1:]
+        for step in ("finetune", "control" if v in ("v3", "v5") else "distill")
         for file in ("README.md", "infini_config.json", "infini.safetensors")
     }
     assert files("reports/metrics") == {f"{v}.json" for v in versions}
@@ -70,7 +71,12 @@ def test_the_whole_pipeline(project: Path) -> None:
     keys = {v: set(flatten(m)) for v, m in metrics.items()}
     assert keys["v2"] == keys["v9"]
     assert keys["v2"] - keys["v1"] == {"distill.val_loss", "finetune.val_ppl"}
-    assert {k for k in keys["v2"] if not k.startswith("distill.")} | {"alpha.layer0"} == keys["v3"]
+    of_adapters = {k for k in keys["v3"] if k.startswith(("alpha.", "control.", "recovery."))}
+    assert {k for k in keys["v2"] if not k.startswith("distill.")} == keys["v3"] - of_adapters
+    shifts = {k for k in keys["v3"] if "double_shift" in k or k.startswith(("passkey.", "alpha."))}
+    assert keys["v5"] == keys["v3"] - shifts
+    assert metrics["v4"]["distill"]["ppl_gap"] == 0  # it starts as the base
+    assert metrics["v4"]["distill"]["test_loss"] < 1e-10
     assert metrics["v2"] == metrics["v9"]  # the same recipe and seed: the same figures
     assert metrics["v1"]["distill"]["train_size"] == 12
     assert metrics["v2"]["distill"]["train_size"] == 11

@@ -98,7 +98,10 @@ class Control(Documents):
     """
 
     def validate(self, val: Pieces) -> float:
-        return perplexity.documents(self.model, val, self.segment_length, "swapped").mean
+        text = val if len(val) > 1 else val + self.text.first(1)  # one alone needs another
+        score = perplexity.documents(self.model, text, self.segment_length, "swapped")
+        nats, scored = score.nats[: len(val)], score.scored[: len(val)]
+        return nats.double().sum().item() / int(scored.sum())
 
     def companions(self, rows: Tensor) -> Tensor:
         return (rows + 1) % len(self.text)

@@ -3,28 +3,28 @@
 import torch
 from transformers import PreTrainedModel
 
-from infini.evaluation.cost import read, state_bytes
+from infini.evaluation.cost import carried, read
 from infini.model.layers import added_parameters, our_tensors
 from infini.model.retrofit import remove, retrofit
 
 L, HIDDEN, LAYERS = 16, 16, 2
 
 
-def carried(model: PreTrainedModel, tokens: int) -> int:
-    return state_bytes(read(model, torch.randint(300, (1, tokens))))
+def kept(model: PreTrainedModel, tokens: int) -> int:
+    return carried(read(model, torch.randint(300, (1, tokens)))).total
 
 
 def test_the_base_keeps_every_key_and_value(model: PreTrainedModel) -> None:
     assert added_parameters(model) == 0
-    assert carried(model, 32) == 2 * LAYERS * 32 * HIDDEN * 4
-    assert carried(model, 48) == 2 * LAYERS * 48 * HIDDEN * 4
+    assert kept(model, 32) == 2 * LAYERS * 32 * HIDDEN * 4
+    assert kept(model, 48) == 2 * LAYERS * 48 * HIDDEN * 4
 
 
 def test_a_memory_keeps_its_size(model: PreTrainedModel) -> None:
     logits = model(torch.arange(10)[None]).logits
     retrofit(model, "parallel", [0], L)
     assert added_parameters(model) == sum(t.numel() for t in our_tensors(model).values())
-    assert carried(model, 2 * L) == carried(model, 20 * L) > 0
+    assert kept(model, 2 * L) == kept(model, 20 * L) > 0
     remove(model)
     assert torch.equal(model(torch.arange(10)[None]).logits, logits)
 

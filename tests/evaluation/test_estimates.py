@@ -17,8 +17,8 @@ from infini.evaluation.estimates import (
     mean_over_seeds,
     perplexity,
     ratio,
-    recovery,
     rounded,
+    share,
     with_errors,
 )
 from infini.evaluation.score import Score
@@ -74,15 +74,15 @@ def test_a_difference_is_paired() -> None:
     )
 
 
-def test_recovery_is_a_share_of_nats() -> None:
+def test_a_share_of_what_lies_between_floor_and_ceiling() -> None:
     base = texts(20, 1)
-    ceiling, ours = (
-        Score(base.nats * share, base.scored, base.bytes, base.texts).table(L)
-        for share in (0.8, 0.95)
+    ceiling, ours, other = (
+        Score(base.nats * factor, base.scored, base.bytes, base.texts).table(L)
+        for factor in (0.8, 0.9, 0.95)
     )
-    share = recovery(ours, base.table(L), ceiling)
-    assert share.value == pytest.approx(0.25, rel=1e-4)
-    assert share.error == pytest.approx(0, abs=1e-6)  # the same share of every text
+    found = share(ours, other, base.table(L), ceiling)
+    assert found.value == pytest.approx(0.25, rel=1e-4)
+    assert found.error == pytest.approx(0, abs=1e-6)  # the same share of every text
 
 
 def test_curves() -> None:

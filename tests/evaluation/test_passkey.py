@@ -12,6 +12,7 @@ from infini.errors import InputError
 from infini.evaluation.config import PasskeyProtocol
 from infini.evaluation.passkey import Haystacks, last_segment, passkey, summary
 from infini.model.architectures import decoder_layers, head_of
+from infini.model.reading import memory_used
 from infini.model.retrofit import retrofit
 from infini.model.segments import run_segments
 from toy import bigram_model
@@ -82,9 +83,9 @@ def test_scores_are_those_of_a_whole_pass(model: PreTrainedModel, haystacks: Hay
     assert (table["log_prob"] != table["log_prob_off"]).all()
     for row in table.to_dict("records"):
         tokens, n = haystacks.build(row["segments"], row["depth"], row["sample"])
-        for memory, suffix in ((True, ""), (False, "_off")):
-            with torch.no_grad():
-                hidden, _ = run_segments(model, tokens[None], L, memory=memory)
+        for memory, suffix in (("own", ""), ("off", "_off")):
+            with torch.no_grad(), memory_used(model, memory):
+                hidden, _ = run_segments(model, tokens[None], L)
                 log_p = head_of(model)(hidden[0]).double().log_softmax(-1)
             nats, ranks = 0.0, []
             for place in range(len(tokens) - n, len(tokens)):

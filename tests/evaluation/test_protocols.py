@@ -1,5 +1,6 @@
 """The prepared test text, and every protocol over it."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,22 @@ from infini.corpus.prepare import Piece, write
 from infini.errors import InputError
 from infini.evaluation import perplexity
 from infini.evaluation.config import Evaluate
-from infini.evaluation.protocols import PROTOCOLS, HeldOutText
+from infini.evaluation.protocols import HeldOutText
+from infini.evaluation.score import Score
+from infini.model.architectures import CACHE, cache_of, head_of
 from infini.model.base import load_tokenizer
+from infini.model.reading import memory_used, read_documents
 from infini.model.retrofit import retrofit
+from infini.model.window import windowed
 from infini.paths import DOCUMENTS, SAMPLES
 
 L = 16
-RECIPES: dict[str, dict[str, Any]] = {
+RECIPES: dict[str, Any] = {
     "short": {"samples": 3},
-    "segmented": {"documents": 3},
-    "memory_off": {"documents": 2},
+    "documents": 4,
     "double_shift": {"documents": 1},
-    "sliding": {"documents": 4, "context": 32, "stride": 8},
+    "full": {"context": 32, "stride": 8},
+    "window": {"sizes": [4, 16], "sinks": 2},
     "passkey": {"lengths": [12], "depths": [0.5], "samples": 1},
 }
 
@@ -45,35 +50,37 @@ def prepared(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch)
     return base_folder
 
 
-def text_of(prepared: Path, **changed: dict[str, Any]) -> HeldOutText:
+def text_of(prepared: Path, **changed: Any) -> HeldOutText:
     recipes = Evaluate(**(RECIPES | changed))
     return HeldOutText(recipes, L, load_tokenizer(str(prepared)))
 
 
-def test_every_protocol_scores_as_many_documents_as_its_recipe_says(
+def scores_of(text: HeldOutText, model: PreTrainedModel) -> dict[str, Score]:
+    return {
+        "short": text.short(model),
+        "segmented": text.documents(model),
+        "double_shift": text.double_shift(model),
+        "full": text.full(model),
+        "window": text.window(model, 16),
+    }
+
+
+def test_every_protocol_scores_as_many_texts_as_its_recipe_says(
     model: PreTrainedModel, prepared: Path
 ) -> None:
     text = text_of(prepared)
     assert text.samples.tokens.shape == (3, L)  # padded to a segment, however short all are
-    assert len(text.documents) == 4
-    assert len(text.first(text.recipes.memory_off)) == 2
-    losses = text.losses(model, *PROTOCOLS)
+    losses = text.tables(scores_of(text, model))
     pieces = losses.groupby("protocol")["piece"].unique().map(list).to_dict()
+    four = [0, 1, 2, 3]
     assert pieces == {
-        "short": [0, 1, 2],
-        "segmented": [0, 1, 2],
-        "memory_off": [0, 1],
-        "double_shift": [0],
-        "sliding": [0, 1, 2, 3],
-    }
+        "short": [0, 1, 2], "segmented": four, "double_shift": [0], "full": four, "window": four
+    }  # fmt: skip
     tokens = losses.groupby("protocol")["tokens"].sum().to_dict()
     assert tokens == {
-        "short": 10 + 7 + 14,
-        "segmented": 3 * 47,
-        "memory_off": 2 * 47,
-        "double_shift": 3 * (L - 2),
-        "sliding": 4 * 47,
-    }
+        "short": 10 + 7 + 14, "segmented": 4 * 47, "double_shift": 3 * (L - 2), "full": 4 * 47,
+        "window": 4 * 47,
+    }  # fmt: skip
 
 
 def test_losses_are_the_protocols_own_one_row_a_piece_segment_and_distance(
@@ -82,46 +89,94 @@ def test_losses_are_the_protocols_own_one_row_a_piece_segment_and_distance(
     retrofit(model, "parallel", [0, 1], L, alpha=1.0)
     text = text_of(prepared)
     direct = {
-        "segmented": perplexity.segmented(model, text.documents.first(3), L),
-        "short": perplexity.segmented(model, text.samples, L),
-        "memory_off": perplexity.segmented(model, text.documents.first(2), L, memory=False),
-        "double_shift": perplexity.double_shift(model, text.documents.first(1), L),
+        "documents": perplexity.documents(model, text.long, L),
+        "short": perplexity.documents(model, text.samples, L),
+        "memory_off": perplexity.documents(model, text.long, L, "off"),
+        "memory_swapped": perplexity.documents(model, text.long, L, "swapped"),
+        "double_shift": perplexity.double_shift(model, text.long.first(1), L),
     }
-    losses = text.losses(model, *direct)
+    losses = text.tables(
+        {
+            "documents": text.documents(model),
+            "short": text.short(model),
+            "memory_off": text.documents(model, "off"),
+            "memory_swapped": text.documents(model, "swapped"),
+            "double_shift": text.double_shift(model),
+        }
+    )
     assert losses.index.tolist() == list(range(len(losses)))
     assert list(losses["protocol"].unique()) == list(direct)
     assert not losses.duplicated(["protocol", "piece", "segment", "distance"]).any()
     for name, score in direct.items():
         found = losses[losses["protocol"] == name].drop(columns="protocol")
         pd.testing.assert_frame_equal(found.reset_index(drop=True), score.table(L))
-    on, off = direct["segmented"].nats[:2], direct["memory_off"].nats
-    torch.testing.assert_close(on[:, :L], off[:, :L])
-    assert not torch.allclose(on[:, L:], off[:, L:])
+    on, *others = (direct[n].nats for n in ("documents", "memory_off", "memory_swapped"))
+    for other in others:
+        torch.testing.assert_close(on[:, :L], other[:, :L])
+        assert not torch.allclose(on[:, L:], other[:, L:])
 
 
-def test_sliding_is_a_window_of_the_recipes_context_and_stride(
+def test_swapped_documents_are_read_in_pairs_an_odd_one_beside_the_first(
+    model: PreTrainedModel, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of two: 0 and 1 read each other's memories, then 2 reads that of 0."""
+    retrofit(model, "parallel", [0], L, alpha=1.0)
+    text = text_of(prepared).long.first(3)
+    monkeypatch.setattr(perplexity, "BATCH_TOKENS", 2 * text.tokens.shape[1])
+    found = perplexity.documents(model, text, L, "swapped").nats
+    for piece, other in ((0, 1), (1, 0), (2, 0)):
+        with torch.no_grad(), memory_used(model, "swapped"):
+            hidden, _ = read_documents(model, text.tokens[[piece, other]], L)
+            log_p = head_of(model)(hidden[0, :-1]).log_softmax(-1)
+        nats = -log_p.gather(1, text.tokens[piece, 1:, None])[:, 0]
+        torch.testing.assert_close(found[piece, :-1], nats)
+
+
+def test_one_document_has_no_other_to_read_the_memory_of(
     model: PreTrainedModel, prepared: Path
 ) -> None:
+    retrofit(model, "parallel", [0], L, alpha=1.0)
+    with pytest.raises(InputError, match="two documents are needed"):
+        perplexity.documents(model, text_of(prepared).long.first(1), L, "swapped")
+
+
+def test_full_is_the_recipes_context_and_stride(model: PreTrainedModel, prepared: Path) -> None:
     for context, stride in ((32, 8), (64, 64)):
-        recipe = {"documents": 2, "context": context, "stride": stride}
-        text = text_of(prepared, sliding=recipe)
-        expected = perplexity.sliding(model, text.documents.first(2), context, stride)
-        found = text.losses(model, "sliding")
-        assert found["nats"].sum() == pytest.approx(expected.total)
+        text = text_of(prepared, full={"context": context, "stride": stride})
+        expected = perplexity.sliding(model, text.long, context, stride)
+        assert text.full(model).total == pytest.approx(expected.total)
 
 
-def test_a_context_beyond_the_bases_is_refused_by_its_key(
+@torch.no_grad()
+def test_window_is_what_the_base_says_token_by_token(
     model: PreTrainedModel, prepared: Path
 ) -> None:
-    text = text_of(prepared, sliding={"documents": 2, "context": 65, "stride": 8})
-    message = r"^params.yaml: evaluate.sliding.context: the base reads 64 tokens at most, got 65$"
+    text = text_of(prepared)
+    found = text.window(model, 5)
+    with windowed(model, 5, 2):
+        for row, nats in zip(text.long.tokens, found.nats, strict=True):
+            cache, slowly = None, []
+            for token, following in pairwise(row):
+                out = model(token[None, None], **{CACHE: cache}, use_cache=True)
+                cache = cache_of(out)
+                slowly.append(-out.logits[0, -1].double().log_softmax(-1)[following].float())
+            torch.testing.assert_close(nats[:-1], torch.stack(slowly))
+
+
+def test_what_the_base_cannot_read_at_once_is_refused_by_its_key(
+    model: PreTrainedModel, prepared: Path
+) -> None:
+    text = text_of(prepared, full={"context": 65, "stride": 8}, window={"sizes": [63], "sinks": 2})
+    message = r"^params.yaml: evaluate.full.context: the base reads 64 tokens at most, got 65$"
     with pytest.raises(InputError, match=message):
-        text.losses(model, "sliding")
-    assert len(text.losses(model, "segmented"))
+        text.full(model)
+    with pytest.raises(InputError, match=r"evaluate.window.sizes: .* 62 tokens at most, got 63$"):
+        text.window(model, 63)
+    assert text.documents(model).tokens
 
 
 def test_more_text_than_there_is_is_refused(prepared: Path) -> None:
     with pytest.raises(InputError, match=r"samples/test.parquet: 5 pieces asked for, it has 4"):
         text_of(prepared, short={"samples": 5})
     with pytest.raises(InputError, match=r"documents/test.parquet: 6 pieces asked for, it has 5"):
-        text_of(prepared, double_shift={"documents": 6})
+        text_of(prepared, documents=6)

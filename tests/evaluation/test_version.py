@@ -14,15 +14,17 @@ from transformers import PreTrainedModel
 from infini import params
 from infini.evaluation import perplexity
 from infini.evaluation.config import Evaluate
-from infini.evaluation.cost import read, state_bytes
+from infini.evaluation.cost import carried, read
 from infini.evaluation.estimates import flatten, rounded
 from infini.evaluation.layer_error import mean_squared_error, record_layer
+from infini.evaluation.opponents import against_opponents, of
 from infini.evaluation.passkey import passkey, summary
 from infini.evaluation.protocols import HeldOutText
-from infini.evaluation.version import evaluate_base, evaluate_version, of, write
+from infini.evaluation.version import evaluate_base, evaluate_version, write
 from infini.model.base import load_tokenizer
-from infini.model.layers import added_parameters, memory_modules
-from infini.model.loading import load
+from infini.model.layers import added_parameters, has_memory, memory_modules
+from infini.model.loading import load, loaded
+from infini.model.window import windowed
 from infini.paths import model_folder
 from toy import read_params, stage, write_params
 
@@ -37,7 +39,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def text(project: Path, base_folder: Path, outputs: Path) -> HeldOutText:
-    """Test text of a project whose base is evaluated, v2 and v3 trained."""
+    """Test text of a project whose base is evaluated, v2, v3 and v5 trained."""
     content = read_params()
     content["evaluate"]["double_shift"]["documents"] = 1  # fewer than the others score
     write_params(content)
@@ -46,7 +48,9 @@ def text(project: Path, base_folder: Path, outputs: Path) -> HeldOutText:
         stage("evaluate_ppl", "base")
         stage("distill_layer0", "v2")
         stage("finetune_long_context", "v2")
-        stage("adapter_parallel", "v3")
+        for version in ("v3", "v5"):
+            stage("adapter_parallel", version)
+            stage("adapter_parallel", version, "control")
         for name in ("data", "reports"):
             shutil.copytree(name, outputs / name)
     for name in ("data", "reports"):
@@ -61,31 +65,115 @@ def written(version: str) -> dict[str, Any]:
 def test_the_base_is_scored_by_every_protocol_that_it_can_be(
     model: PreTrainedModel, text: HeldOutText
 ) -> None:
-    found = evaluate_base(model, text)
-    assert found.metrics.keys() == {
-        "short", "segmented", "sliding", "double_shift", "passkey", "cost"
+    found = evaluate_base(model, text).metrics
+    assert found.keys() == {
+        "short", "segmented", "full", "double_shift", "window", "bytes", "passkey", "cost"
     }  # fmt: skip
-    ceiling = perplexity.sliding(model, text.documents, 32, 8)
-    assert found.metrics["sliding"]["ppl"] == rounded(ceiling.perplexity)
-    segmented = perplexity.segmented(model, text.documents, L)
-    assert found.metrics["segmented"]["ppl"] == rounded(segmented.perplexity)
-    assert found.metrics["segmented"]["bits_per_byte"] == rounded(segmented.bits_per_byte)
-    cache = read(model, text.documents.tokens[:1])
-    assert found.metrics["cost"] == {"state_bytes": state_bytes(cache), "parameters": 0}
-    assert found.gates.empty
-    assert found.gates.columns.tolist() == ["layer", "head", "gate"]
+    ceiling = perplexity.sliding(model, text.long, 32, 8)
+    assert found["full"]["ppl"] == rounded(ceiling.perplexity)
+    blind = perplexity.documents(model, text.long, L)
+    assert found["segmented"]["ppl"] == rounded(blind.perplexity)
+    assert found["segmented"]["nats"] == rounded(blind.mean)
+    assert found["segmented"]["bits_per_byte"] == rounded(blind.bits_per_byte)
+    token = 2 * 2 * 16 * 4  # keys and values, layers, width, float32
+    assert found["full"]["bytes"] == 32 * token
+    assert found["bytes"] == {
+        "exact": (L - 1) * token, "pending": 0, "memory": 0, "total": (L - 1) * token
+    }  # fmt: skip
+    assert list(found["window"]) == ["w4", "w16"]
+    for name, window in found["window"].items():
+        assert window["tokens"] == int(name[1:])
+        with windowed(model, window["tokens"], 2):
+            scored = perplexity.documents(model, text.long, L)
+            cache = read(model, text.long.tokens[:1])
+        assert window["ppl"] == rounded(scored.perplexity)
+        assert window["bytes"] == carried(cache).total
 
 
-@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_bytes_carried_are_itemised(model: PreTrainedModel, text: HeldOutText) -> None:
+    """A GPT-NeoX of 2 layers, 2 heads of 8, float32."""
+    found = {v: evaluate_version(model, v, 0, text).metrics["bytes"] for v in ("v3", "v5")}
+    memory = 2 * (8 * 8 + 8) * 4  # M and z a head
+    assert found["v3"] == {
+        "exact": (L - 1) * 2 * 2 * 16 * 4, "pending": L * 2 * 16 * 4, "memory": memory,
+        "total": (L - 1) * 256 + L * 128 + memory,
+    }  # fmt: skip
+    exact, memory = (2 + 8 - 1) * 256, 2 * 2 * 8 * 8 * 4  # sinks and window; M in two layers
+    assert found["v5"] == {
+        "exact": exact, "pending": 0, "memory": memory, "total": exact + memory
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("version", ["v3", "v5"])
+def test_opponents_are_a_window_of_as_many_bytes_and_the_control(
+    model: PreTrainedModel, text: HeldOutText, version: str
+) -> None:
+    found = evaluate_version(model, version, 0, text)
+    metrics, token = found.metrics, 256
+    size = metrics["equal_bytes"]["window"]
+    assert (size + 1) * token >= metrics["bytes"]["total"] > size * token
+    ceiling = perplexity.sliding(model, text.long, 32, 8)
+    with windowed(model, size, 2):
+        window = perplexity.documents(model, text.long, L)
+    with loaded(model_folder(version, "control", 0), model):
+        control = perplexity.documents(model, text.long, L, "swapped")
+    with loaded(model_folder(version, "finetune", 0), model):
+        own = perplexity.documents(model, text.long, L)
+        swapped = perplexity.documents(model, text.long, L, "swapped")
+    close = {"rel": 1e-3, "abs": 1e-6}
+    assert metrics["equal_bytes"]["ppl"] == rounded(window.perplexity)
+    assert metrics["equal_bytes"]["gain"] == pytest.approx(window.mean - own.mean, **close)
+    assert metrics["control"]["ppl"] == rounded(control.perplexity)
+    assert metrics["control"]["worth"] == pytest.approx(control.mean - own.mean, **close)
+    share = (control.mean - own.mean) / (window.mean - ceiling.mean)
+    assert metrics["recovery"]["share"] == pytest.approx(share, rel=1e-2)
+    assert metrics["memory"]["swapped_gain"] == pytest.approx(swapped.mean - own.mean, **close)
+    assert control.mean != pytest.approx(swapped.mean, rel=1e-6)  # trained for it
+
+
+def losses_of(nats: dict[str, list[float]]) -> pd.DataFrame:
+    """A loss table: 10 tokens a document, so many nats each."""
+    rows = [
+        {"protocol": p, "piece": i, "text": i, "bytes": 40, "tokens": 10, "nats": 10 * value}
+        for p, values in nats.items()
+        for i, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("window", "control", "pays"),
+    [(3.2, 3.1, 1), (3.2, None, 0), (2.9, 3.1, 0), (3.2, 2.9, 0), (3.2, "noisy", 0)],
+)
+def test_it_pays_below_the_window_and_below_the_control(
+    window: float, control: float | str | None, pays: int
+) -> None:
+    ours = [3.0, 3.01, 2.99, 3.0]
+    table = {
+        "documents": ours, "memory_off": [3.3] * 4, "memory_swapped": [3.2] * 4,
+        "equal_bytes": [window + 0.001 * i for i in range(4)],
+    }  # fmt: skip
+    if control is not None:
+        values = [3.1, 2.95, 3.2, 2.9] if control == "noisy" else [control] * 4
+        table["control"] = values
+    base = losses_of({"segmented": [3.5] * 4, "full": [2.9] * 4})
+    found = against_opponents(losses_of(table), base)
+    assert found["pays"] == pays
+    assert ("recovery" in found) == ("control" in found) == (control is not None)
+    if (window, control) == (3.2, 3.1):
+        assert found["recovery"]["share"] == pytest.approx(0.1 / 0.3015, rel=1e-4)
+
+
+@pytest.mark.parametrize("version", ["v2", "v3", "v5"])
 @torch.no_grad()
 def test_behind_an_evaluation_the_base_is_untouched(
     model: PreTrainedModel, text: HeldOutText, version: str
 ) -> None:
-    kind, tokens = type(model), text.documents.tokens[:2]
+    kind, tokens = type(model), text.long.tokens[:2]
     before = model(tokens).logits
     evaluate_version(model, version, 0, text)
     assert type(model) is kind
-    assert not memory_modules(model)
+    assert not has_memory(model)
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert torch.equal(model(tokens).logits, before)
 
@@ -95,22 +183,22 @@ def test_a_finished_models_figures_are_those_of_direct_calls(
     model: PreTrainedModel, text: HeldOutText, version: str
 ) -> None:
     found, losses, cases, gates = evaluate_version(model, version, 0, text)
-    base = perplexity.segmented(model, text.documents, L)
-    ceiling = perplexity.sliding(model, text.documents, 32, 8)
+    base = perplexity.documents(model, text.long, L)
+    ceiling = perplexity.sliding(model, text.long, 32, 8)
     load(model_folder(version, "finetune", 0), model)
-    on = perplexity.segmented(model, text.documents, L)
-    off = perplexity.segmented(model, text.documents, L, memory=False)
-    first = text.documents.first(1)
+    on = perplexity.documents(model, text.long, L)
+    off = perplexity.documents(model, text.long, L, "off")
+    first = text.long.first(1)
     shifted = perplexity.double_shift(model, first, L)
-    same = perplexity.segmented(model, first, L)
-    short = perplexity.segmented(model, text.samples, L)
+    same = perplexity.documents(model, first, L)
+    short = perplexity.documents(model, text.samples, L)
     assert found["short"]["ppl"] == rounded(short.perplexity)
-    assert found["segmented"]["ppl"] == found["finetune"]["ppl_after"] == rounded(on.perplexity)
-    assert found["segmented"]["bits_per_byte"] == rounded(on.bits_per_byte)
+    assert found["documents"]["ppl"] == found["finetune"]["ppl_after"] == rounded(on.perplexity)
+    assert found["documents"]["bits_per_byte"] == rounded(on.bits_per_byte)
     assert found["memory_off"]["ppl"] == rounded(off.perplexity)
     shown = found["double_shift"]
     assert shown["ppl"] == rounded(shifted.perplexity)
-    assert shown["next_token_ppl"] == rounded(same.perplexity) != found["segmented"]["ppl"]
+    assert shown["next_token_ppl"] == rounded(same.perplexity) != found["documents"]["ppl"]
     assert "bits_per_byte" not in shown
     assert found["memory"]["gain"] == pytest.approx(off.mean - on.mean, rel=1e-4, abs=1e-7)
     assert found["vs_base"]["nats"] == pytest.approx(on.mean - base.mean, rel=1e-4)
@@ -118,11 +206,7 @@ def test_a_finished_models_figures_are_those_of_direct_calls(
     assert found["context_recovery"]["share"] == pytest.approx(share, rel=1e-4)
     pd.testing.assert_frame_equal(cases, passkey(model, text.haystacks))
     assert found["passkey"] == summary(cases)
-    cache = read(model, text.documents.tokens[:1])
-    assert found["cost"] == {
-        "state_bytes": state_bytes(cache),
-        "parameters": added_parameters(model),
-    }
+    assert found["cost"] == {"parameters": added_parameters(model)}
     sums = of(losses, "memory_off")[["nats", "tokens"]].sum()
     assert sums["nats"] == pytest.approx(off.total)
     assert sums["tokens"] == off.tokens
@@ -140,14 +224,14 @@ def test_a_distilled_models_figures_are_those_of_direct_calls(
     found = evaluate_version(model, "v2", 0, text).metrics
     base, trained = written("base"), json.loads(Path("data/training/v2/distill.json").read_text())
     data = record_layer(model, 0, text.samples)
-    untouched = perplexity.segmented(model, text.samples, L).perplexity
+    untouched = perplexity.documents(model, text.samples, L).perplexity
     load(model_folder("v2", "distill", 0), model)
-    distilled = perplexity.segmented(model, text.samples, L).perplexity
+    distilled = perplexity.documents(model, text.samples, L).perplexity
     error = mean_squared_error(memory_modules(model)[0], data)
-    before = perplexity.segmented(model, text.documents, L)
-    first = text.documents.first(1)
+    before = perplexity.documents(model, text.long, L)
+    first = text.long.first(1)
     shifted = perplexity.double_shift(model, first, L)
-    same = perplexity.segmented(model, first, L)
+    same = perplexity.documents(model, first, L)
     expected = {name: rounded(value) for name, value in trained["0"].items()} | {
         "test_loss": rounded(error),
         "ppl_original": rounded(untouched),
@@ -173,7 +257,7 @@ def test_both_kinds_of_version_have_the_same_keys_but_for_distillation_and_alpha
     distilled = {key for key in replaced if key.startswith("distill.")}
     assert {"distill.ppl_gap", "distill.test_loss", "distill.val_loss"} < distilled
     assert replaced - beside == distilled
-    assert beside - replaced == {"alpha.layer0"}
+    assert {key.partition(".")[0] for key in beside - replaced} == {"alpha", "control", "recovery"}
     # Before its training, an adapter is the base.
     assert found["v3"]["finetune"]["ppl_before"] == written("base")["segmented"]["ppl"]
 

@@ -4,10 +4,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from infini.evaluation import perplexity
+from infini.evaluation.losses import cross_entropy, next_token
+from infini.model.architectures import head_of
 from infini.model.layers import our_tensors
+from infini.model.reading import memory_used, read_documents
 from infini.model.retrofit import retrofit
-from infini.training.config import LongRecipe
-from infini.training.long_context import Documents
+from infini.training.config import DocumentRecipe, LongRecipe
+from infini.training.long_context import Control, Documents
 from toy import long_recipe, some_pieces
 
 L = 16
@@ -52,3 +56,42 @@ def test_gradient_of_a_document_is_that_of_its_mean_loss(model: PreTrainedModel)
         (loss.total / 63).backward()
     flat = torch.cat([p.grad.flatten() for p in our_tensors(model).values() if p.grad is not None])
     torch.testing.assert_close(flat, weighted)
+
+
+def test_a_control_scores_a_document_with_the_next_ones_memory(model: PreTrainedModel) -> None:
+    torch.manual_seed(0)
+    retrofit(model, "parallel", layers=[0], segment_length=L, alpha=1.0)
+    text = some_pieces([64, 64, 64], 64)
+    with memory_used(model, "swapped"):
+        (loss,) = Control(model, text, L, long_recipe()).losses(torch.tensor([2]))
+        hidden, _ = read_documents(model, text.tokens[[2, 0]], L)
+    targets = next_token(text.tokens[2:], text.mask[2:])
+    expected = cross_entropy(hidden[:1], head_of(model), targets).sum()
+    torch.testing.assert_close(loss.total, expected)
+    assert (loss.items, loss.step_items, loss.step) == (63, 63, True)
+    (own,) = Documents(model, text, L, long_recipe()).losses(torch.tensor([2]))
+    assert not torch.allclose(own.total, loss.total, rtol=1e-5)
+
+
+def test_a_window_is_trained_on_whole_documents(model: PreTrainedModel) -> None:
+    retrofit(model, "window", window=8, sinks=2)
+    text = some_pieces([64, 64], 64)
+    recipe = long_recipe().model_dump(exclude={"update", "bptt_segments"})
+    documents = Documents(model, text, L, DocumentRecipe(**recipe))
+    assert documents.steps == 2
+    (loss,) = documents.losses(torch.tensor([1]))
+    loss.total.backward()
+    expected = perplexity.documents(model, text, L).nats[1].sum()
+    torch.testing.assert_close(loss.total.detach(), expected)
+    assert any(p.grad is not None and p.grad.any() for p in our_tensors(model).values())
+
+
+def test_a_control_is_validated_with_another_documents_memory(model: PreTrainedModel) -> None:
+    torch.manual_seed(0)
+    retrofit(model, "parallel", layers=[0], segment_length=L, alpha=1.0)
+    train, val = some_pieces([64, 64], 64), some_pieces([64, 64], 64, seed=1)
+    control = Control(model, train, L, long_recipe())
+    both = perplexity.documents(model, val, L, "swapped")
+    assert control.validate(val) == pytest.approx(both.mean)
+    beside = perplexity.documents(model, val.first(1) + train.first(1), L, "swapped")
+    assert control.validate(val.first(1)) == pytest.approx(beside.nats[0].sum().item() / 63)
