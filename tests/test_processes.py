@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -21,24 +23,36 @@ TWO = "accelerate launch --num_processes 2"
 def environment(launch: str = "") -> dict[str, str]:
     return os.environ | {
         "INFINI_LAUNCH": launch,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}:.",
         "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
 
 
-def start(stage: str, version: str = "", launch: str = "") -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", f"stages.{stage}", *version.split()]
+def start(module: str, version: str, launch: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", module, version]
     return subprocess.Popen(
         command, env=environment(launch), stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
-def run(stage: str, version: str = "", launch: str = "") -> str:
-    process = start(stage, version, launch)
-    _, errors = process.communicate(timeout=240)
+def run(module: str, version: str, launch: str) -> str:
+    process = start(module, version, launch)
+    with ended(process):
+        _, errors = process.communicate(timeout=480)
     assert process.returncode == 0, errors
     return errors
+
+
+@contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[None]:
+    """However the block ends, neither the process nor one that it started is left."""
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 def numbers(value: object) -> dict[str, float]:
@@ -64,6 +78,20 @@ def figures() -> dict[str, float]:
     return numbers({str(file): json.loads(file.read_text()) for file in files})
 
 
+SEVERAL = """
+import importlib
+from infini import processes
+from infini.console.stage import run
+
+def main(version):
+    for name in {stages}:
+        importlib.import_module("stages." + name).main(version)
+        processes.accelerator().wait_for_everyone()  # the first of them has written its files
+
+run(main, parallel=True)
+"""
+
+
 @pytest.mark.parametrize(
     ("launch", "version", "stages"),
     [
@@ -81,8 +109,9 @@ def test_two_processes_agree_with_one(
     one = figures()
     shutil.rmtree("data/models")
     shutil.rmtree("data/training")
-    for name in stages:
-        run(name, version, launch)
+    # One launch for all of them: what takes long is starting three processes.
+    Path("several.py").write_text(SEVERAL.format(stages=stages))
+    run("several", version, launch)
     assert len(one) > 20
     # Six digits are written; a small difference of sums is known to fewer.
     assert figures() == pytest.approx(one, rel=1e-5, abs=1e-6)
@@ -93,46 +122,59 @@ def test_a_killed_worker_ends_the_stage(prepared: Path) -> None:
     content["replacements"]["v2"]["distill"]["epochs"] = 10**6
     content["replacements"]["v2"]["distill"]["patience"] = None
     write_params(content)
-    process = start("distill_layer0", "v2", TWO)
-    checkpoints = Path(".checkpoints")
-    deadline = time.monotonic() + 120
-    while not (checkpoints.is_dir() and any(checkpoints.glob("*.safetensors"))):
+    process = start("stages.distill_layer0", "v2", TWO)
+    with ended(process):
+        workers = training(process)
+        workers[1].kill()
+        process.communicate(timeout=240)
+    assert process.returncode > 0
+    assert not workers[0].is_running()
+    assert not Path("data/models/v2").exists()
+
+
+def training(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The launcher's two workers, once their training has written a checkpoint."""
+    deadline = time.monotonic() + 240
+    while not list(Path(".checkpoints").glob("*.safetensors")):
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.1)
     workers = [p for p in psutil.Process(process.pid).children() if "stages" in str(p.cmdline())]
     assert len(workers) == 2
-    workers[1].kill()
-    try:
-        process.communicate(timeout=120)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode != 0
-    assert not Path("data/models/v2").exists()
+    return workers
 
 
 KILLED = """
 import os, signal
+from infini.console.stage import run
 from infini.training import checkpoint
 from stages.distill_layer0 import main
 
-replace, left = os.replace, [{after}]
+replace = os.replace
 
-def killed(*files):
-    left[0] -= 1
-    if left[0] or {written}:
-        replace(*files)
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
+def killed(after, written):
+    "Dies at the checkpoint of that number: right after it is written, or right before."
+    def instead(*files):
+        nonlocal after
+        after -= 1
+        if after or written:
+            replace(*files)
+        if not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+    checkpoint.os.replace = instead
+    run(main)
 
-checkpoint.os.replace = killed
-main("v2")
+for after, written in ((1, True), (5, False), (9, True)):
+    child = os.fork()  # as good as a new one: nothing has run here
+    if not child:
+        killed(after, written)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert len([name for name in os.listdir(".checkpoints") if name.endswith(".safetensors")]) == 1
+run(main)
 """
 
 
 def test_a_stage_killed_again_and_again_ends_with_the_same_bits(prepared: Path) -> None:
-    """Right after a checkpoint is written, and right before it takes the last one's place."""
     content = read_params()
     content["replacements"]["v2"]["distill"] |= {"epochs": 20, "patience": None}
     write_params(content)
@@ -144,11 +186,7 @@ def test_a_stage_killed_again_and_again_ends_with_the_same_bits(prepared: Path) 
     expected = {file: file.read_bytes() for file in outputs}
     for file in outputs:
         file.unlink()
-    for after, written in ((1, True), (5, False), (9, True)):
-        code = KILLED.format(after=after, written=written)
-        process = subprocess.run([sys.executable, "-c", code], env=environment(), check=False)
-        assert process.returncode == -signal.SIGKILL
-        assert len(list(Path(".checkpoints").glob("*.safetensors"))) == 1
-    assert "goes on in epoch 15" in run("distill_layer0", "v2")
+    Path("killed.py").write_text(KILLED)
+    assert "goes on in epoch 15" in run("killed", "v2", "")
     assert {file: file.read_bytes() for file in outputs} == expected
     assert not Path(".checkpoints").exists()

@@ -72,8 +72,9 @@ def test_values_state_and_gradients_equal_the_equations(
 
 @pytest.mark.parametrize("update", UPDATES)
 def test_gradcheck(update: Update) -> None:
-    q, k, v = (x[:1].detach().requires_grad_() for x in inputs(2 * L + 3))
-    before = (x[:1] for x in inputs(L + 2))
+    """Of one head; what several of them share is compared with the loop's above."""
+    q, k, v = (x[:1, :1].detach().requires_grad_() for x in inputs(2 * L + 3))
+    before = (x[:1, :1] for x in inputs(L + 2))
     start = compressive_memory(*before, segment_length=L, update=update)[1].detach()
 
     def run(q: Tensor, k: Tensor, v: Tensor, m: Tensor, z: Tensor) -> tuple[Tensor, ...]:
