@@ -11,12 +11,11 @@ from typing import Protocol, Self
 from dvclive import Live
 from tqdm import tqdm
 
-from infini.console.progress import on_terminal
+from infini.console.progress import LINE_SECONDS, left, on_terminal
 
 log = logging.getLogger(__name__)
 
 ROOT = Path("live")  # by training; gone when it is done: the final curves are outputs
-LINE_SECONDS = 30.0  # between two lines within an epoch, off a terminal
 POINT_SECONDS = 1.0  # between two points of a live curve
 
 
@@ -35,8 +34,9 @@ class ProgressView(AbstractContextManager["ProgressView"]):
 
     def __init__(self, title: str, steps: int, done: int, epochs: int):
         self.title, self.step, self.epochs, self.best = title, done, epochs, ""
-        self.tokens, self.started = 0, time.perf_counter()
+        self.tokens, self.done, self.started = 0, done, time.perf_counter()
         self.line = self.shown = self.started
+        self.steps = steps
         self.bar = tqdm(
             total=steps, initial=done, desc=title, unit="step", disable=not on_terminal()
         )
@@ -49,6 +49,12 @@ class ProgressView(AbstractContextManager["ProgressView"]):
         """Speed so far."""
         return f"{self.tokens / (time.perf_counter() - self.started):,.0f} tokens/s"
 
+    @property
+    def left(self) -> str:
+        """How long it takes at most: a training may stop early."""
+        done, total = self.step - self.done, self.steps - self.done
+        return left(done, total, time.perf_counter() - self.started) if 0 < done < total else ""
+
     def took_step(self, loss: float, tokens: int) -> None:
         self.step, self.tokens = self.step + 1, self.tokens + tokens
         self.bar.update()
@@ -59,7 +65,9 @@ class ProgressView(AbstractContextManager["ProgressView"]):
         if self.bar.disable and now - self.line > LINE_SECONDS:
             self.line = now
             at = f"step {self.step}/{self.bar.total}"
-            log.info("%s: %s loss %.4g, %s%s", self.title, at, loss, self.rate, self.best)
+            log.info(
+                "%s: %s loss %.4g, %s", self.title, at, loss, f"{self.rate}{self.best}{self.left}"
+            )
 
     def ended_epoch(self, row: dict[str, float], best: dict[str, float]) -> None:
         losses = {name: value for name, value in row.items() if value == value and name != "epoch"}
@@ -70,7 +78,7 @@ class ProgressView(AbstractContextManager["ProgressView"]):
             values = " ".join(f"{k.removesuffix('_loss')}={v:.6g}" for k, v in losses.items())
             mark = " *" if row is best and validated else ""
             at = f"epoch {row['epoch']:.0f}/{self.epochs}"
-            log.info("%s: %s %s%s (%s)", self.title, at, values, mark, self.rate)
+            log.info("%s: %s %s%s (%s%s)", self.title, at, values, mark, self.rate, self.left)
             self.line = time.perf_counter()
 
     def __exit__(

@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -11,17 +12,35 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+LINE_SECONDS = 30.0  # between two lines off a terminal
+
 
 def on_terminal() -> bool:
     """Whether bars can be drawn."""
     return sys.stderr.isatty()
 
 
-def progress(items: Sequence[T], title: str) -> "tqdm[T]":
-    """Iterate under a bar that vanishes when done; off a terminal, one line says what runs."""
-    if not on_terminal() and title:
-        log.info("%s …", title)
-    return tqdm(items, desc=title, leave=False, disable=not on_terminal() or not title)
+def progress(items: Sequence[T], title: str) -> Iterable[T]:
+    """Iterate under a bar that vanishes when done; off a terminal, lines say what runs."""
+    if not title:
+        return items
+    return tqdm(items, desc=title, leave=False) if on_terminal() else _told(items, title)
+
+
+def _told(items: Sequence[T], title: str) -> Iterator[T]:
+    log.info("%s …", title)
+    began = told = time.perf_counter()
+    for done, item in enumerate(items):
+        now = time.perf_counter()
+        if done and now - told > LINE_SECONDS:
+            told = now
+            log.info("%s: %d of %d%s", title, done, len(items), left(done, len(items), now - began))
+        yield item
+
+
+def left(done: int, total: int, seconds: float) -> str:
+    """How long the rest takes if it goes on so: ", 02:30 left"."""
+    return f", {tqdm.format_interval((total - done) * seconds / done)} left"
 
 
 def configure_logging() -> None:

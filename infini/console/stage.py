@@ -1,5 +1,7 @@
 """The frame of every stage script: how it is started, logging, mistakes in one line."""
 
+import argparse
+import inspect
 import os
 import shlex
 import sys
@@ -19,12 +21,13 @@ def run(main: Callable[..., None], *, parallel: bool = False) -> None:
     parallel: the stage computes in all the processes that $INFINI_LAUNCH (say "accelerate launch
     --num_processes 2") starts. An environment variable, so that DVC sees the same command.
     """
+    words = _words(main)
     if parallel and os.environ.get(LAUNCH) and RANK not in os.environ:
         _launch(shlex.split(os.environ[LAUNCH]))
     configure_logging()
     code = 0
     try:
-        main(*sys.argv[1:])
+        main(*words)
         if parallel:
             from infini import processes  # slow, and not every stage needs it
 
@@ -45,6 +48,29 @@ def run(main: Callable[..., None], *, parallel: bool = False) -> None:
         _end_worker(code)
     if code:
         sys.exit(code)
+
+
+def _words(main: Callable[..., None]) -> list[str]:
+    """The command line's words for main's parameters; --help and a wrong number end here."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {_module()}", description=sys.modules[main.__module__].__doc__
+    )
+    for name, parameter in inspect.signature(main).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            parser.add_argument(name, nargs="*")
+        elif parameter.default is parameter.empty:
+            parser.add_argument(name)
+        else:
+            parser.add_argument(name, nargs="?", help=f"without it {parameter.default}")
+    parser.parse_args()
+    return sys.argv[1:]
+
+
+def _module() -> str:
+    """What was started: stages run as `python -m stages.…`."""
+    spec = sys.modules["__main__"].__spec__
+    assert spec is not None
+    return spec.name
 
 
 def _end_worker(code: int) -> None:
@@ -73,6 +99,4 @@ def _launch(launcher: list[str]) -> None:
         # it is told to use its launcher for many.
         launcher += ["--multi_gpu"] if "--use_fsdp" not in launcher else []
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    module = sys.modules["__main__"].__spec__
-    assert module is not None  # stages run as `python -m stages.…`
-    os.execvp(launcher[0], [*launcher, "-m", module.name, *sys.argv[1:]])
+    os.execvp(launcher[0], [*launcher, "-m", _module(), *sys.argv[1:]])

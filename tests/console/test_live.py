@@ -46,8 +46,8 @@ def test_an_epoch_is_a_line_with_a_mark_behind_the_best(
         take_steps(view, clock, 4, 6.0)
         view.ended_epoch(worse, best)
     assert caplog.messages == [
-        "v2 distill: epoch 1/2 train=0.5 val=0.25 * (50 tokens/s)",
-        "v2 distill: epoch 2/2 train=0.333333 val=0.75 (25 tokens/s)",
+        "v2 distill: epoch 1/2 train=0.5 val=0.25 * (50 tokens/s, 00:32 left)",
+        "v2 distill: epoch 2/2 train=0.333333 val=0.75 (25 tokens/s, 00:48 left)",
     ]
 
 
@@ -76,13 +76,15 @@ def test_within_an_epoch_a_line_comes_at_most_every_line_seconds(
     with ProgressView("v1", steps=100, done=7, epochs=5) as view:
         take_steps(view, clock, 9, 10.0)  # lines are due at 40 and 80 seconds
         assert caplog.messages == [
-            "v1: step 11/100 loss 0.5, 10 tokens/s",
-            "v1: step 15/100 loss 0.5, 10 tokens/s",
+            "v1: step 11/100 loss 0.5, 10 tokens/s, 14:50 left",
+            "v1: step 15/100 loss 0.5, 10 tokens/s, 14:10 left",
         ]
         view.ended_epoch(best, best)
         caplog.clear()
         take_steps(view, clock, 4, 10.0)  # from the epoch's own line on
-        assert caplog.messages == ["v1: step 20/100 loss 0.5, 10 tokens/s, best val 0.25"]
+        assert caplog.messages == [
+            "v1: step 20/100 loss 0.5, 10 tokens/s, best val 0.25, 13:20 left"
+        ]
 
 
 def test_a_terminal_has_a_bar_and_no_lines(

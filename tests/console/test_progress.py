@@ -35,6 +35,19 @@ def test_off_a_terminal_one_line_says_what_runs(
     assert stream.getvalue() == ""
 
 
+def test_off_a_terminal_lines_say_how_long_the_rest_takes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    times = iter([0.0, 0.0, 20.0, 40.0, 60.0, 80.0])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(times))
+    assert list(progress([3, 1, 2, 5, 4], "passkey")) == [3, 1, 2, 5, 4]
+    assert caplog.messages == [
+        "passkey …", "passkey: 2 of 5, 01:00 left", "passkey: 4 of 5, 00:20 left",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_without_a_title_nothing_is_said(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, terminal: bool

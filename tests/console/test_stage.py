@@ -54,6 +54,36 @@ def test_a_stage_gets_the_command_lines_words_once_logging_is_set_up(
     assert configured == ["logging", "v1", "more"]
 
 
+@pytest.mark.parametrize(
+    ("argv", "code", "shown"),
+    [
+        (["--help"], 0, "usage: python -m stages.toy [-h] version [step]"),
+        ([], 2, "the following arguments are required: version"),
+        (["v1", "finetune", "more"], 2, "unrecognized arguments: more"),
+    ],
+)
+def test_help_and_a_wrong_number_of_words_end_before_any_work(
+    argv: list[str],
+    code: int,
+    shown: str,
+    configured: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def main(version: str, step: str = "distill") -> None:
+        configured.append(version)
+
+    monkeypatch.setattr(sys, "argv", ["toy.py", *argv])
+    with pytest.raises(SystemExit) as ended:
+        run(main, parallel=True)
+    assert ended.value.code == code
+    said = capsys.readouterr()
+    assert shown in said.out + said.err
+    if not code:
+        assert "The frame of a stage's script" in said.out  # main's module says what it does
+    assert not configured
+
+
 def test_the_users_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run(lambda *_: fail(InputError("params.yaml: a.b: wrong")))

@@ -7,7 +7,7 @@ import pytest
 
 import infini
 from infini.training import checkpoint
-from infini.training.checkpoint import fingerprint
+from infini.training.checkpoint import Checkpoint, fingerprint
 
 PACKAGE = Path(infini.__file__).parent
 
@@ -19,6 +19,24 @@ def test_the_key_follows_settings_and_inputs(tmp_path: Path) -> None:
     assert fingerprint({"lr": 2.0}, [tmp_path / "in"]) != first
     (tmp_path / "in").write_text("b")
     assert fingerprint({"lr": 1.0}, [tmp_path / "in"]) != first
+
+
+def test_a_training_that_is_done_leaves_no_checkpoint_of_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("v1-seed-1", "v1-seed-10", "v1")
+    keys = ("0123456789abcdef", "fedcba9876543210")
+    for name in names:
+        for key in keys:
+            Checkpoint(name, key).save({}, [], {})
+    Path(".checkpoints/v1-seed-1-0123456789abcdee.partial").touch()
+    Checkpoint("v1-seed-1", keys[0]).remove()
+    left = {f"{name}-{key}.safetensors" for name in names[1:] for key in keys}
+    assert {file.name for file in Path(".checkpoints").iterdir()} == left
+    for name in names:
+        Checkpoint(name, keys[0]).remove()
+    assert not Path(".checkpoints").exists()
 
 
 @pytest.mark.parametrize("changed", ["memory/kernel.py", "model/segments.py", "training/loop.py"])
