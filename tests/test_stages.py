@@ -20,8 +20,10 @@ def run_all() -> None:
     run_versions()
     for name in params["audits"]:
         stage("audit", name)
-    # A process for every version and length: one of each kind is enough.
-    write_params(params | {"replacements": {"v2": params["replacements"]["v2"]}, "audits": {}})
+    # A process for every version and length: one version is enough.
+    write_params(
+        params | {"replacements": {}, "adapters": {"v5": params["adapters"]["v5"]}, "audits": {}}
+    )
     stage("measure_cost")
     write_params(params)
     stage("compare_report")
@@ -91,7 +93,7 @@ def test_the_whole_pipeline(project: Path) -> None:
     shifted = audited["labels_shifted_twice"]
     assert shifted["after"]["double_shift"]["ppl"] < shifted["before"]["double_shift"]["ppl"]
     costs = pd.read_csv("reports/costs.csv")
-    assert set(costs["version"]) == {"base", "v2", "v3"}
+    assert set(costs["version"]) == {"base", "v5"}
     state = costs.pivot(index="version", columns="length", values="state_bytes")
     assert state.loc["base", 64] == 2 * state.loc["base", 32]
     assert (state.drop("base")[64] == state.drop("base")[32]).all()

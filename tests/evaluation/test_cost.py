@@ -1,5 +1,8 @@
 """What a memory costs: counted, and the same after any number of tokens."""
 
+from typing import Any
+
+import pytest
 import torch
 from transformers import PreTrainedModel
 
@@ -20,9 +23,17 @@ def test_the_base_keeps_every_key_and_value(model: PreTrainedModel) -> None:
     assert kept(model, 48) == 2 * LAYERS * 48 * HIDDEN * 4
 
 
-def test_a_memory_keeps_its_size(model: PreTrainedModel) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "parallel", "layers": [0], "segment_length": L},
+        {"method": "window", "window": 12},
+    ],
+    ids=["parallel", "window"],
+)
+def test_a_memory_keeps_its_size(model: PreTrainedModel, options: dict[str, Any]) -> None:
     logits = model(torch.arange(10)[None]).logits
-    retrofit(model, "parallel", [0], L)
+    retrofit(model, **options)
     assert added_parameters(model) == sum(t.numel() for t in our_tensors(model).values())
     assert kept(model, 2 * L) == kept(model, 20 * L) > 0
     remove(model)
@@ -34,3 +45,4 @@ def test_a_replacements_parameters_are_those_beyond_the_layer(model: PreTrainedM
     retrofit(model, "replace", [0], L, init="teacher")
     assert added_parameters(model) == sum(t.numel() for t in our_tensors(model).values()) - before
     assert added_parameters(model) == 2  # a gate a head
+    assert kept(model, 2 * L) == kept(model, 20 * L) > 0
