@@ -234,7 +234,7 @@ def check() -> Params:
 
 def _check_base(params: Params) -> None:
     """InputError where a base in a folder cannot do what a key asks of it."""
-    if (base := facts_of(params.base.model)) is None:
+    if (base := facts_of(params.base.model, params.base.revision)) is None:
         return
     name = params.base.model
     for key, tokens in params.contexts().items():

@@ -119,7 +119,7 @@ def checked() -> str:
         ("base.model", "~/nowhere", "base.model: an existing folder or a hub name is needed, got"),
         ("base.model", "a b", "base.model: an existing folder or a hub name is needed, got 'a b'"),
         ("base.model", "text", "base.model: no config.json in 'text'"),
-        ("base.model", "pickled", "base.model: no .safetensors file in 'pickled': pickles are not"),
+        ("base.model", "pickled", "base.model: no .safetensors file in 'pickled': no pickle is"),
         ("base.model", "torn", "base.model: torn/config.json: not a model's config"),
         (
             "adapters.v3.layer.layers",
@@ -177,11 +177,21 @@ def test_what_base_and_text_cannot_do_is_refused(
     assert wanted in checked()
 
 
-def test_what_is_on_a_hub_is_checked_when_it_is_loaded(project: Path) -> None:
+def test_a_base_on_the_hub_is_checked_as_far_as_it_is_here(
+    project: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = read_params()
     content["base"]["model"], content["data"]["corpus"] = "some/model", "some/texts"
+    content["adapters"]["v3"]["layer"]["layers"] = [2]
     write_params(content)
-    assert params.check().base.model == "some/model"
+    assert params.check().base.model == "some/model"  # tests reach no hub
+    snapshot = Path("cache/models--some--model/snapshots/0123")
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text((base_folder / "config.json").read_text())
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path("cache").resolve()))
+    assert "adapters.v3.layer.layers: 0 to 1, the layers of 'some/model', got 2" in checked()
 
 
 def test_the_architectures_that_can_be_replaced_are_those_that_are_known() -> None:
@@ -204,7 +214,7 @@ def test_a_shell_sees_one_line_and_2_at_once(
     write_params(content)
     code = (
         f"import runpy, sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); "
-        f"runpy.run_module('{module}', run_name='__main__')"
+        f"runpy.run_module('{module}', run_name='__main__', alter_sys=True)"
     )
     began = time.process_time()
     done = subprocess.run(

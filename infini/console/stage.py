@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from infini.console.progress import configure_logging
 from infini.console.signals import Stopped
@@ -69,8 +70,7 @@ def _words(main: Callable[..., None]) -> list[str]:
 def _module() -> str:
     """What was started: stages run as `python -m stages.…`."""
     spec = sys.modules["__main__"].__spec__
-    assert spec is not None
-    return spec.name
+    return spec.name if spec else Path(sys.argv[0]).stem
 
 
 def _end_worker(code: int) -> None:

@@ -18,18 +18,20 @@ class Facts(NamedTuple):
     context: int | None  # tokens that it can read at once
 
 
-def facts_of(model: str) -> Facts | None:
-    """Of the base in this folder; None for a hub name. InputError for what is neither."""
+def facts_of(model: str, revision: str | None = None) -> Facts | None:
+    """Of the base in this folder, or on the hub as far as that can be reached; None if not.
+
+    InputError for what is neither a folder of a base nor a hub name.
+    """
     folder = Path(model).expanduser()
-    if not folder.exists():
-        if HUB_NAME.fullmatch(model) and not model.startswith("."):
-            return None
+    if folder.exists():
+        file: Path | None = _in_folder(folder)
+    elif HUB_NAME.fullmatch(model) and not model.startswith("."):
+        file = _on_hub(model, revision or "main")
+    else:
         raise InputError(f"base.model: an existing folder or a hub name is needed, got {model!r}")
-    file = folder / "config.json"
-    if not file.is_file():
-        raise InputError(f"base.model: no config.json in {model!r}: save_pretrained writes one")
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"base.model: no .safetensors file in {model!r}: pickles are not read")
+    if file is None:
+        return None
     try:
         config = json.loads(file.read_text())
         config = config.get("text_config") or config
@@ -41,6 +43,29 @@ def facts_of(model: str) -> Facts | None:
         _whole(config, "num_hidden_layers", "n_layer", "num_layers"),
         _whole(config, "max_position_embeddings", "n_positions"),
     )
+
+
+def _in_folder(folder: Path) -> Path:
+    """The config of a base that save_pretrained wrote there."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise InputError(f"base.model: no config.json in {str(folder)!r}: save_pretrained has one")
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"base.model: no .safetensors file in {str(folder)!r}: no pickle is read")
+    return file
+
+
+def _on_hub(name: str, revision: str) -> Path | None:
+    """The config of a base on the hub, which is a few kB; None where it cannot be had."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if not isinstance(cached, str):
+            cached = hf_hub_download(name, "config.json", revision=revision, etag_timeout=5)
+    except Exception:  # of many kinds; whoever loads the base tells
+        return None
+    return Path(cached)
 
 
 def _whole(config: dict[str, Any], *names: str) -> int | None:
