@@ -24,6 +24,7 @@ class StatefulDecoder(nn.Module):
         """The memory layers' tensors, which decide what a state means."""
         raise NotImplementedError
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def take_state(self, arguments: dict[str, Any], use_cache: bool | None, batch: int) -> Any:
         """The state to move on, out of a call's arguments; None: none is kept."""
         given: Any = take_cache(arguments)

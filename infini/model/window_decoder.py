@@ -20,6 +20,8 @@ class WindowDecoder(StatefulDecoder):
     cache_type = WindowCache
     learned_positions: int | None  # of a base that adds positions to its embedding: how many
 
+    # Bookkeeping; the base's own passes are compiled
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -111,6 +113,7 @@ class WindowDecoder(StatefulDecoder):
             out.hidden_states = tuple(packing.unpack(h, 1) for h in out.hidden_states)
         return out
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _positions(self, span: Span) -> Tensor:
         """What the base is told, (B, T): 0, as the rotation is ours.
 

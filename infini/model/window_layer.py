@@ -85,6 +85,7 @@ class WindowRun:
     states: dict[int, WindowState] = field(default_factory=dict)  # before the pass
     after: dict[int, WindowState] | None = None  # filled; None: nobody asks
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(
         self,
         module: nn.Module,

@@ -231,6 +231,14 @@ def test_autocast_to_bfloat16_stays_near(trained: PreTrainedModel) -> None:
     assert F.cosine_similarity(rest, expected[:, 8:], dim=-1).mean() > 0.98
 
 
+@torch.no_grad()
+def test_compiled_it_is_the_same() -> None:
+    model = train(infini.retrofit(tiny("llama"), "window", window=W, sinks=S))
+    compiled, tokens = torch.compile(model, backend="eager"), text(2, 40)
+    expected = model(tokens, use_cache=False).logits
+    torch.testing.assert_close(compiled(tokens, use_cache=False).logits, expected)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_base_that_cannot_have_one_is_refused_and_untouched(name: str) -> None:
     model = tiny(name)
