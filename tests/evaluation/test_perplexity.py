@@ -9,13 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
+from infini import params
+from infini.corpus.config import Shares
 from infini.corpus.pieces import Pieces
+from infini.corpus.sources import read_texts
+from infini.corpus.splits import split_of
 from infini.errors import InputError
 from infini.evaluation.perplexity import documents, double_shift, sliding
 from infini.evaluation.score import Score
 from infini.model.architectures import head_of
+from infini.model.base import load_base, load_tokenizer
 from infini.model.retrofit import remove, retrofit
 from infini.model.segments import run_segments
+from infini.model.window import windowed
 from toy import some_pieces
 
 L = 16
@@ -252,3 +258,21 @@ def test_a_copier_has_its_closed_form(
         hits = sum(n - 1 for n in RAGGED) - misses
         expected = (hits * copier_nats(True) + misses * copier_nats(False)) / (hits + misses)
     assert protocol(model, text).perplexity == pytest.approx(math.exp(expected), rel=1e-5)
+
+
+def test_a_window_stays_sane_far_beyond_the_trained_context() -> None:
+    """The embedded base, trained on 1,024 tokens, on 16,384 of a text that it never saw."""
+    base, tokenizer = load_base("data/base"), load_tokenizer("data/base")
+    shares = params.read("data.shares", Shares)
+    unseen = (text.text for text in read_texts("sotu") if split_of(text.id, shares) != "base")
+    longest = tokenizer(max(unseen, key=len))["input_ids"][:16384]
+    tokens = torch.tensor([longest])
+    assert tokens.shape[1] == 16384
+    text = Pieces(tokens, torch.ones_like(tokens, dtype=torch.bool), *torch.ones(2, 1).long())
+    with windowed(base, 256, 4):
+        nats = documents(base, text, 256).nats[0]
+    within, *beyond = (part.mean() for part in (nats[256:1024], *nats[1024:-1].split(1024)))
+    assert max(abs(there - within) for there in beyond) < 0.6  # texts differ from place to place
+    whole = base(tokens[:, :4096]).logits[0, 2048:-1].log_softmax(-1)
+    lost = -whole.gather(1, tokens[0, 2049:4096, None]).mean()
+    assert lost > nats[2048:4095].mean() + 0.5  # without the window, it is lost there
