@@ -65,8 +65,8 @@ def put_window(
     settings = WindowSettings(tuple(chosen), **options)
     if missing := [index for index in chosen if not 0 <= index < depth]:
         raise InputError(f"layers {missing} do not exist, the base has 0 to {depth - 1}")
-    longest = context_of(model) or settings.window + settings.sinks
-    if settings.window + settings.sinks > longest:
+    longest = _longest(model)
+    if longest is not None and settings.window + settings.sinks > longest:
         raise InputError(
             f"window + sinks: {longest} at most (the base's context), "
             f"got {settings.window} + {settings.sinks}"
@@ -97,6 +97,16 @@ def put_window(
     decoder.infini = {**recorded, "base": base["fingerprint"]}
     decoder.learned_positions = context_of(model) if positions.learned else None
     return model
+
+
+def _longest(model: PreTrainedModel) -> int | None:
+    """Tokens within which the base's positions mean the same in any text; None: no limit."""
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":  # turns otherwise in texts that are longer
+        original: int = rope["original_max_position_embeddings"]
+        return original
+    return context_of(model)
 
 
 def _put_layers(model: PreTrainedModel, positions: Positions, settings: WindowSettings) -> None:

@@ -7,10 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+)
 
 import infini
-from architectures import REFUSED, WINDOWED, text, tiny
+from architectures import GROUPED, REFUSED, SIZES, WINDOWED, text, tiny
 from infini.errors import InputError
 from infini.model.architectures import CACHE, cache_of
 from infini.model.layers import our_tensors
@@ -164,6 +170,7 @@ def test_generate_writes_what_forward_passes_predict(trained: PreTrainedModel) -
     assert cache.get_seq_length() == 200
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -233,7 +240,8 @@ def test_autocast_to_bfloat16_stays_near(trained: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def test_compiled_it_is_the_same() -> None:
-    model = train(infini.retrofit(tiny("llama"), "window", window=W, sinks=S))
+    config = LlamaConfig(**{**SIZES, "num_hidden_layers": 1})
+    model = train(infini.retrofit(LlamaForCausalLM(config), "window", window=W, sinks=S))
     compiled, tokens = torch.compile(model, backend="eager"), text(2, 40)
     expected = model(tokens, use_cache=False).logits
     torch.testing.assert_close(compiled(tokens, use_cache=False).logits, expected)
@@ -269,3 +277,24 @@ def test_what_cannot_be_is_refused(message: str, options: dict[str, Any]) -> Non
     with pytest.raises(InputError, match=message):
         infini.retrofit(model, **{"method": "window", **options})
     assert not hasattr(model, "infini_config")
+
+
+def test_a_window_stays_within_what_one_rotation_is_for() -> None:
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0, 1.5],
+        "long_factor": [4.0, 9.0],
+    }
+    config = Phi3Config(
+        **GROUPED, pad_token_id=0, original_max_position_embeddings=128, rope_parameters=rope
+    )
+    model = Phi3ForCausalLM(config)
+    with pytest.raises(InputError, match=r"window \+ sinks: 128 at most .* got 125 \+ 4"):
+        infini.retrofit(model, "window", window=125)
+    infini.retrofit(model, "window", window=124)
+    with torch.no_grad():
+        whole = model(text(1, 200)).logits
+        first = model(text(1, 200)[:, :120])
+        rest = model(text(1, 200)[:, 120:], **{CACHE: cache_of(first)}).logits
+    torch.testing.assert_close(rest, whole[:, 120:], **CLOSE)
