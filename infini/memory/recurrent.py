@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from infini.choices import Update
+from infini.choices import Update, check_choice
 from infini.memory.packing import Packing, gather
 from infini.memory.stream import Stream, stream_memory
 
@@ -113,6 +113,7 @@ def _read_late(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, RecurrentState]:
     """`recurrent_memory` of a stream."""
+    check_choice("update", update, Update)
     if state is None:
         state = RecurrentState.empty(stream, delay)
     elif state.delay != delay:

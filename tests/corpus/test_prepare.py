@@ -12,7 +12,7 @@ from infini.corpus.pieces import Pieces
 from infini.corpus.prepare import Piece, Rounds, cut, encode, prepare, write
 from infini.corpus.splits import Text, split_of
 from infini.errors import InputError
-from toy import sentence
+from toy import read_params, sentence, stage, write_params
 
 
 @pytest.mark.parametrize("words", [60, 61, 62, 63, 64])
@@ -137,3 +137,21 @@ def test_written_pieces_are_read_back(tmp_path: Path) -> None:
     assert read.bytes.tolist() == [9, 4, 2]
     assert read.texts.tolist() == [0, 1, 0]
     assert len(Pieces.load(tmp_path / "samples/test.parquet")) == 1
+
+
+def test_what_is_left_for_a_base_of_its_own_is_told(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    content = read_params()
+    content["data"] |= {"samples": 4, "documents": 2, "test": {"samples": 1, "documents": 1}}
+    content["data"]["shares"] = {"base": 0.25, "train": 0.35, "val": 0.2, "test": 0.2}
+    content["evaluate"] |= {"short": {"samples": 1}, "documents": 2}
+    content["data"]["test"]["documents"] = 2
+    for version in content["replacements"].values():
+        version["finetune"]["documents"] = None
+    write_params(content)
+    stage("prepare_data")
+    assert "data.shares.base: 25 % of your text is left for training a base of its own" in (
+        caplog.text
+    )
