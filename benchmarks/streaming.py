@@ -3,62 +3,100 @@
 Each call is timed beside one of the same tokens with an empty memory, which sees the same
 machine at the same moment: their ratio is what position costs.
 
-python -m benchmarks.streaming
+    python -m benchmarks.streaming [--method window] [--threads 1] [--cpu-time]
 """
 
+import argparse
 import time
+from collections.abc import Callable
 
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 import infini
-from benchmarks import table
+from benchmarks import table, window
 from infini.evaluation.peak_memory import high_water
 from infini.model.architectures import CACHE, cache_of
 from infini.model.base import load_base
 from infini.model.cache import InfiniCache
+from infini.model.window_cache import WindowCache
 
 TOKENS, CHUNK = 2**20, 4096
 ROWS = 10  # of the table
+COLUMNS = ["tokens", "µs a token", "of a fresh call", "most memory so far, MiB"]
+
+
+def beside() -> tuple[PreTrainedModel, str]:
+    """The embedded base with a memory beside layer 0, and a note."""
+    model = load_base("data/base")
+    return infini.retrofit(model, "parallel", [0], 256, alpha=0.1), ""
+
+
+def in_window() -> tuple[PreTrainedModel, str]:
+    """One layer of SmolLM2's sizes in a window with a memory, and what its state must be."""
+    memory = 4 * window.GROUPS * window.WIDTH**2
+    exact = 2 * 4 * window.GROUPS * window.WIDTH * (window.WINDOW - 1 + window.SINKS)
+    note = (
+        f" Of a layer: 4·G·D² = {memory:,} bytes of memory, and {exact:,} of exact keys and "
+        f"values, of {window.SINKS} sinks and the {window.WINDOW - 1} tokens that the next sees "
+        f"beside itself. One layer here, of SmolLM2's 30: its memory is {30 * memory:,} bytes."
+    )
+    return window.one_layer("gated_delta"), note
 
 
 @torch.no_grad()
-def main() -> None:
-    torch.manual_seed(0)
-    model = load_base("data/base")
-    infini.retrofit(model, "parallel", [0], 256, alpha=0.1)
+def stream(model: PreTrainedModel, clock: Callable[[], float]) -> tuple[pd.DataFrame, str]:
+    """Rows by position, and the note that sums them up."""
     rows = []
-    cache: InfiniCache | None = None
+    cache: InfiniCache | WindowCache | None = None
     generator = torch.Generator().manual_seed(0)
-    state_after_1k = None
 
-    def read(tokens: torch.Tensor, cache: InfiniCache | None) -> tuple[InfiniCache, float]:
-        began = time.perf_counter()
+    def read(
+        tokens: Tensor, cache: InfiniCache | WindowCache | None
+    ) -> tuple[InfiniCache | WindowCache, float]:
+        began = clock()
         out = model(tokens, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
-        return cache_of(out), time.perf_counter() - began
+        return cache_of(out), clock() - began
 
+    def draw(tokens: int) -> Tensor:
+        return torch.randint(model.config.vocab_size, (1, tokens), generator=generator)
+
+    after_1k = read(draw(1024), None)[0].nbytes
     for start in tqdm(range(0, TOKENS, CHUNK), mininterval=5):
-        tokens = torch.randint(model.config.vocab_size, (1, CHUNK), generator=generator)
-        if state_after_1k is None:
-            state_after_1k = read(tokens[:, :1024], None)[0].nbytes
+        tokens = draw(CHUNK)
         cache, seconds = read(tokens, cache)
         _, fresh = read(tokens, None)
         rows.append((start, seconds / CHUNK * 1e6, seconds / fresh, high_water()))
-    columns = ["tokens", "µs a token", "of a fresh call", "most memory so far, MiB"]
-    figures = pd.DataFrame(rows, columns=columns)
+    figures = pd.DataFrame(rows, columns=COLUMNS)
     tenth = figures.groupby(pd.qcut(figures.index, ROWS, labels=False))
     summary = tenth.median()
     summary["tokens"] = tenth["tokens"].min().map("from {:,}".format)
-    summary[columns[-1]] = tenth[columns[-1]].max()
-    ratio, memory = summary["of a fresh call"], summary[columns[-1]]
+    summary[COLUMNS[-1]] = tenth[COLUMNS[-1]].max()
+    ratio, memory = summary["of a fresh call"], summary[COLUMNS[-1]]
     notes = (
         f"Last tenth over first: {ratio.iloc[-1] / ratio.iloc[0]:.3f}, each against fresh calls. "
         f"The process grows by {memory.iloc[-1] - memory.iloc[0]:.1f} MiB after the first tenth. "
-        f"State: {state_after_1k:,} bytes after 1,024 tokens, {cache.nbytes:,} after {TOKENS:,}."
+        f"State: {after_1k:,} bytes after 1,024 tokens, {cache.nbytes:,} after {TOKENS:,}."
     )
-    rounded = summary.round({"µs a token": 1, "of a fresh call": 3, columns[-1]: 0})
-    table.write("streaming", rounded, notes)
+    return summary.round({"µs a token": 1, "of a fresh call": 3, COLUMNS[-1]: 0}), notes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--method", choices=["parallel", "window"], default="parallel")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu-time", action="store_true", help="of the process, not of the wall")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    model, note = beside() if arguments.method == "parallel" else in_window()
+    rows, notes = stream(model, time.process_time if arguments.cpu_time else time.perf_counter)
+    clock = "Processor" if arguments.cpu_time else "Wall"
+    name = "streaming" if arguments.method == "parallel" else "streaming-window"
+    table.write(name, rows, f"{notes}{note} {clock} time.")
 
 
 if __name__ == "__main__":

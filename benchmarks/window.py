@@ -1,11 +1,10 @@
-"""A layer of attention in a sliding window, with and without a memory of what left the window.
+"""A decoder layer with a window, with and without a memory of what left the window.
 
-The layer has SmolLM2-135M's sizes. Its attention is a stand-in: blocks of a window's length that
-see themselves and the block before. With the memory come the normalised queries and keys, the
-projections of strength and decay, and the sum of both outputs. Rounds are interleaved, so that
-ratios are of one run.
+The layer is that of `infini.retrofit(model, "window")` on a Llama of SmolLM2-135M's sizes and one
+layer, its base frozen as in training, gradients down to its input. `attention`: the same with a
+feed-forward of width 1. Rounds are interleaved, so that ratios are of one run.
 
-    python -m benchmarks.window [--threads 1] [--cpu-time]
+    python -m benchmarks.window [--threads 1] [--cpu-time] [--rounds 10]
 """
 
 import argparse
@@ -16,109 +15,56 @@ from functools import partial
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import infini
 from benchmarks import table
 from benchmarks.memory import keep_heap
-from infini.choices import Update
-from infini.memory import recurrent_memory
+from infini.choices import WindowUpdate
+from infini.memory.associative import AssociativeMemory
 
-HIDDEN, HEADS, GROUPS, WIDTH, WINDOW = 576, 9, 3, 64, 256
+HIDDEN, HEADS, GROUPS, WIDTH, INNER, CONTEXT = 576, 9, 3, 64, 1536, 8192
+WINDOW, SINKS = 256, 4
 SHORT, LONG = 4096, 65536
+RULES: tuple[WindowUpdate, ...] = ("linear", "delta", "gated_delta")
 
 Clock = Callable[[], float]  # seconds
 
 
-class Layer(nn.Module):
-    """update: of the memory; None: no memory."""
-
-    def __init__(self, update: Update | None = None, decays: bool = True):
-        super().__init__()
-        self.update: Update | None = update
-        self.q, self.o = (nn.Linear(HIDDEN, HEADS * WIDTH, bias=False) for _ in range(2))
-        self.k, self.v = (nn.Linear(HIDDEN, GROUPS * WIDTH, bias=False) for _ in range(2))
-        self.beta = nn.Linear(HIDDEN, GROUPS) if update else None
-        self.decay = nn.Linear(HIDDEN, GROUPS) if update and decays else None
-        behind = torch.arange(WINDOW)[:, None] + WINDOW - torch.arange(2 * WINDOW)
-        outside = (behind < 0) | (behind >= WINDOW)
-        self.bias = torch.zeros(WINDOW, 2 * WINDOW).masked_fill(outside, -torch.inf)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            proj(x).unflatten(-1, (-1, WIDTH)).transpose(1, 2) for proj in (self.q, self.k, self.v)
-        )  # (B, T, H·D) → (B, H, T, D)
-        out = self.local(q, k, v)
-        if self.update is not None and self.beta is not None:
-            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-            beta = torch.sigmoid(self.beta(x)).transpose(1, 2)  # (B, G, T)
-            decay = None if self.decay is None else F.logsigmoid(self.decay(x)).transpose(1, 2)
-            out = out + recurrent_memory(q, k, v, beta, decay, delay=WINDOW, update=self.update)[0]
-        return self.o(out.transpose(1, 2).flatten(2))
-
-    def local(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, H, T, D); the first block sees zeros before the text."""
-        batch = len(q)
-        # (B, G, T, D) → (B·N, G, 2·WINDOW, D): N blocks, each behind the one before it
-        k, v = (
-            F.pad(y, (0, 0, WINDOW, 0)).unfold(2, 2 * WINDOW, WINDOW).permute(0, 2, 1, 4, 3)
-            for y in (k, v)
-        )
-        q = q.unflatten(2, (-1, WINDOW)).transpose(1, 2)
-        out = F.scaled_dot_product_attention(
-            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=self.bias, enable_gqa=True
-        )
-        return out.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
+def one_layer(update: WindowUpdate | None, inner: int = INNER) -> LlamaForCausalLM:
+    """SmolLM2's layer behind a small vocabulary, in a window; update: None: without a memory."""
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=HIDDEN,
+        intermediate_size=inner,
+        num_hidden_layers=1,
+        num_attention_heads=HEADS,
+        num_key_value_heads=GROUPS,
+        max_position_embeddings=CONTEXT,
+    )
+    memory = {"layers": []} if update is None else {"update": update}
+    return infini.retrofit(LlamaForCausalLM(config), "window", window=WINDOW, sinks=SINKS, **memory)
 
 
-class Memory:
-    """The memory alone: a step is its forward and backward pass on given inputs."""
-
-    def __init__(self, tokens: int, update: Update = "delta", decays: bool = True):
-        def leaf(x: Tensor) -> Tensor:  # laid out as a projection's output
-            return x.transpose(1, 2).requires_grad_()
-
-        shape = 1, tokens, GROUPS
-        self.update: Update = update
-        self.inputs = [
-            leaf(F.normalize(torch.randn(1, tokens, HEADS, WIDTH), dim=-1)),
-            leaf(F.normalize(torch.randn(*shape, WIDTH), dim=-1)),
-            leaf(torch.randn(*shape, WIDTH)),
-            leaf(torch.rand(shape)),
-            leaf(F.logsigmoid(torch.randn(shape) + 3)),
-        ][: 5 if decays else 4]
-        self.d_out = torch.randn(1, tokens, HEADS, WIDTH).transpose(1, 2)
-
-    def step(self, tokens: slice = slice(None), loop: bool = False) -> None:
-        """Some of the tokens; loop: token by token."""
-        leaves = [x.detach()[:, :, tokens].requires_grad_() for x in self.inputs]
-        if loop:
-            out = token_loop(*leaves)
-        else:
-            out, _ = recurrent_memory(*leaves, delay=WINDOW, update=self.update)
-        out.backward(self.d_out[:, :, tokens])
+def layer_step(decoder: nn.Module, x: Tensor) -> None:
+    """Forward and backward, from and to the layer's input."""
+    decoder.zero_grad(set_to_none=True)
+    out = decoder(inputs_embeds=x.detach().requires_grad_(), use_cache=False)
+    out.last_hidden_state.square().mean().backward()
 
 
-def token_loop(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> Tensor:
-    """The gated delta rule token by token, all heads at once; as `recurrent_memory`."""
-    memory = q.new_zeros(len(q), GROUPS, WIDTH, WIDTH)
-    memories = [memory] * WINDOW
-    queries = q.unflatten(1, (GROUPS, -1)).unbind(3)  # T of (B, G, H/G, D)
-    tokens = zip(*(x.unsqueeze(3).unbind(2) for x in (k, v, beta, decay)), strict=True)
-    reads = []
-    # key, value: (B, G, 1, D); strength, left: (B, G, 1)
-    for query, (key, value, strength, left) in zip(queries, tokens, strict=True):
-        reads.append((query @ memories[len(reads)]).flatten(1, 2))  # (B, H, D)
-        memory = memory * left[..., None].exp()
-        memory = memory + (strength[..., None] * key).mT @ (value - key @ memory)
-        memories.append(memory)
-    return torch.stack(reads, 2)
-
-
-def layer_step(layer: Layer, x: Tensor) -> None:
-    layer.zero_grad(set_to_none=True)
-    layer(x.detach().requires_grad_()).square().mean().backward()
+def memory_step(memory: AssociativeMemory, qkv: list[Tensor], size: int) -> None:
+    """The layer's memory alone, what it reads and writes, forward and backward; `size` tokens a
+    call: 1 is a loop over tokens, of plain PyTorch."""
+    memory.zero_grad(set_to_none=True)
+    leaves = [x.detach().requires_grad_() for x in qkv]
+    matrix, reads = torch.zeros(1, GROUPS, WIDTH, WIDTH), []
+    for q, k, v in zip(*(x.split(size, 2) for x in leaves), strict=True):
+        read, matrix = memory(q, k, v, matrix)
+        reads.append(read)
+    torch.cat(reads, 2).square().mean().backward()
 
 
 def rounds(
@@ -142,23 +88,30 @@ def ratio(times: dict[str, list[float]], name: str, other: str) -> float:
 
 def compare(count: int, clock: Clock) -> pd.DataFrame:
     """One row a variant at SHORT tokens."""
-    x = torch.randn(1, SHORT, HIDDEN)
-    steps: dict[str, Callable[[], None]] = {"window": partial(layer_step, Layer(), x)}
-    rules: list[tuple[str, Update, bool]] = [
-        ("delta, decays", "delta", True), ("delta", "delta", False), ("linear", "linear", False)
-    ]  # fmt: skip
-    for name, update, decays in rules:
-        steps[f"window + memory: {name}"] = partial(layer_step, Layer(update, decays), x)
-        steps[f"memory alone: {name}"] = Memory(SHORT, update, decays).step
-    times = rounds(steps, count, clock)
-    return pd.DataFrame(
-        {
-            "variant": name,
-            "forward and backward, ms": round(statistics.median(times[name]) * 1e3),
-            "of the window layer": f"{ratio(times, name, 'window'):.2f}",
+    x, columns = torch.randn(1, SHORT, HIDDEN), {}
+    for part, inner in (("layer", INNER), ("attention", 1)):
+        steps = {
+            "window" if rule is None else f"window + memory: {rule}": partial(
+                layer_step, one_layer(rule, inner).get_decoder(), x
+            )
+            for rule in (None, *RULES)
         }
-        for name in steps
-    )
+        times = rounds(steps, count, clock)
+        columns[f"{part}, ms"] = [round(statistics.median(times[name]) * 1e3) for name in steps]
+        columns[f"of the window's {part}"] = [f"{ratio(times, n, 'window'):.2f}" for n in steps]
+    return pd.DataFrame({"variant": list(steps), **columns})
+
+
+def growth(count: int, clock: Clock) -> float:
+    """A token's cost in LONG tokens at once, as a multiple of that in texts of SHORT."""
+    decoder, x = one_layer("gated_delta").get_decoder(), torch.randn(1, LONG, HIDDEN)
+
+    def in_pieces() -> None:
+        for piece in x.split(SHORT, 1):
+            layer_step(decoder, piece)
+
+    times = rounds({"whole": partial(layer_step, decoder, x), "pieces": in_pieces}, count, clock)
+    return ratio(times, "whole", "pieces")
 
 
 def main() -> None:
@@ -172,20 +125,19 @@ def main() -> None:
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     torch.manual_seed(0)
     rows = compare(arguments.rounds, clock)
-    memory, long = Memory(SHORT), Memory(LONG)
-
-    def in_pieces() -> None:
-        for start in range(0, LONG, SHORT):
-            long.step(slice(start, start + SHORT))
-
-    slow = rounds({"loop": partial(memory.step, loop=True), "chunks": memory.step}, 3, clock)
-    growth = rounds({"whole": long.step, "pieces": in_pieces}, 3, clock)
+    memory = AssociativeMemory(HEADS, GROUPS, (WIDTH, WIDTH), "gated_delta")
+    qkv = [torch.randn(1, SHORT, n, WIDTH).transpose(1, 2) for n in (HEADS, GROUPS, GROUPS)]
+    steps = {"loop": 1, "chunks": SHORT}
+    ways = {name: partial(memory_step, memory, qkv, size) for name, size in steps.items()}
+    slow = rounds(ways, 3, clock)
     notes = (
-        f"{SHORT:,} tokens, hidden size {HIDDEN}, {HEADS} heads on {GROUPS} of width {WIDTH}, "
-        f"window and delay {WINDOW}, batch 1, float32; "
+        f"{SHORT:,} tokens, forward and backward, hidden size {HIDDEN}, {HEADS} heads on {GROUPS} "
+        f"of width {WIDTH}, window {WINDOW} and {SINKS} sinks, batch 1, float32; "
         f"{'processor' if arguments.cpu_time else 'wall'} time, {arguments.threads} threads. "
-        f"A loop over tokens (delta, decays): {ratio(slow, 'loop', 'chunks'):.0f} × the memory. "
-        f"{LONG:,} tokens: {ratio(growth, 'whole', 'pieces'):.2f} × as many in pieces of {SHORT:,}."
+        f"The memory alone (gated delta), a token a call: {ratio(slow, 'loop', 'chunks'):.0f} × as "
+        "long as in one. "
+        f"{LONG:,} tokens at once: {growth(2, clock):.2f} × as many in texts of {SHORT:,} "
+        "(layer, gated delta)."
     )
     table.write("window", rows, notes)
 
