@@ -11,7 +11,7 @@ from infini.model.config import Base
 from infini.paths import DOCUMENTS, PAGE, PLOTS, REPORTS, SAMPLES
 from infini.report import provenance
 from infini.report.page import html, markdown, save_drawings
-from infini.report.results import Setup, read_results, read_times
+from infini.report.results import Setup, leftovers, read_results, read_times
 from infini.report.sections import build
 from infini.training.config import Adapter, Audit, Replacement
 
@@ -28,6 +28,8 @@ def main() -> None:
         adapters=params.read("adapters", dict[str, Adapter]),
         audits=params.read("audits", dict[str, Audit]),
     )
+    for file in leftovers(setup):
+        log.warning("%s: of no version in params.yaml: not shown, delete it", file)
     results = read_results(setup)
     report = build(
         results,

@@ -102,7 +102,9 @@ def test_the_whole_pipeline(project: Path) -> None:
     assert set(curves.loc[curves["version"] == "v1", "split"]) == {"train"}
 
 
-def test_the_report_is_the_same_bytes_again_but_for_the_page(project: Path) -> None:
+def test_the_report_is_the_same_bytes_again_but_for_the_page(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     content = read_params() | {"replacements": {}, "audits": {}}
     write_params(content)
     run_versions()
@@ -112,7 +114,9 @@ def test_the_report_is_the_same_bytes_again_but_for_the_page(project: Path) -> N
     assert b"Wall time" in page
     assert not any(b"Wall time" in content for content in tracked.values())
     shutil.rmtree("data/times")
+    Path("reports/metrics/v9.json").write_text("{}")  # of a version that is no more
     stage("compare_report")
+    assert "reports/metrics/v9.json: of no version in params.yaml" in caplog.text
     assert tracked == {p: p.read_bytes() for p in tracked}
     assert b"v3" in Path("reports/index.html").read_bytes()
 

@@ -5,6 +5,7 @@
 """
 
 import math
+from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
@@ -39,6 +40,8 @@ from infini.paths import (
     read_table,
     write_json,
 )
+
+WINDOW = "window"  # before a window's size: the protocol's name in loss tables
 
 
 class Evaluation(NamedTuple):
@@ -75,13 +78,13 @@ def evaluate_base(base: PreTrainedModel, text: HeldOutText) -> Evaluation:
         "segmented": text.documents(base),
         "full": text.full(base),
         "double_shift": text.double_shift(base),
-        **{f"window{size}": text.window(base, size) for size in sizes},
+        **{f"{WINDOW}{size}": text.window(base, size) for size in sizes},
     }
     losses, found = text.tables(scores), passkey(base, text.haystacks)
     metrics = protocol_metrics(losses)
     metrics["full"]["bytes"] = a_token * text.recipes.full.context
     metrics["window"] = {
-        f"w{size}": metrics.pop(f"window{size}") | {"tokens": size, "bytes": kept[size]}
+        f"w{size}": metrics.pop(f"{WINDOW}{size}") | {"tokens": size, "bytes": kept[size]}
         for size in sizes
     }
     metrics |= {"passkey": summary(found), "cost": {"parameters": 0}}
@@ -105,13 +108,17 @@ def evaluate_version(
         processes.deal_out(frozen_layers(model))
         scores = _scores(model, text)
         found = _passkey(model, text)
+    losses = text.tables(scores)
+    theirs = read_table(EVALUATION / "base/losses.parquet", *losses.columns)[losses.columns]
     size = equal_window(base, text, kept.total)
-    losses = text.tables(scores | _opponents(base, version, seed, text, size))
+    opponents = _opponents(
+        base, model_folder(version, "control", seed), text, f"{WINDOW}{size}", theirs
+    )
+    losses = pd.concat([losses, opponents], ignore_index=True)
     final = protocol_metrics(losses)
     if "double_shift" not in final:  # untrained, a window is the base's
         before = {"documents": final["memory_off"]}
     metrics["finetune"] = _finetuned(version, seed, before, final)
-    theirs = read_table(EVALUATION / "base/losses.parquet", *losses.columns)
     against = against_opponents(losses, theirs)
     against["equal_bytes"]["window"] = size
     metrics |= weights | final | against | {"bytes": _itemised(kept), "cost": {"parameters": added}}
@@ -141,15 +148,24 @@ def _passkey(model: PreTrainedModel, text: HeldOutText) -> pd.DataFrame:
 
 
 def _opponents(
-    base: PreTrainedModel, version: str, seed: int, text: HeldOutText, size: int
-) -> dict[str, Score]:
-    """The base's window of `size` tokens, and the version's control where it has one."""
-    scores = {"equal_bytes": text.window(base, size)}
-    control = model_folder(version, "control", seed)
+    base: PreTrainedModel,
+    control: Path,
+    text: HeldOutText,
+    window: str,
+    untouched: pd.DataFrame,
+) -> pd.DataFrame:
+    """Loss tables of the base's window, and of the version's control where it has one.
+
+    untouched: the base's own, which has some windows already: `window` names the one wanted.
+    """
+    scores = {}
+    known = of(untouched, window).assign(protocol="equal_bytes")
+    if known.empty:
+        scores["equal_bytes"] = text.window(base, int(window.removeprefix(WINDOW)))
     if control.is_dir():
         with loaded(control, base) as model:
             scores["control"] = text.documents(model, "swapped")
-    return scores
+    return pd.concat([known, *([text.tables(scores)] if scores else [])], ignore_index=True)
 
 
 def _most_kept(text: HeldOutText) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from infini.choices import WindowUpdate, check_choice
+from infini.choices import WindowUpdate, check_choice, check_whole
 from infini.errors import InputError
 from infini.memory.associative import AssociativeMemory
 from infini.memory.window import Span
@@ -42,14 +42,10 @@ class WindowSettings:
 
     def __post_init__(self) -> None:
         check_choice("update", self.update, WindowUpdate)
-        whole = {"layers": self.layers, "window": (self.window,), "sinks": (self.sinks,)}
-        for name, values in whole.items():
-            if not all(isinstance(value, int) for value in values):
-                raise InputError(f"{name}: whole numbers are needed, got {values[0]!r}")
-        if self.window < 1 or self.sinks < 0:
-            raise InputError(
-                f"window: 1 at least, sinks: 0 at least, got {self.window} and {self.sinks}"
-            )
+        check_whole("window", self.window, 1)
+        check_whole("sinks", self.sinks, 0)
+        for layer in self.layers:
+            check_whole("layers", layer, 0)
 
 
 def put_window(

@@ -96,6 +96,12 @@ def read_results(setup: Setup) -> Results:
     )
 
 
+def leftovers(setup: Setup) -> list[Path]:
+    """Metrics of versions that params.yaml no longer has; the report does not show them."""
+    known = {METRICS / f"{name}.json" for name in ("base", *setup.versions)}
+    return sorted(set(METRICS.glob("*.json")) - known)
+
+
 def read_times(setup: Setup) -> dict[str, dict[str, float]]:
     """By stage, in seconds, of the last time that each really ran here; empty on a fresh clone."""
     names = ("prepare", "base", *setup.versions)

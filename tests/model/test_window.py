@@ -263,8 +263,8 @@ def test_a_base_that_cannot_have_one_is_refused_and_untouched(name: str) -> None
     [
         (r"layers \[3\] do not exist, the base has 0 to 2", {"layers": [3]}),
         (r"window \+ sinks: 256 at most \(the base's context\), got 254 \+ 4", {"window": 254}),
-        ("window: 1 at least, sinks: 0 at least, got 0 and 4", {"window": 0}),
-        ("window: whole numbers", {"window": 7.5}),
+        ("window: a whole number from 1 on is needed, got 0", {"window": 0}),
+        ("window: a whole number from 1 on is needed, got 7.5", {"window": 7.5}),
         ("update: one of 'linear', 'delta', 'gated_delta'", {"update": "none"}),
         ("segment_length: not with method='window'", {"segment_length": 8}),
         ("alpha: not with method='window'", {"alpha": 0.5}),
