@@ -6,7 +6,7 @@ import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from dvclive import Live
 from tqdm import tqdm
@@ -40,9 +40,6 @@ class ProgressView(AbstractContextManager["ProgressView"]):
         self.bar = tqdm(
             total=steps, initial=done, desc=title, unit="step", disable=not on_terminal()
         )
-
-    def __enter__(self) -> Self:
-        return self
 
     @property
     def rate(self) -> str:
@@ -97,9 +94,6 @@ class LiveCurves(AbstractContextManager["LiveCurves"]):
         self.step, self.point = done, time.perf_counter()
         self.folder = ROOT / title.replace(" ", "-")
         self.live = Live(str(self.folder), resume=done > 0, save_dvc_exp=False, dvcyaml=None)
-
-    def __enter__(self) -> Self:
-        return self
 
     def took_step(self, loss: float, tokens: int) -> None:
         self.step += 1
