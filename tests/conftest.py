@@ -79,6 +79,7 @@ def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) 
         "full": {"context": 32, "stride": 8},
         "window": {"sizes": [4, 16], "sinks": 2},
         "passkey": {"lengths": [10, 12], "depths": [0.0, 1.0], "samples": 1},
+        "recall": {"pairs": [1, 2], "questions": 1, "segments": 10, "samples": 1},
     }
     content["cost"] = {"lengths": [32, 64], "repeats": 1}
     kept = ("padding", "labels_shifted_twice", "carried_memory", "step_a_segment")

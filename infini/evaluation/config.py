@@ -63,6 +63,27 @@ class PasskeyProtocol(Section):
     samples: Positive
 
 
+class RecallProtocol(Section):
+    """Recall: the codes of several words hidden in test text, some asked for at its end."""
+
+    # codes in a text
+    pairs: Annotated[list[Positive], Field(min_length=1)]
+    # codes asked for in each text; their answers fit into a segment
+    questions: Positive
+    # segments a text
+    segments: Annotated[int, Field(ge=2)]
+    # texts for each number of pairs
+    samples: Positive
+
+    @model_validator(mode="after")
+    def _questions(self) -> "RecallProtocol":
+        if self.questions > min(self.pairs):
+            raise InputError(
+                f"questions: at most the fewest pairs, {min(self.pairs)}, got {self.questions}"
+            )
+        return self
+
+
 class Evaluate(Section):
     """Stage evaluate_ppl: the protocols."""
 
@@ -74,6 +95,8 @@ class Evaluate(Section):
     full: FullProtocol
     window: WindowProtocol
     passkey: PasskeyProtocol
+    # null: not asked
+    recall: RecallProtocol | None = None
 
     @model_validator(mode="after")
     def _documents(self) -> "Evaluate":

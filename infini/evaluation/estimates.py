@@ -28,6 +28,7 @@ DIFFERENCES = frozenset(
         "memory.swapped_gain",
         "context_recovery.share",
         "passkey.gain",
+        "recall.gain",
         "vs_version.nats",
     }
 )

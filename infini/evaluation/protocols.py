@@ -24,7 +24,8 @@ class HeldOutText:
         samples, width = recipes.short.samples, segment_length
         self.samples = Pieces.load(SAMPLES / "test.parquet", samples, width=width)
         self.long = Pieces.load(DOCUMENTS / "test.parquet", recipes.documents)
-        self.haystacks = Haystacks(tokenizer, self.long, segment_length, recipes.passkey)
+        hidden = recipes.passkey, recipes.recall
+        self.haystacks = Haystacks(tokenizer, self.long, segment_length, *hidden)
 
     def check(self, model: PreTrainedModel) -> None:
         """InputError where the text has tokens that the model does not know."""

@@ -25,7 +25,7 @@ from infini.evaluation.opponents import (
     token_bytes,
     window_bytes,
 )
-from infini.evaluation.passkey import FIGURES, PLACE, passkey, summary
+from infini.evaluation.passkey import retrieval, summary
 from infini.evaluation.protocols import HeldOutText
 from infini.evaluation.score import Score
 from infini.model.layers import added_parameters, frozen_layers, memory_modules
@@ -49,7 +49,7 @@ class Evaluation(NamedTuple):
 
     metrics: Metrics
     losses: pd.DataFrame  # loss tables of every protocol, named in a column `protocol`
-    passkey: pd.DataFrame  # a row a case
+    passkey: pd.DataFrame  # a row a question
     gates: pd.DataFrame  # layer, head, gate: sigmoid(β)
 
 
@@ -80,14 +80,15 @@ def evaluate_base(base: PreTrainedModel, text: HeldOutText) -> Evaluation:
         "double_shift": text.double_shift(base),
         **{f"{WINDOW}{size}": text.window(base, size) for size in sizes},
     }
-    losses, found = text.tables(scores), passkey(base, text.haystacks)
+    losses = text.tables(scores)
+    found = retrieval(base, text.haystacks, text.recipes.full.context)
     metrics = protocol_metrics(losses)
     metrics["full"]["bytes"] = a_token * text.recipes.full.context
     metrics["window"] = {
         f"w{size}": metrics.pop(f"{WINDOW}{size}") | {"tokens": size, "bytes": kept[size]}
         for size in sizes
     }
-    metrics |= {"passkey": summary(found), "cost": {"parameters": 0}}
+    metrics |= summary(found) | {"cost": {"parameters": 0}}
     metrics["bytes"] = _itemised(Carried(a_token * (text.segment_length - 1)))
     return Evaluation(metrics, losses, found, _gates(base))
 
@@ -107,7 +108,7 @@ def evaluate_version(
         added, gates, weights = added_parameters(model), _gates(model), _weights(model)
         processes.deal_out(frozen_layers(model))
         scores = _scores(model, text)
-        found = _passkey(model, text)
+        found = retrieval(model, text.haystacks)
     losses = text.tables(scores)
     theirs = read_table(EVALUATION / "base/losses.parquet", *losses.columns)[losses.columns]
     size = equal_window(base, text, kept.total)
@@ -122,8 +123,7 @@ def evaluate_version(
     against = against_opponents(losses, theirs)
     against["equal_bytes"]["window"] = size
     metrics |= weights | final | against | {"bytes": _itemised(kept), "cost": {"parameters": added}}
-    if len(found):
-        metrics["passkey"] = summary(found)
+    metrics |= summary(found)
     return Evaluation(metrics, losses, found, gates)
 
 
@@ -138,13 +138,6 @@ def _scores(model: PreTrainedModel, text: HeldOutText) -> dict[str, Score]:
     if not window_layers(model):  # the log's loop is of segments
         scores["double_shift"] = text.double_shift(model)
     return scores
-
-
-def _passkey(model: PreTrainedModel, text: HeldOutText) -> pd.DataFrame:
-    """The cases; none of a window version, whose texts have no last segment to be asked in."""
-    if window_layers(model):
-        return pd.DataFrame(columns=[*PLACE, *FIGURES, *(f"{name}_off" for name in FIGURES)])
-    return passkey(model, text.haystacks)
 
 
 def _opponents(

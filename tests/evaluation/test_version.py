@@ -18,7 +18,7 @@ from infini.evaluation.cost import carried, read
 from infini.evaluation.estimates import flatten, rounded
 from infini.evaluation.layer_error import mean_squared_error, record_layer
 from infini.evaluation.opponents import against_opponents, of
-from infini.evaluation.passkey import passkey, summary
+from infini.evaluation.passkey import retrieval, summary
 from infini.evaluation.protocols import HeldOutText
 from infini.evaluation.version import evaluate_base, evaluate_version, write
 from infini.model.base import load_tokenizer
@@ -67,8 +67,10 @@ def test_the_base_is_scored_by_every_protocol_that_it_can_be(
 ) -> None:
     found = evaluate_base(model, text).metrics
     assert found.keys() == {
-        "short", "segmented", "full", "double_shift", "window", "bytes", "passkey", "cost"
+        "short", "segmented", "full", "double_shift", "window", "bytes", "passkey", "recall", "cost"
     }  # fmt: skip
+    cases = retrieval(model, text.haystacks, 32)
+    assert {name: found[name] for name in ("passkey", "recall")} == summary(cases)
     ceiling = perplexity.sliding(model, text.long, 32, 8)
     assert found["full"]["ppl"] == rounded(ceiling.perplexity)
     blind = perplexity.documents(model, text.long, L)
@@ -204,8 +206,8 @@ def test_a_finished_models_figures_are_those_of_direct_calls(
     assert found["vs_base"]["nats"] == pytest.approx(on.mean - base.mean, rel=1e-4)
     share = (base.mean - on.mean) / (base.mean - ceiling.mean)
     assert found["context_recovery"]["share"] == pytest.approx(share, rel=1e-4)
-    pd.testing.assert_frame_equal(cases, passkey(model, text.haystacks))
-    assert found["passkey"] == summary(cases)
+    pd.testing.assert_frame_equal(cases, retrieval(model, text.haystacks))
+    assert {name: found[name] for name in ("passkey", "recall")} == summary(cases)
     assert found["cost"] == {"parameters": added_parameters(model)}
     sums = of(losses, "memory_off")[["nats", "tokens"]].sum()
     assert sums["nats"] == pytest.approx(off.total)
@@ -216,6 +218,16 @@ def test_a_finished_models_figures_are_those_of_direct_calls(
     assert gates["gate"].tolist() == pytest.approx(expected, rel=1e-5)
     if version == "v3":
         assert found["alpha"] == {"layer0": rounded(module.alpha.item())}
+
+
+def test_a_window_version_is_asked_as_every_other(
+    model: PreTrainedModel, text: HeldOutText
+) -> None:
+    found, _, cases, _ = evaluate_version(model, "v5", 0, text)
+    load(model_folder("v5", "finetune", 0), model)
+    pd.testing.assert_frame_equal(cases, retrieval(model, text.haystacks))
+    assert {name: found[name] for name in ("passkey", "recall")} == summary(cases)
+    assert (cases["log_prob"] != cases["log_prob_off"]).any()
 
 
 def test_a_distilled_models_figures_are_those_of_direct_calls(
