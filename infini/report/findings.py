@@ -20,7 +20,7 @@ def of_all(figures: dict[str, Figures], curve: WindowCurve) -> list[str]:
         of_base(figures["base"], curve),
         of_the_curve(versions),
         *(of_version(version, found, curve) for version, found in versions.items()),
-        of_passkeys(versions),
+        of_retrieval(figures),
     ]
 
 
@@ -138,13 +138,21 @@ def of_worth(found: Figures) -> str:
     return "it has no control" if worth is None else f"worth over its control {_nats(worth)}"
 
 
-def of_passkeys(versions: dict[str, Figures]) -> str:
-    """How many of the passkeys each retrieves, of those that were asked."""
-    shares = {
-        v: found["passkey.exact"] for v, found in versions.items() if "passkey.exact" in found
-    }
-    each = ", ".join(f"{version} {100 * share.value:.0f} %" for version, share in shares.items())
-    return f"Passkeys retrieved: {each or 'none were asked for'}."
+def of_retrieval(figures: dict[str, Figures]) -> str:
+    """How many of the facts asked for each retrieves, and the base where it sees all of a text."""
+    said = []
+    for task, facts in (("passkey", "Passkeys"), ("recall", "Codes")):
+        key, full = f"{task}.exact", figures["base"].get(f"{task}.exact_full")
+        each = [f"{v} {_share(f[key])}" for v, f in figures.items() if v != "base" and key in f]
+        if each and full is not None:
+            each.append(f"and the base with full attention, of those that it holds, {_share(full)}")
+        if each or task == "passkey":
+            said.append(f"{facts} retrieved: {', '.join(each) or 'none were asked for'}.")
+    return " ".join(said)
+
+
+def _share(figure: Estimate) -> str:
+    return f"{100 * figure.value:.0f} %"
 
 
 def _window(size: str) -> str:

@@ -90,7 +90,8 @@ def perplexity_by(losses: dict[str, pd.DataFrame], place: str, label: str) -> Fi
 def retrieval(tables: dict[str, pd.DataFrame]) -> Figure:
     """Nats that the memory adds to the key's log-probability, by depth and length; a map each."""
     maps = {}
-    for version, table in tables.items():
+    for version, cases in tables.items():
+        table = cases[cases["task"] == "passkey"]
         if version != "base" and len(table):
             gain = table.assign(gain=table["log_prob"] - table["log_prob_off"])
             maps[version] = gain.pivot_table("gain", "depth", "segments", aggfunc="mean")

@@ -55,7 +55,7 @@ class Results:
     metrics: pd.DataFrame  # a row a version, a column a metric: what compare.csv holds
     figures: dict[str, Figures]  # the same as estimates
     losses: dict[str, pd.DataFrame]  # Score.table with the column protocol, the mean over seeds
-    passkey: dict[str, pd.DataFrame]  # a row a case
+    passkey: dict[str, pd.DataFrame]  # a row a question
     gates: dict[str, pd.DataFrame]  # layer, head, gate, seed; not of the base
     curves: dict[str, pd.DataFrame]  # by step: see `_curves`
     audits: dict[str, Figures]  # by audit, of those that were run
@@ -81,7 +81,7 @@ def read_results(setup: Setup) -> Results:
         metrics=pd.DataFrame({version: flatten(tree) for version, tree in metrics.items()}).T,
         figures={version: estimates_of(tree) for version, tree in metrics.items()},
         losses={v: _losses(EVALUATION / v / "losses.parquet") for v in names},
-        passkey={v: read_table(EVALUATION / v / "passkey.csv") for v in names},
+        passkey={v: _questions(EVALUATION / v / "passkey.csv") for v in names},
         gates={v: read_table(EVALUATION / v / "gates.csv") for v in setup.versions},
         curves={step: _curves(step, setup.versions) for step in STEPS},
         audits={
@@ -111,6 +111,12 @@ def read_times(setup: Setup) -> dict[str, dict[str, float]]:
 
 def _losses(file: Path) -> pd.DataFrame:
     return mean_over_seeds(read_table(file))
+
+
+def _questions(file: Path) -> pd.DataFrame:
+    """Of an earlier evaluation, which asked for pass keys alone, all of that task."""
+    table = read_table(file)
+    return table if "task" in table else table.assign(task="passkey")
 
 
 def _curves(step: str, versions: dict[str, Version]) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 A version named in params.yaml becomes a row or a column of every table, a line of every plot.
 """
 
-from infini.report import findings, plots, tables, window_plot
+from infini.report import findings, plots, retrieval, tables, window_plot
 from infini.report.cells import LEGEND
 from infini.report.page import Card, Drawing, Part, Report, Section, Table
 from infini.report.results import Figures, Results, Setup
@@ -147,14 +147,30 @@ def _places(results: Results) -> Section:
 
 
 def _retrieval(results: Results) -> Section:
-    return Section("Retrieval", [
+    figures, cases = results.figures, results.passkey
+    parts: list[Part] = [
         "A pass key hidden in test text and asked for at its end: the log-probability of the key "
         "(nats), the mean rank of its tokens (0 is the likeliest), and how often greedy decoding "
-        "gives it. Blue: the memory helps.",
-        Table(tables.retrieval(results.figures), "version", "Passkey, with the memory and without"),
-        Drawing("retrieval", plots.retrieval(results.passkey),
+        "gives it. With its memory kept empty, a version by window is the base's plain window. "
+        "Full attention: the untouched base, on the texts that it holds. Blue: the memory helps.",
+        Table(tables.retrieval(figures, "passkey"), "version",
+              "Passkey, with the memory and without"),
+        Drawing("retrieval", plots.retrieval(cases),
                 "Nats that the memory adds to the key, by depth and length"),
-    ])  # fmt: skip
+    ]  # fmt: skip
+    captions = {
+        ("passkey", "distance"): "Passkeys retrieved, per cent, by tokens between key and answer",
+        ("recall", "pairs"): "Codes retrieved, per cent, by how many are hidden",
+        ("recall", "distance"): "Codes retrieved, per cent, by tokens between code and answer",
+    }
+    if any("recall.exact" in found for found in figures.values()):
+        recalled = Table(tables.retrieval(figures, "recall"), "version",
+                         "Recall: codes of several words, some asked for")  # fmt: skip
+        parts.append(recalled)
+    for (task, place), caption in captions.items():
+        if len(table := retrieval.exact_by(cases, task, place)):
+            parts.append(Table(table, f"{place} from" if place == "distance" else place, caption))
+    return Section("Retrieval", parts)
 
 
 def _memory(results: Results) -> Section:

@@ -86,14 +86,15 @@ WINDOW = {
     "perplexity": "ppl",
     "bits per byte": "bits_per_byte",
 }
-PASSKEY = {
-    "log-probability": "passkey.log_prob",
-    "– memory kept empty": "passkey.log_prob_off",
-    "memory's gain": "passkey.gain",
-    "mean rank": "passkey.rank",
-    "– memory kept empty ": "passkey.rank_off",
-    "exact": "passkey.exact",
-    "– memory kept empty  ": "passkey.exact_off",
+RETRIEVAL = {
+    "log-probability": "log_prob",
+    "– memory kept empty": "log_prob_off",
+    "memory's gain": "gain",
+    "mean rank": "rank",
+    "– memory kept empty ": "rank_off",
+    "exact": "exact",
+    "– memory kept empty  ": "exact_off",
+    "– full attention": "exact_full",
 }
 AUDIT_COLUMNS = {
     "next token, before": "before.segmented.ppl",
@@ -157,9 +158,10 @@ def block(figures: dict[str, Figures], name: str) -> pd.DataFrame:
     return _frame({version: column for version, column in columns.items() if column}).T
 
 
-def retrieval(figures: dict[str, Figures]) -> pd.DataFrame:
-    """Passkey: a row a version."""
-    return _frame({version: _row(found, PASSKEY) for version, found in figures.items()})
+def retrieval(figures: dict[str, Figures], task: str) -> pd.DataFrame:
+    """Of `passkey` or `recall`: a row a version."""
+    columns = {label: f"{task}.{name}" for label, name in RETRIEVAL.items()}
+    return _frame({version: _row(found, columns) for version, found in figures.items()})
 
 
 def perplexity_by(losses: dict[str, pd.DataFrame], place: str) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from infini.evaluation.estimates import estimates_of
+from infini.evaluation.estimates import Estimate, estimates_of
 from infini.report import findings
 from infini.training.config import Audit
 from report.toy_results import AUDITS, CURVE, FALLS, FIGURES, RIGHT, STAYS, version
@@ -25,6 +25,18 @@ def test_findings_are_computed() -> None:
     assert "a token, of which 90 % is mere adaptation to the text" in v2  # 1 − 0.005 / 0.0513
     assert "Worth over its control 0.0050 ± 0.0010 nats a token: 5.0 ± 1.0 % of what lies" in v2
     assert passkeys == "Passkeys retrieved: v1 0 %, v2 0 %."
+
+
+def test_what_is_retrieved_is_beside_what_the_base_can() -> None:
+    base = FIGURES["base"] | {
+        name: Estimate(0.4) for name in ("passkey.exact_full", "recall.exact")
+    }
+    v5 = {"passkey.exact": Estimate(0.126), "recall.exact": Estimate(1.0)}
+    v6 = {"passkey.exact": Estimate(0.0)}
+    assert findings.of_retrieval({"base": base, "v5": v5, "v6": v6}) == (
+        "Passkeys retrieved: v5 13 %, v6 0 %, and the base with full attention, of those that it "
+        "holds, 40 %. Codes retrieved: v5 100 %."
+    )
 
 
 def of(*trees: dict) -> list[str]:

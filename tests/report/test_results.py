@@ -65,6 +65,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_an_earlier_evaluation_asked_for_pass_keys_alone(folder: Path) -> None:
+    file = EVALUATION / "v3/passkey.csv"
+    new = read_results(ONE).passkey["v3"]
+    old = new.query("task == 'passkey'").drop(columns="task")
+    old.to_csv(file, index=False)
+    assert read_results(ONE).passkey["v3"]["task"].tolist() == ["passkey"] * len(old)
+    assert new["task"].tolist() == ["passkey"] * 4 + ["recall"] * 3
+
+
 def test_everything_is_read(folder: Path) -> None:
     results = read_results(ONE)
     assert list(results.figures) == list(results.losses) == ["base", "v3"]

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from infini.evaluation.estimates import estimates_of
+from infini.evaluation.estimates import Estimate, estimates_of
 from infini.report.page import Drawing, Report, Table, html, markdown
 from infini.report.results import Results
 from infini.report.sections import build
-from report.toy_results import BASE, SETUP, results, version
+from report.toy_results import BASE, SETUP, passkey, results, version
 
 ORIGIN = {"params.yaml": "0123456789ab", "prepared data": "ba9876543210"}
 TIMES = {"v1-distill": {"seconds": 12.3, "startup": 4.5, "seconds_per_epoch": 0.91}}
@@ -67,6 +67,26 @@ def test_sections_and_their_order() -> None:
     assert "Replacements: v1 | v2" in captions
     assert "Of the short samples here 12.5 % is padding." in text
     assert "v2 goes from 12,000 to 600 by the log's loop" in text
+
+
+def test_retrieval_has_what_was_asked_for() -> None:
+    names, keys = ("base", *SETUP.versions), passkey(0.1).query("task == 'passkey'")
+    earlier = keys.drop(columns=["distance", "pairs"])
+    made, old = results(), results(passkey=dict.fromkeys(names, earlier))
+    for figures in made.figures.values():
+        figures["recall.exact"] = Estimate(0.5)
+    captions = [
+        [part.caption for part in report(found).sections[4].parts if isinstance(part, Table)]
+        for found in (made, old)
+    ]
+    assert [caption.partition(",")[0] for caption in captions[0]] == [
+        "Passkey",
+        "Recall: codes of several words",
+        "Passkeys retrieved",
+        "Codes retrieved",
+        "Codes retrieved",
+    ]
+    assert captions[1] == captions[0][:1]
 
 
 def test_if_none_pays_the_first_card_says_how_far_the_nearest_is() -> None:

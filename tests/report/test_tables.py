@@ -119,7 +119,7 @@ def test_a_block_has_the_versions_that_have_it_and_their_spread_over_seeds() -> 
 
 
 def test_retrieval_has_a_row_a_version() -> None:
-    table = shown(tables.retrieval(FIGURES))
+    table = shown(tables.retrieval(FIGURES, "passkey"))
     assert list(table.index) == ["base", "v1", "v2"]
     assert table.loc["v1", "memory's gain"] == "0.10 ± 0.20 ~"
     assert table.loc["base", "exact"] == "–"

@@ -164,14 +164,22 @@ BASE_LOSSES = {"full": 3.58, "window16": 3.9, "window64": 3.65, "window256": 3.6
 
 
 def passkey(gain: float) -> pd.DataFrame:
-    """Cases of two depths and two lengths; the gain at depth 1 is twice that at 0."""
-    return pd.DataFrame(
-        [
-            {"segments": n, "depth": d, "log_prob": gain * (1 + d) - 9.0, "log_prob_off": -9.0}
-            for n in (2, 4)
-            for d in (0.0, 1.0)
-        ]
-    )
+    """Pass keys at two depths in two lengths, the gain at depth 1 is twice that at 0; codes.
+
+    Retrieved are the pass keys at depth 1, and one of two codes among 4, none among 16.
+    """
+    keys = [
+        {"task": "passkey", "segments": n, "pairs": 1, "depth": d, "exact": d,
+         "distance": round(256 * n * (1 - d)) + 12, "log_prob": gain * (1 + d) - 9.0}
+        for n in (2, 4)
+        for d in (0.0, 1.0)
+    ]  # fmt: skip
+    codes = [
+        {"task": "recall", "segments": 4, "pairs": pairs, "depth": 0.3, "exact": exact,
+         "distance": distance, "log_prob": 7.0}
+        for pairs, exact, distance in ((4, 1.0, 90), (4, 0.0, 200), (16, 0.0, 255))
+    ]  # fmt: skip
+    return pd.DataFrame(keys + codes).assign(log_prob_off=-9.0)
 
 
 def gates(*shares: float) -> pd.DataFrame:
