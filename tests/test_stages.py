@@ -75,7 +75,7 @@ def test_the_whole_pipeline(project: Path) -> None:
     assert keys["v2"] - keys["v1"] == {"distill.val_loss", "finetune.val_ppl"}
     of_adapters = {k for k in keys["v3"] if k.startswith(("alpha.", "control.", "recovery."))}
     assert {k for k in keys["v2"] if not k.startswith("distill.")} == keys["v3"] - of_adapters
-    shifts = {k for k in keys["v3"] if "double_shift" in k or k.startswith(("passkey.", "alpha."))}
+    shifts = {k for k in keys["v3"] if "double_shift" in k or k.startswith("alpha.")}
     assert keys["v5"] == keys["v3"] - shifts
     assert metrics["v4"]["distill"]["ppl_gap"] == 0  # it starts as the base
     assert metrics["v4"]["distill"]["test_loss"] < 1e-10
