@@ -1,5 +1,6 @@
-# `make run`: the whole pipeline, from text to report. `make test`: tests, lint, types.
-# Both set up .venv first; repeated, that costs nothing.
+# `make run`: the whole pipeline, from text to report. `make study STUDY=<name>`: the same on
+# another base, in studies/<name>/. `make test`: tests, lint, types.
+# All set up .venv first; repeated, that costs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
 # the stages' `python` is this environment's
@@ -7,7 +8,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 OLDEST := transformers==5.23.0
 
-.PHONY: setup run test test-oldest
+STUDIES := $(patsubst studies/%/params.yaml,%,$(wildcard studies/*/params.yaml))
+STUDY_FOLDER := studies/$(STUDY)
+
+.PHONY: setup run study test test-oldest
 setup: .venv/done
 
 .venv/done: pyproject.toml constraints.txt
@@ -22,6 +26,22 @@ run: setup
 	$(BIN)/python -m infini.params
 	$(BIN)/dvc repro
 	@$(BIN)/python -m stages.compare_report
+
+# A study has its params.yaml and whatever writes its data/base; the rest is linked, and DVC takes
+# it for a project of its own.
+study: setup
+	@test -f "$(STUDY_FOLDER)/params.yaml" || \
+		{ echo "error: STUDY: one of $(STUDIES) is needed, got '$(STUDY)'" >&2; exit 2; }
+	@cd $(STUDY_FOLDER) && mkdir -p .dvc audits data/base && \
+		ln -sfn ../../dvc.yaml ../../infini ../../stages ../../.dvcignore . && \
+		ln -sfn ../../../.dvc/config ../../../.dvc/plots .dvc && \
+		ln -sfn ../../../audits/dvc.yaml audits
+	@if test -f $(STUDY_FOLDER)/requirements.txt; then \
+		$(BIN)/$(PIP_INSTALL) --no-deps -r $(STUDY_FOLDER)/requirements.txt; fi
+	@# the base first: the check of params.yaml takes a folder that is not there for a hub's name
+	@cd $(STUDY_FOLDER) && if test -f base/dvc.yaml; then dvc repro base/dvc.yaml; fi
+	cd $(STUDY_FOLDER) && python -m infini.params && dvc repro
+	@cd $(STUDY_FOLDER) && echo "In $(STUDY_FOLDER):" && python -m stages.compare_report
 
 test: setup
 	$(BIN)/ruff check .

@@ -45,7 +45,8 @@ class Params(Section):
     # further seeds that every version is trained with
     seeds: list[Seed]
     base: Base
-    pretrain: Pretrain
+    # only where the base is trained here
+    pretrain: Pretrain | None = None
     data: Data
     replacements: dict[Name, Replacement]
     adapters: dict[Name, AnyAdapter]
@@ -121,7 +122,7 @@ class Params(Section):
             for key, value in wanted.items():
                 if value > most:
                     raise InputError(f"{key}: at most {other}, {most}, got {value}")
-        if self.pretrain.width % self.pretrain.heads:
+        if self.pretrain is not None and self.pretrain.width % self.pretrain.heads:
             raise InputError(
                 f"pretrain.width: a multiple of pretrain.heads, {self.pretrain.heads}, is needed, "
                 f"got {self.pretrain.width}"
@@ -160,7 +161,8 @@ def read(key: str, kind: type[T]) -> T:
     Just these are what a stage depends on: dvc.yaml lists the same keys under `params`.
     """
     value = read_optional(key, kind)
-    assert value is not None, f"{key} is null"
+    if value is None:
+        raise InputError(f"{FILE}: {key}: is null or missing, a value is needed")
     return value
 
 
@@ -195,7 +197,9 @@ def load() -> Params:
     try:
         return _parse(FILE.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{FILE}: not found; run from the repository's root") from None
+        raise InputError(
+            f"{FILE}: not found; run from the repository's root, or a study's folder"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{FILE}: not readable as UTF-8 text: {error}") from None
 

@@ -69,7 +69,7 @@ def test_what_is_no_text_is_one_line(project: Path) -> None:
     Path("params.yaml").write_bytes("seed: ü".encode("latin-1"))
     assert "not readable as UTF-8 text" in refusal()
     Path("params.yaml").unlink()
-    assert refusal() == "not found; run from the repository's root"
+    assert refusal() == "not found; run from the repository's root, or a study's folder"
     Path("params.yaml").mkdir()
     assert "not readable" in refusal()
 
