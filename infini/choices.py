@@ -9,7 +9,8 @@ from infini.errors import InputError
 Method = Literal["replace", "parallel", "window"]
 Init = Literal["teacher", "random"]  # weights of a replaced layer: the base's own, or fresh ones
 Update = Literal["linear", "delta"]  # rule of the memory's write
-WindowUpdate = Literal["linear", "delta", "gated_delta"]  # of what leaves a window
+# of what leaves a window; "none": there is no matrix
+WindowUpdate = Literal["linear", "delta", "gated_delta", "none"]
 LocalKind = Literal["softmax", "linear"]  # attention within a segment
 # whose memory a document reads: its own, another's of the batch, or none's
 MemoryUse = Literal["own", "swapped", "off"]

@@ -63,9 +63,9 @@ def carried(cache: Cache) -> Carried:
         )
     if isinstance(cache, WindowCache):
         windows = cache.states.values()
-        kept = sum(sum(x.nbytes for x in state) - state.matrix.nbytes for state in windows)
-        memory = sum(state.matrix.nbytes for state in windows)
-        return Carried(_exact(cache.text) + kept, memory=memory)
+        window = sum(state.window_bytes for state in windows)
+        memory = sum(state.nbytes - state.window_bytes for state in windows)
+        return Carried(_exact(cache.text) + window, memory=memory)
     assert isinstance(cache, DynamicCache)
     return Carried(_exact(cache))
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from infini.memory.eviction import KeptState, recent
 from infini.memory.packing import gather
 
 BLOCK = 64  # queries of a block, where the window is shorter
@@ -39,27 +40,55 @@ class WindowState(NamedTuple):
     values: Tensor  # (B, G, W - 1, V)
     # What has left the window of the next token: (B, G, D, V), float32; (B, G, 0, V): no memory
     matrix: Tensor
+    # Pairs that stay exact behind the window, with R recent tokens instead of W - 1; None: none
+    kept: KeptState | None = None
 
     @classmethod
-    def empty(cls, k: Tensor, v: Tensor, span: "Span", memory: bool) -> "WindowState":
-        """Before the first token; k and v give sizes, types and device."""
+    def empty(
+        cls, k: Tensor, v: Tensor, span: "Span", memory: bool, kept: int = 0
+    ) -> "WindowState":
+        """Before the first token; k and v give sizes, types and device; kept: K."""
 
         def zeros(like: Tensor, tokens: int) -> Tensor:
             return like.new_zeros(*like.shape[:2], tokens, like.shape[3])
 
         S, W = span.sinks, span.window
         rows = k.shape[3] if memory else 0
-        matrix = zeros(v, rows).float()
-        return cls(zeros(k, S), zeros(v, S), zeros(k, W - 1), zeros(v, W - 1), matrix)
+        matrix, held = zeros(v, rows).float(), recent(W) if kept else W - 1
+        pairs = KeptState.empty(k, v, kept, held) if kept else None
+        return cls(zeros(k, S), zeros(v, S), zeros(k, held), zeros(v, held), matrix, pairs)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "WindowState":
+        """All its tensors changed."""
+        own = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return WindowState.of_tensors(own)
 
     def select(self, samples: Tensor) -> "WindowState":
         """The state of these samples, in this order; samples: (n,) int64."""
-        return WindowState(*(t.index_select(0, samples.to(t.device)) for t in self))
+        return self.map(lambda t: t.index_select(0, samples.to(t.device)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name."""
+        own = self._asdict()
+        kept = own.pop("kept")
+        return own | ({} if kept is None else {f"kept.{n}": x for n, x in kept._asdict().items()})
+
+    @classmethod
+    def of_tensors(cls, tensors: dict[str, Tensor]) -> "WindowState":
+        """The inverse of `tensors`; TypeError where one is missing."""
+        kept = {n.removeprefix("kept."): x for n, x in tensors.items() if n.startswith("kept.")}
+        own = {name: x for name, x in tensors.items() if not name.startswith("kept.")}
+        return cls(**own, kept=KeptState(**kept) if kept else None)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
-        return sum(tensor.nbytes for tensor in self)
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    @property
+    def window_bytes(self) -> int:
+        """Of sinks and window, without what is behind it."""
+        return sum(tensor.nbytes for tensor in self[:4])
 
 
 @dataclass(frozen=True)
@@ -119,7 +148,7 @@ class Span:
         counts = self.counts[:, None]
         # Slot j holds token j: the old one, or new token j - counts (any, where there is none yet)
         source = slots.where(slots < counts, (S + slots - counts).clamp(max=S + self.tokens - 1))
-        last = self.lengths[:, None] + torch.arange(self.window - 1)
+        last = self.lengths[:, None] + torch.arange(state.keys.shape[2])
 
         def keep(old_sinks: Tensor, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
             sinks = old_sinks
@@ -132,7 +161,7 @@ class Span:
 
         sink_keys, keys = keep(state.sink_keys, state.keys, k)
         sink_values, values = keep(state.sink_values, state.values, v)
-        return WindowState(sink_keys, sink_values, keys, values, matrix)
+        return WindowState(sink_keys, sink_values, keys, values, matrix, state.kept)
 
 
 def window_attention(

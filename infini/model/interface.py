@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -21,6 +22,8 @@ from infini.errors import InputError
 
 RUN = "infini_run"  # the argument of a forward pass, and the mask's attribute
 PREFIX = "infini_window_"  # before the name of the base's own implementation
+
+PLAIN = {"scaling", "dropout", "position_ids", "use_cache"}  # options that "sdpa" needs no more of
 
 Own = Callable[..., tuple[Tensor, Any]]  # an attention function of transformers
 
@@ -92,6 +95,8 @@ def blockwise(
     softcap = options.get("softcap") is not None
     name = "eager" if implementation == "eager" or softcap else "sdpa"
     own = own_function(name, module)
+    if name == "sdpa" and not options.keys() - PLAIN and not options.get("dropout"):
+        return partial(_plain, options["scaling"])
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         shown = mask
@@ -101,6 +106,17 @@ def blockwise(
         return own(module, q, k, v, shown, **options)[0]
 
     return attend
+
+
+def _plain(scale: float, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """What transformers' "sdpa" computes, its keys and values not repeated for every query head.
+
+    Values as wide as keys: PyTorch's fused kernels ask for that.
+    """
+    width = v.shape[-1]
+    v = F.pad(v, (0, q.shape[-1] - width))
+    out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+    return out[..., :width].transpose(1, 2)
 
 
 def take_place(model: PreTrainedModel) -> None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from infini.choices import MemoryUse
 from infini.memory.associative import AssociativeMemory
 from infini.memory.attention import InfiniAttention
+from infini.memory.kept import KeptPairs
 from infini.model.run import States
 from infini.model.segments import run_segments
 from infini.model.window_layer import window_layers
@@ -36,7 +37,9 @@ def memory_used(model: PreTrainedModel, use: MemoryUse) -> Iterator[None]:
     "swapped": the first half of a batch reads the memories of the second, and the second those of
     the first. Batches are even then, and their documents of one length.
     """
-    memories = [m for m in model.modules() if isinstance(m, InfiniAttention | AssociativeMemory)]
+    memories = [
+        m for m in model.modules() if isinstance(m, InfiniAttention | AssociativeMemory | KeptPairs)
+    ]
     before = [memory.use for memory in memories]
     for memory in memories:
         memory.use = use

@@ -51,6 +51,7 @@ class Options(TypedDict, total=False):
 
     window: int
     sinks: int
+    kept: int
     update: WindowUpdate
     local: LocalKind
     position: Position | None
@@ -108,7 +109,8 @@ def retrofit(
     (default), "linear" or, of what leaves a window, "gated_delta".
 
     "window": every layer sees the last `window` tokens (256) and the first `sinks` (4), together
-    at most the base's context; layers=[]: without a memory.
+    at most the base's context; layers=[]: without a memory. kept: pairs of key and value that a
+    head keeps behind the window, those attended to most of late (0); update="none": they alone.
 
     Else segment_length: tokens (256), at most the base's context. local: attention within a
     segment, "softmax" (default) or "linear". position: of the local attention, "none", "alibi" or

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from infini.choices import WindowUpdate, check_choice, check_whole
 from infini.errors import InputError
 from infini.memory.associative import AssociativeMemory
+from infini.memory.kept import KeptPairs
 from infini.memory.window import Span
 from infini.model.architectures import CACHE, context_of, decoder_layers
 from infini.model.base import weights_fingerprint
@@ -39,11 +40,13 @@ class WindowSettings:
     window: int = 256  # tokens that are seen, the own one included
     sinks: int = 4  # first tokens of a text, seen for ever
     update: WindowUpdate = "delta"
+    kept: int = 0  # pairs a head that stay exact behind the window
 
     def __post_init__(self) -> None:
         check_choice("update", self.update, WindowUpdate)
         check_whole("window", self.window, 1)
         check_whole("sinks", self.sinks, 0)
+        check_whole("kept", self.kept, 0)
         for layer in self.layers:
             check_whole("layers", layer, 0)
 
@@ -110,11 +113,14 @@ def _put_layers(model: PreTrainedModel, positions: Positions, settings: WindowSe
     for index, (module, (q, k, v), rotation) in enumerate(
         zip(positions.modules, positions.calls, positions.rotations, strict=True)
     ):
-        memory = None
-        if index in settings.layers:
+        memory, kept, heads = None, None, q.shape[1]
+        if index in settings.layers and settings.update != "none":
             widths = k.shape[3], v.shape[3]
-            memory = AssociativeMemory(q.shape[1], k.shape[1], widths, settings.update)
-        layer = WindowLayer(index, rotation, memory).to(q.device, q.dtype)
+            memory = AssociativeMemory(heads, k.shape[1], widths, settings.update)
+        if index in settings.layers and settings.kept:
+            kept = KeptPairs(heads, settings.kept)
+        layer = WindowLayer(index, heads, rotation, memory, kept, _longest(model))
+        layer.to(q.device, q.dtype)
         module.add_module(PLACE, layer.train(model.training))
 
 

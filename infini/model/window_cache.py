@@ -13,7 +13,7 @@ from infini.memory.window import WindowState
 from infini.model.architectures import CACHE
 from infini.model.sequence import SequenceCache
 
-FORMAT = "infini-window-1"
+FORMAT = "infini-window-2"
 
 
 class WindowCache(SequenceCache):
@@ -51,10 +51,7 @@ class WindowCache(SequenceCache):
 
     def to(self, device: torch.device) -> "WindowCache":
         """Move it, in place."""
-        self.states = {
-            index: WindowState(*(tensor.to(device) for tensor in state))
-            for index, state in self.states.items()
-        }
+        self.states = {i: state.map(lambda x: x.to(device)) for i, state in self.states.items()}
         for layer in self.text.layers:
             layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
         return self
@@ -72,7 +69,7 @@ class WindowCache(SequenceCache):
         """All that it holds, by name."""
         own = {"counts": self.counts, "live": self.live, "positions": self.positions}
         for index, state in self.states.items():
-            own |= {f"window.{index}.{name}": x for name, x in state._asdict().items()}
+            own |= {f"window.{index}.{name}": x for name, x in state.tensors().items()}
         for index, layer in enumerate(self.text.layers):
             own |= {f"text.{index}.keys": layer.keys, f"text.{index}.values": layer.values}
         return own
@@ -90,7 +87,9 @@ class WindowCache(SequenceCache):
                 kinds[kind].setdefault(int(index), {})[field] = tensor
         cache.counts, cache.live = tensors["counts"], tensors["live"]
         cache.positions = tensors["positions"]
-        cache.states = {i: WindowState(**kinds["window"][i]) for i in sorted(kinds["window"])}
+        cache.states = {
+            i: WindowState.of_tensors(kinds["window"][i]) for i in sorted(kinds["window"])
+        }
         for number, layer in sorted(kinds["text"].items()):
             cache.text.update(layer["keys"], layer["values"], number)
         return cache

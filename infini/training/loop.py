@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 B = TypeVar("B")
 
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints within an epoch
+GATES = (".alpha", ".beta", ".bias")  # how parameters' names end that have a rate of their own
 EXPLODED = 10.0  # times the first loss: no training that still works gets there
 
 
@@ -119,9 +120,9 @@ class Fit:
 
 
 def adamw(trained: dict[str, nn.Parameter], lr: float, gate_lr: float) -> Optimizer:
-    """AdamW; α and the gates β at their own rate and without decay, or they never move."""
-    gates = [p for name, p in trained.items() if name.endswith((".alpha", ".beta"))]
-    weights = [p for name, p in trained.items() if not name.endswith((".alpha", ".beta"))]
+    """AdamW; α, gates and biases at their own rate and without decay, or they never move."""
+    gates = [p for name, p in trained.items() if name.endswith(GATES)]
+    weights = [p for name, p in trained.items() if not name.endswith(GATES)]
     return torch.optim.AdamW(
         [{"params": weights, "lr": lr}, {"params": gates, "lr": gate_lr, "weight_decay": 0.0}],
         fused=True,
