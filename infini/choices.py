@@ -14,6 +14,8 @@ WindowUpdate = Literal["linear", "delta", "gated_delta", "none"]
 LocalKind = Literal["softmax", "linear"]  # attention within a segment
 # whose memory a document reads: its own, another's of the batch, or none's
 MemoryUse = Literal["own", "swapped", "off"]
+Objective = Literal["cross_entropy", "distillation"]
+Precision = Literal["float32", "bfloat16"]  # of products; weights and sums are float32
 Position = Literal["none", "alibi", "rope"]  # positions within a segment
 
 # Architectures (a config's `model_type`) whose layers `replace` knows how to call.

@@ -95,6 +95,12 @@ class Params(Section):
             raise InputError(
                 f"seeds: different ones, also from seed ({self.seed}), are needed, got {self.seeds}"
             )
+        for name, adapter in self.adapters.items():
+            if len({self.seed, *self.seeds, *adapter.seeds}) < 1 + len(self.seeds + adapter.seeds):
+                raise InputError(
+                    f"adapters.{name}.seeds: different ones, also from seed and seeds, are needed, "
+                    f"got {adapter.seeds}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from infini.errors import InputError
 INPUTS = Path("data/inputs")
 SAMPLES, DOCUMENTS = Path("data/prepared/samples"), Path("data/prepared/documents")
 SUMMARY = Path("data/prepared/summary.json")
+TEACHER = Path("data/teacher/train.safetensors")
 MODELS, TRAINING = Path("data/models"), Path("data/training")
 EVALUATION = Path("data/evaluation")
 TIMES = Path("data/times")  # of the last run of each stage here; not in Git

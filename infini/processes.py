@@ -5,7 +5,9 @@ are sums over the share divided by counts over the whole batch, so that summed g
 are those of one process. Started by any launcher that sets RANK and WORLD_SIZE.
 """
 
+import logging
 import os
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
@@ -14,6 +16,12 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+
+from infini.choices import Precision
+
+log = logging.getLogger(__name__)
+
+_precision: Precision = "float32"
 
 Items = TypeVar("Items", bound="Sequence[Any] | Tensor")
 
@@ -98,7 +106,31 @@ def leave() -> None:
         accelerator().end_training()
 
 
+def compute_in(precision: Precision) -> None:
+    """What `autocast` computes products in from now on.
+
+    Where bfloat16 is slower than float32, as on CPUs without instructions for it, float32 it is,
+    with a warning: figures differ by rounding.
+    """
+    global _precision
+    _precision = precision
+    if precision == "bfloat16" and device().type == "cpu":
+        slower = _seconds(torch.bfloat16) / _seconds(torch.float32)
+        if slower > 1:
+            log.warning("bfloat16 takes %.0f times as long as float32 here: float32 it is", slower)
+            _precision = "float32"
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """Of a product as a small model has them: the shortest of three."""
+    x, times = torch.ones(256, 256, dtype=dtype), []
+    for _ in range(3):
+        began = time.perf_counter()
+        x @ x
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
 def autocast() -> AbstractContextManager[None]:
-    """bfloat16 for training on a GPU; float32 on every CPU, so that all give the same figures."""
-    kind = device().type
-    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
+    """The products' type within it: that of `compute_in`; weights and sums stay float32."""
+    return torch.autocast(device().type, torch.bfloat16, enabled=_precision == "bfloat16")

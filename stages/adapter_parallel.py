@@ -12,6 +12,7 @@ from infini.training.seeds import Job, Trained, train_seeds
 
 def main(version: str, step: str = "finetune") -> None:
     base = params.read("base", Base)
+    processes.compute_in(base.precision)
     length = params.read("data.segment_length", int)
     recipe = params.read(f"adapters.{version}", Adapter)
     control = step == "control"
@@ -21,7 +22,7 @@ def main(version: str, step: str = "finetune") -> None:
         model = untrained(model, job.seed, recipe.retrofit_options(length))
         return (train_control if control else train_on_documents)(model, recipe, length, job)
 
-    seeds = params.every_seed() if recipe.control or not control else []
+    seeds = [*params.every_seed(), *recipe.seeds] if recipe.control or not control else []
     train_seeds(version, step, seeds, train)
 
 

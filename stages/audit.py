@@ -16,6 +16,7 @@ from infini.training.seeds import Job
 def main(name: str) -> None:
     watch = Stopwatch(f"{name}-audit")
     base, audit = params.read("base", Base), params.read(f"audits.{name}", Audit)
+    processes.compute_in(base.precision)
     length = params.read("data.segment_length", int)
     tokenizer = load_tokenizer(base.model, base.revision)
     text = HeldOutText(params.read("evaluate", Evaluate), length, tokenizer)

@@ -14,6 +14,7 @@ from infini.training.seeds import Job, Trained, save_untrained, train_seeds
 
 def main(version: str) -> None:
     base = params.read("base", Base)
+    processes.compute_in(base.precision)
     length = params.read("data.segment_length", int)
     place = params.read(f"replacements.{version}.layer", ReplacedLayer)
     recipe = params.read_optional(f"replacements.{version}.distill", Recipe)

@@ -5,22 +5,23 @@ from infini.console.stage import run
 from infini.console.stopwatch import Stopwatch
 from infini.evaluation.config import Evaluate
 from infini.evaluation.protocols import HeldOutText
-from infini.evaluation.version import evaluate_base, evaluate_version, write
+from infini.evaluation.version import evaluate_base, evaluate_seeds, write
 from infini.model.base import load_base, load_tokenizer
 from infini.model.config import Base
 
 
 def main(version: str) -> None:
     watch = Stopwatch(f"{version}-evaluate")
-    base, seeds = params.read("base", Base), params.every_seed()
+    base, seed = params.read("base", Base), params.read("seed", int)
+    processes.compute_in(base.precision)
     length = params.read("data.segment_length", int)
     tokenizer = load_tokenizer(base.model, base.revision)
     text = HeldOutText(params.read("evaluate", Evaluate), length, tokenizer)
     model = load_base(base.model, base.revision).to(processes.device())
     if version == "base":
-        evaluations = {seeds[0]: evaluate_base(model, text)}
+        evaluations = {seed: evaluate_base(model, text)}
     else:
-        evaluations = {seed: evaluate_version(model, version, seed, text) for seed in seeds}
+        evaluations = evaluate_seeds(model, version, text)
     if not processes.is_main():
         return
     write(version, evaluations)

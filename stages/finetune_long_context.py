@@ -13,6 +13,7 @@ from infini.training.seeds import Job, Trained, train_seeds
 
 def main(version: str) -> None:
     base = params.read("base", Base)
+    processes.compute_in(base.precision)
     length = params.read("data.segment_length", int)
     recipe = params.read(f"replacements.{version}.finetune", LongRecipe)
 

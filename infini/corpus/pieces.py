@@ -77,6 +77,10 @@ class Pieces:
         """The first `count` of them."""
         return Pieces(*(tensor[:count] for tensor in vars(self).values()))
 
+    def shortened(self, tokens: int) -> "Pieces":
+        """Their first so many tokens; `bytes` stay those of the whole."""
+        return replace(self, tokens=self.tokens[:, :tokens], mask=self.mask[:, :tokens])
+
     def batches(self, batch_tokens: int) -> list[Batch]:
         """All pieces in order, about `batch_tokens` tokens at a time, at least one piece."""
         size = max(1, batch_tokens // self.tokens.shape[1])

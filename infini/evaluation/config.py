@@ -44,6 +44,8 @@ class WindowProtocol(Section):
     sizes: Annotated[list[Positive], Field(min_length=1)]
     # first tokens of a text that are always seen
     sinks: Annotated[int, Field(ge=0)]
+    # windows that versions of method: window are read with besides their own
+    also: list[Positive] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _sizes(self) -> "WindowProtocol":

@@ -70,6 +70,11 @@ def carried(cache: Cache) -> Carried:
     return Carried(_exact(cache))
 
 
+def itemised(kept: Carried) -> dict[str, int]:
+    """As metrics."""
+    return {**kept._asdict(), "total": kept.total}
+
+
 def _exact(cache: DynamicCache) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 

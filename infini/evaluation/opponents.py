@@ -4,14 +4,20 @@ A window of exact keys and values is what anyone gets without a memory; whatever
 text also learns its style, which the control has learnt too, its memory being another document's.
 """
 
+from pathlib import Path
+
 import pandas as pd
 from transformers import PreTrainedModel
 
 from infini.evaluation import estimates
-from infini.evaluation.cost import carried, read
-from infini.evaluation.estimates import Metrics, difference, share, with_errors
+from infini.evaluation.cost import Carried, carried, itemised, read
+from infini.evaluation.estimates import Metrics, difference, perplexity, share, with_errors
 from infini.evaluation.protocols import HeldOutText
 from infini.model.architectures import context_of
+from infini.model.loading import loaded
+from infini.model.reading import window_of
+
+WINDOW = "window"  # before a window's size: the protocol's name in loss tables
 
 
 def of(losses: pd.DataFrame, protocol: str) -> pd.DataFrame:
@@ -37,25 +43,76 @@ def equal_window(base: PreTrainedModel, text: HeldOutText, carries: int) -> int:
     return size if longest is None else min(size, longest - sinks)
 
 
+def most_carried(model: PreTrainedModel, text: HeldOutText) -> Carried:
+    """At a document's end, where a segment is as long as it gets before it is forgotten."""
+    length = text.segment_length
+    tokens = text.long.tokens[:1, : text.long.tokens.shape[1] // length * length - 1]
+    return carried(read(model, tokens.to(model.device)))
+
+
+def opponents(
+    base: PreTrainedModel,
+    control: Path,
+    text: HeldOutText,
+    carries: int,
+    untouched: pd.DataFrame,
+    window: int | None = None,
+) -> pd.DataFrame:
+    """Loss tables of the base's window of so many bytes, and of a control where there is one.
+
+    untouched: the base's own, which has some windows already. window: of the control, if not its
+    own.
+    """
+    size = equal_window(base, text, carries)
+    known = of(untouched, f"{WINDOW}{size}").assign(protocol="equal_bytes")
+    scores = {"equal_bytes": text.window(base, size)} if known.empty else {}
+    if control.is_dir():
+        with loaded(control, base) as model, window_of(model, window):
+            scores["control"] = text.documents(model, "swapped")
+    return pd.concat([known, *([text.tables(scores)] if scores else [])])
+
+
+def at_other_windows(
+    base: PreTrainedModel, folders: tuple[Path, Path], text: HeldOutText, untouched: pd.DataFrame
+) -> tuple[Metrics, list[pd.DataFrame]]:
+    """The same weights read with each of `evaluate.window.also`: figures and losses by window.
+
+    folders: of the version, by a window, and of its control. The losses' protocols end in _w<size>.
+    """
+    metrics, tables = Metrics(), []
+    for size in text.recipes.window.also:
+        with loaded(folders[0], base) as model, window_of(model, size):
+            kept = most_carried(model, text)
+            losses = text.tables({"documents": text.documents(model)})
+        theirs = opponents(base, folders[1], text, kept.total, untouched, size)
+        losses = pd.concat([losses, theirs])
+        against = against_opponents(losses, untouched)
+        against["equal_bytes"]["window"] = equal_window(base, text, kept.total)
+        nats = perplexity(of(losses, "documents"))
+        metrics[f"w{size}"] = {"documents": nats, "bytes": itemised(kept)} | against
+        tables.append(losses.assign(protocol=losses["protocol"] + f"_w{size}"))
+    return metrics, tables
+
+
 def against_opponents(losses: pd.DataFrame, base: pd.DataFrame) -> Metrics:
     """A version's losses against its opponents', paired by document; see DIFFERENCES.
 
-    losses: of protocols documents, memory_off, memory_swapped, equal_bytes and, where it has a
-    control, control. base: the untouched base's, of segmented and full.
+    losses: of protocols documents, equal_bytes and, where it has them, control, memory_off,
+    memory_swapped. base: the untouched base's, of segmented and full.
     """
     ours, window, full = of(losses, "documents"), of(losses, "equal_bytes"), of(base, "full")
     blind = of(base, "segmented")
     gain = difference(window, ours)
     metrics: Metrics = {
         "equal_bytes": estimates.perplexity(window) | with_errors(gain=gain),
-        "memory": with_errors(
-            gain=difference(of(losses, "memory_off"), ours),
-            swapped_gain=difference(of(losses, "memory_swapped"), ours),
-        ),
         "vs_base": with_errors(nats=difference(ours, blind)),
         "context_recovery": with_errors(share=share(ours, blind, blind, full)),
         "pays": 0,
     }
+    for name, protocol in (("gain", "memory_off"), ("swapped_gain", "memory_swapped")):
+        if len(other := of(losses, protocol)):
+            more = with_errors(**{name: difference(other, ours)})
+            metrics["memory"] = metrics.get("memory", {}) | more
     control = of(losses, "control")
     if len(control):
         worth = difference(control, ours)

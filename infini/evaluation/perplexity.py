@@ -85,22 +85,27 @@ def sliding(
     """
 
     def losses(batch: Batch) -> tuple[Tensor, Tensor]:
-        targets, length = next_token(batch.tokens, batch.mask), batch.tokens.shape[1]
-        nats: list[Tensor] = []
-        scored_to = 0
-        for start in range(0, length, stride):
-            end = min(start + context, length)
-            hidden = model.get_decoder()(batch.tokens[:, start:end], use_cache=False)
-            # Of windows that overlap, the later predicts the token behind the earlier's last.
-            to = end if end == length or stride == context else end - 1
-            new = hidden.last_hidden_state[:, scored_to - start : to - start]
-            nats.append(cross_entropy(new, head_of(model), targets[:, scored_to:to]))
-            scored_to = to
-            if end == length:
-                break
-        return torch.cat(nats, 1), targets
+        targets = next_token(batch.tokens, batch.mask)
+        hidden = full_attention(model, batch.tokens, context, stride)
+        return cross_entropy(hidden, head_of(model), targets), targets
 
     return _score(model, pieces, losses, title)
+
+
+def full_attention(model: PreTrainedModel, tokens: Tensor, context: int, stride: int) -> Tensor:
+    """Last hidden states, (B, T, d), by windows of `context` tokens that move by `stride`."""
+    hidden: list[Tensor] = []
+    length, done = tokens.shape[1], 0
+    for start in range(0, length, stride):
+        end = min(start + context, length)
+        states = model.get_decoder()(tokens[:, start:end], use_cache=False).last_hidden_state
+        # Of windows that overlap, the later predicts the token behind the earlier's last.
+        to = end if end == length or stride == context else end - 1
+        hidden.append(states[:, done - start : to - start])
+        done = to
+        if end == length:
+            break
+    return torch.cat(hidden, 1)
 
 
 @torch.no_grad()
@@ -126,7 +131,8 @@ def _score(
         if even and len(read) % 2:
             read = torch.cat([read, (read[-1:] + 1) % len(pieces)])
         batch = Batch(pieces.tokens[read].to(model.device), pieces.mask[read].to(model.device))
-        values, targets = losses(batch)
+        with processes.autocast():
+            values, targets = losses(batch)
         if len(some):
             own = slice(len(some))
             nats[some], scored[some] = values[own].cpu(), (targets[own] != UNSCORED).cpu()

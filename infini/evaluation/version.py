@@ -4,8 +4,6 @@
 `data/evaluation/<version>/` holds what figures and plots are computed from.
 """
 
-import math
-from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
@@ -15,13 +13,17 @@ from transformers import PreTrainedModel
 
 from infini import processes
 from infini.evaluation import estimates
-from infini.evaluation.cost import Carried, carried, read
+from infini.evaluation.cost import Carried, itemised
 from infini.evaluation.estimates import Metrics, mean_and_spread, rounded
 from infini.evaluation.layer_error import mean_squared_error, record_layer
 from infini.evaluation.opponents import (
+    WINDOW,
     against_opponents,
+    at_other_windows,
     equal_window,
+    most_carried,
     of,
+    opponents,
     token_bytes,
     window_bytes,
 )
@@ -40,8 +42,6 @@ from infini.paths import (
     read_table,
     write_json,
 )
-
-WINDOW = "window"  # before a window's size: the protocol's name in loss tables
 
 
 class Evaluation(NamedTuple):
@@ -89,14 +89,26 @@ def evaluate_base(base: PreTrainedModel, text: HeldOutText) -> Evaluation:
         for size in sizes
     }
     metrics |= summary(found) | {"cost": {"parameters": 0}}
-    metrics["bytes"] = _itemised(Carried(a_token * (text.segment_length - 1)))
+    metrics["bytes"] = itemised(Carried(a_token * (text.segment_length - 1)))
     return Evaluation(metrics, losses, found, _gates(base))
 
 
+def evaluate_seeds(base: PreTrainedModel, version: str, text: HeldOutText) -> dict[int, Evaluation]:
+    """`evaluate_version` with every seed that it was trained with; in full with the first."""
+    seeds = [int(seed) for seed in read_json(TRAINING / version / "finetune.json")]
+    return {
+        seed: evaluate_version(base, version, seed, text, in_full=seed == seeds[0])
+        for seed in seeds
+    }
+
+
 def evaluate_version(
-    base: PreTrainedModel, version: str, seed: int, text: HeldOutText
+    base: PreTrainedModel, version: str, seed: int, text: HeldOutText, in_full: bool = True
 ) -> Evaluation:
-    """A version's training, step by step, then its final model and its opponents."""
+    """A version's training, step by step, then its final model and its opponents.
+
+    in_full: also short samples, the log's loop, the memory kept empty or another's, retrieval.
+    """
     text.check(base)
     untouched, metrics = read_json(METRICS / "base.json", "short", "segmented"), Metrics()
     before = untouched | {"documents": untouched["segmented"]}
@@ -104,71 +116,44 @@ def evaluate_version(
         before, distilled = _distilled(base, version, seed, text)
         metrics["distill"] = distilled | _gap(untouched, before)
     with loaded(model_folder(version, "finetune", seed), base) as model:
-        kept = carried(read(model, _most_kept(text).to(model.device)))
+        kept = most_carried(model, text)
         added, gates, weights = added_parameters(model), _gates(model), _weights(model)
         processes.deal_out(frozen_layers(model))
-        scores = _scores(model, text)
-        found = retrieval(model, text.haystacks)
+        by_window = bool(window_layers(model))
+        scores = _scores(model, text, in_full)
+        found = retrieval(model, text.haystacks) if in_full else pd.DataFrame()
     losses = text.tables(scores)
     theirs = read_table(EVALUATION / "base/losses.parquet", *losses.columns)[losses.columns]
-    size = equal_window(base, text, kept.total)
-    opponents = _opponents(
-        base, model_folder(version, "control", seed), text, f"{WINDOW}{size}", theirs
-    )
-    losses = pd.concat([losses, opponents], ignore_index=True)
+    control = model_folder(version, "control", seed)
+    losses = pd.concat([losses, opponents(base, control, text, kept.total, theirs)])
     final = protocol_metrics(losses)
-    if "double_shift" not in final:  # untrained, a window is the base's
-        before = {"documents": final["memory_off"]}
+    if by_window:  # untrained, it is the base's
+        before = {"documents": final["memory_off"]} if in_full else {}
     metrics["finetune"] = _finetuned(version, seed, before, final)
     against = against_opponents(losses, theirs)
-    against["equal_bytes"]["window"] = size
-    metrics |= weights | final | against | {"bytes": _itemised(kept), "cost": {"parameters": added}}
-    metrics |= summary(found)
-    return Evaluation(metrics, losses, found, gates)
+    against["equal_bytes"]["window"] = equal_window(base, text, kept.total)
+    metrics |= weights | final | against | {"bytes": itemised(kept), "cost": {"parameters": added}}
+    metrics |= summary(found) if in_full else {}
+    if by_window:
+        folders = model_folder(version, "finetune", seed), control
+        metrics["at"], others = at_other_windows(base, folders, text, theirs)
+        losses = pd.concat([losses, *others])
+    return Evaluation(metrics, losses.reset_index(drop=True), found, gates)
 
 
-def _scores(model: PreTrainedModel, text: HeldOutText) -> dict[str, Score]:
+def _scores(model: PreTrainedModel, text: HeldOutText, in_full: bool) -> dict[str, Score]:
     """A version's, by protocol."""
-    scores = {
+    scores = {"documents": text.documents(model)}
+    if not in_full:
+        return scores
+    scores |= {
         "short": text.short(model),
-        "documents": text.documents(model),
         "memory_off": text.documents(model, "off"),
         "memory_swapped": text.documents(model, "swapped"),
     }
     if not window_layers(model):  # the log's loop is of segments
         scores["double_shift"] = text.double_shift(model)
     return scores
-
-
-def _opponents(
-    base: PreTrainedModel,
-    control: Path,
-    text: HeldOutText,
-    window: str,
-    untouched: pd.DataFrame,
-) -> pd.DataFrame:
-    """Loss tables of the base's window, and of the version's control where it has one.
-
-    untouched: the base's own, which has some windows already: `window` names the one wanted.
-    """
-    scores = {}
-    known = of(untouched, window).assign(protocol="equal_bytes")
-    if known.empty:
-        scores["equal_bytes"] = text.window(base, int(window.removeprefix(WINDOW)))
-    if control.is_dir():
-        with loaded(control, base) as model:
-            scores["control"] = text.documents(model, "swapped")
-    return pd.concat([known, *([text.tables(scores)] if scores else [])], ignore_index=True)
-
-
-def _most_kept(text: HeldOutText) -> torch.Tensor:
-    """Tokens, (1, T), at whose end a segment is as long as it gets before it is forgotten."""
-    length = text.segment_length
-    return text.long.tokens[:1, : text.long.tokens.shape[1] // length * length - 1]
-
-
-def _itemised(kept: Carried) -> Metrics:
-    return {**kept._asdict(), "total": kept.total}
 
 
 def write(version: str, evaluations: dict[int, Evaluation]) -> None:
@@ -249,13 +234,11 @@ def _finetuned(version: str, seed: int, before: Metrics, final: Metrics) -> Metr
     """The long-document training's figures, perplexity on test documents before and after."""
     summary = _trained(version, "finetune", seed)
     losses = {k: summary.pop(k) for k in ("train_loss", "val_loss") if k in summary}
-    first, last = before["documents"]["ppl"], final["documents"]["ppl"]
-    metrics = summary | {
-        **{k.replace("_loss", "_ppl"): rounded(math.exp(v)) for k, v in losses.items()},
-        "ppl_before": first,
-        "ppl_after": last,
-        "ppl_improvement": rounded(first - last),
-    }
+    metrics = summary | {k: rounded(v) for k, v in losses.items()}
+    metrics["ppl_after"] = last = final["documents"]["ppl"]
+    if "documents" in before:
+        metrics["ppl_before"] = first = before["documents"]["ppl"]
+        metrics["ppl_improvement"] = rounded(first - last)
     if shifted := before.get("double_shift"):
         metrics["double_shift_before"] = shifted["ppl"]
         metrics["double_shift_next_before"] = shifted["next_token_ppl"]

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from infini.choices import LocalKind, Position, Update, WindowUpdate
+from infini.choices import LocalKind, Position, Precision, Update, WindowUpdate
 from infini.schema import Positive, Section
 
 
@@ -15,6 +15,8 @@ class Base(Section):
     model: str
     # commit, branch or tag on the hub; null: main
     revision: str | None = None
+    # of matrix products, in training and evaluation; bfloat16: where the processor is fast at it
+    precision: Precision = "float32"
 
 
 class Placement(Section):
@@ -39,5 +41,7 @@ class WindowPlacement(Section):
     window: Positive
     # first tokens of a text, seen for ever
     sinks: Annotated[int, Field(ge=0)]
-    # rule of the memory's write
+    # rule of the memory's write; none: no matrix
     update: WindowUpdate = "delta"
+    # pairs of key and value a head that stay exact behind the window
+    kept: Annotated[int, Field(ge=0)] = 0

@@ -48,3 +48,17 @@ def memory_used(model: PreTrainedModel, use: MemoryUse) -> Iterator[None]:
     finally:
         for memory, earlier in zip(memories, before, strict=True):
             memory.use = earlier
+
+
+@contextmanager
+def window_of(model: PreTrainedModel, size: int | None) -> Iterator[None]:
+    """Within it, a model with a window sees so many tokens; None: its own."""
+    settings = None if size is None else model.get_decoder().infini
+    if settings is None:
+        yield
+        return
+    before, settings["window"] = settings["window"], size
+    try:
+        yield
+    finally:
+        settings["window"] = before

@@ -4,10 +4,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from infini.choices import Init, Position
+from infini.choices import Init, Objective, Position
 from infini.errors import InputError
 from infini.model.config import Placement, WindowPlacement
-from infini.schema import Name, Positive, Rate, Section
+from infini.schema import Name, Positive, Rate, Section, Seed
 
 # What the research log did wrong, as far as an audit can put it into a training of ours.
 Mistake = Literal["none", "labels_shifted_twice", "memory_carried", "padding_counted"]
@@ -72,6 +72,22 @@ class DocumentRecipe(Recipe):
 
     # how many of the prepared documents are used, val included; null: all
     documents: Annotated[int, Field(ge=2, le=10**9)] | None
+
+    # the next token, or what the base with full attention says of it (stage record_teacher)
+    objective: Objective = "cross_entropy"
+    # tokens of each document that are trained on, from its start; null: all
+    length: Annotated[int, Field(ge=2)] | None = None
+
+    @model_validator(mode="after")
+    def _teacher(self) -> Self:
+        if self.objective == "distillation" and not self.hold_out:
+            raise InputError("objective: distillation needs hold_out: true, val has no teacher")
+        return self
+
+    @property
+    def drawn_windows(self) -> list[int]:
+        """Of which every batch draws its window; none: the layer's own."""
+        return []
 
     def chunk(self, segment_length: int) -> int | None:
         """Tokens that gradient flows back through; None: the whole document."""
@@ -169,10 +185,13 @@ class Replacement(Section):
 class Adapter(DocumentRecipe):
     """A version that keeps every layer: what both methods have."""
 
-    own: ClassVar[tuple[str, ...]] = ("method", "layer", "control")  # settings, not the recipe's
+    # settings, not the recipe's
+    own: ClassVar[tuple[str, ...]] = ("method", "layer", "control", "seeds")
 
     # a twin trained alike, its memory always that of another document
     control: bool
+    # further seeds that this version, and its control, are trained with
+    seeds: list[Seed] = Field(default_factory=list)
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -219,6 +238,12 @@ class WindowAdapter(Adapter):
 
     method: Literal["window"]
     layer: WindowPlacement
+    # of which every batch draws its window, instead of the layer's
+    windows: list[Positive] = Field(default_factory=list)
+
+    @property
+    def drawn_windows(self) -> list[int]:
+        return self.windows
 
     def retrofit_options(self, segment_length: int) -> dict[str, Any]:
         return {"method": self.method, **self.layer.model_dump()}

@@ -3,6 +3,7 @@
 Finetuning replaced layers, training an adapter and training a version's control are all this.
 """
 
+import random
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,31 +13,42 @@ from transformers import PreTrainedModel
 from infini import processes
 from infini.corpus.pieces import Pieces, shuffled, train_val_sizes
 from infini.evaluation import perplexity
-from infini.evaluation.losses import UNSCORED, cross_entropy, next_token
+from infini.evaluation.losses import UNSCORED, cross_entropy, distillation, next_token
 from infini.model.architectures import head_of, vocabulary_of
 from infini.model.layers import frozen_layers, our_tensors
-from infini.model.reading import memory_used, read_documents
+from infini.model.reading import memory_used, read_documents, window_of
 from infini.model.run import States
 from infini.model.segments import detach
-from infini.paths import DOCUMENTS
+from infini.paths import DOCUMENTS, TEACHER
 from infini.training.checkpoint import Checkpoint, fingerprint
 from infini.training.config import DocumentRecipe
 from infini.training.loop import Loss, Task, adamw, fit
 from infini.training.seeds import Job, Trained
+from infini.training.teacher import Teacher
 
 
 class Documents:
     """How a model is trained on long documents; audits override what the research log did."""
 
     def __init__(
-        self, model: PreTrainedModel, text: Pieces, segment_length: int, recipe: DocumentRecipe
+        self,
+        model: PreTrainedModel,
+        text: Pieces,
+        segment_length: int,
+        recipe: DocumentRecipe,
+        teacher: Teacher | None = None,
     ):
-        self.model, self.text = model, text
+        self.model, self.text, self.teacher = model, text, teacher
         self.segment_length, self.recipe = segment_length, recipe
+        self.windows: dict[int, int] = {}  # by a batch's first document, in this epoch
 
     def batches(self, seed: int) -> Sequence[Tensor]:
         """The documents of an epoch, as indices, in the order that `seed` gives."""
-        return shuffled(len(self.text), self.recipe.batch_size, seed)
+        order = shuffled(len(self.text), self.recipe.batch_size, seed)
+        if sizes := self.recipe.drawn_windows:
+            drawn = random.Random(seed).choices(sizes, k=len(order))
+            self.windows = {int(rows[0]): size for rows, size in zip(order, drawn, strict=True)}
+        return order
 
     def targets(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """What every position of (B, T) tokens is to predict; UNSCORED where nothing."""
@@ -77,11 +89,11 @@ class Documents:
         states = self.start(chosen)
         for start in range(0, length, self.chunk):
             part = slice(start, start + self.chunk)
-            with processes.autocast():
+            with processes.autocast(), window_of(self.model, self.windows.get(int(chosen[0]))):
                 hidden, states = read_documents(
                     self.model, tokens[:, part], self.segment_length, states
                 )
-                nats = cross_entropy(hidden[: len(rows)], head_of(self.model), targets[:, part])
+                nats = self.nats(hidden[: len(rows)], rows, part, targets[:, part])
             count = int(scored[:, part].sum())
             if self.recipe.steps_by_segment:
                 yield Loss(nats.sum(), count, count)
@@ -89,6 +101,17 @@ class Documents:
                 last = start + self.chunk >= length
                 yield Loss(nats.sum(), count, int(scored.sum()), step=last)
             states = detach(states)
+
+    def nats(self, hidden: Tensor, rows: Tensor, part: slice, targets: Tensor) -> Tensor:
+        """The loss of every token, (b, t), by the recipe's objective, zero where UNSCORED.
+
+        hidden: (b, t, d), of a part of these documents.
+        """
+        head = head_of(self.model)
+        if self.teacher is None:
+            return cross_entropy(hidden, head, targets)
+        said = (x[rows, part].to(hidden.device) for x in self.teacher)
+        return distillation(hidden, head, *said) * (targets != UNSCORED)
 
 
 class Control(Documents):
@@ -104,7 +127,8 @@ class Control(Documents):
         return nats.double().sum().item() / int(scored.sum())
 
     def companions(self, rows: Tensor) -> Tensor:
-        return (rows + 1) % len(self.text)
+        """The next ones; none for an even number, of which one half reads the other's memory."""
+        return (rows + 1) % len(self.text) if len(rows) % 2 else rows[:0]
 
 
 def own_rows(chosen: Tensor) -> tuple[Tensor, bool]:
@@ -139,10 +163,16 @@ def train_on_documents(
     )
     if not recipe.hold_out:
         train += val
+    inputs, teacher = [DOCUMENTS], None
+    if recipe.objective == "distillation":
+        inputs, teacher = [DOCUMENTS, TEACHER], Teacher.load(TEACHER, len(train))
+    if recipe.length is not None:
+        train = train.shortened(recipe.length)
     processes.deal_out(frozen_layers(model))
-    documents, trained = kind(model, train, segment_length, recipe), our_tensors(model)
+    documents = kind(model, train, segment_length, recipe, teacher)
+    trained = our_tensors(model)
     settings = [job.seed, segment_length, recipe.model_dump(), model.infini_config, kind.__name__]
-    checkpoint = Checkpoint(job.name, fingerprint(settings, [DOCUMENTS], trained))
+    checkpoint = Checkpoint(job.name, fingerprint(settings, inputs, trained))
     task = Task(
         job.title,
         trained,

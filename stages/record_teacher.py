@@ -1,0 +1,26 @@
+"""Record what the untouched base says of the training documents, with full attention."""
+
+from infini import params, processes
+from infini.console.stage import run
+from infini.console.stopwatch import Stopwatch
+from infini.corpus.pieces import Pieces
+from infini.evaluation.config import FullProtocol
+from infini.model.architectures import vocabulary_of
+from infini.model.base import load_base
+from infini.model.config import Base
+from infini.paths import DOCUMENTS, TEACHER
+from infini.training.teacher import record
+
+
+def main() -> None:
+    watch = Stopwatch("record_teacher")
+    base, full = params.read("base", Base), params.read("evaluate.full", FullProtocol)
+    processes.compute_in(base.precision)
+    model = load_base(base.model, base.revision).to(processes.device())
+    documents = Pieces.load(DOCUMENTS / "train.parquet").within(vocabulary_of(model))
+    record(model, documents, full).save(TEACHER)
+    watch.write()
+
+
+if __name__ == "__main__":
+    run(main)
