@@ -11,7 +11,7 @@ OLDEST := transformers==5.23.0
 STUDIES := $(patsubst studies/%/params.yaml,%,$(wildcard studies/*/params.yaml))
 STUDY_FOLDER := studies/$(STUDY)
 
-.PHONY: setup run study test test-oldest
+.PHONY: setup run study links test test-oldest
 setup: .venv/done
 
 .venv/done: pyproject.toml constraints.txt
@@ -27,21 +27,23 @@ run: setup
 	$(BIN)/dvc repro
 	@$(BIN)/python -m stages.compare_report
 
-# A study has its params.yaml and whatever writes its data/base; the rest is linked, and DVC takes
-# it for a project of its own.
-study: setup
+study: links setup
+	@cd $(STUDY_FOLDER) && if test -f requirements.txt; then \
+		$(PIP_INSTALL) --no-deps -r requirements.txt; fi
+	@# the base first: a folder that is not there yet would be taken for a hub's name
+	@cd $(STUDY_FOLDER) && if test -f base/dvc.yaml; then dvc repro base/dvc.yaml; fi
+	cd $(STUDY_FOLDER) && python -m infini.params && dvc repro
+	@cd $(STUDY_FOLDER) && echo "In $(STUDY_FOLDER):" && python -m stages.compare_report
+
+# A study has its params.yaml and whatever writes its data/base. The rest is linked, and a .dvc
+# makes it a project of its own: the default run never reads it.
+links:
 	@test -f "$(STUDY_FOLDER)/params.yaml" || \
 		{ echo "error: STUDY: one of $(STUDIES) is needed, got '$(STUDY)'" >&2; exit 2; }
 	@cd $(STUDY_FOLDER) && mkdir -p .dvc audits data/base && \
 		ln -sfn ../../dvc.yaml ../../infini ../../stages ../../.dvcignore . && \
 		ln -sfn ../../../.dvc/config ../../../.dvc/plots .dvc && \
 		ln -sfn ../../../audits/dvc.yaml audits
-	@if test -f $(STUDY_FOLDER)/requirements.txt; then \
-		$(BIN)/$(PIP_INSTALL) --no-deps -r $(STUDY_FOLDER)/requirements.txt; fi
-	@# the base first: the check of params.yaml takes a folder that is not there for a hub's name
-	@cd $(STUDY_FOLDER) && if test -f base/dvc.yaml; then dvc repro base/dvc.yaml; fi
-	cd $(STUDY_FOLDER) && python -m infini.params && dvc repro
-	@cd $(STUDY_FOLDER) && echo "In $(STUDY_FOLDER):" && python -m stages.compare_report
 
 test: setup
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """Two revisions side by side: `python -m infini.report.revisions A B`.
 
-A and B are Git revisions or DVC experiments. Prints the table A | B | change of all metrics
-that differ, and of the settings, as Markdown, and writes it to reports/revisions/<A>..<B>.md.
+A and B are Git revisions or DVC experiments; in a study's folder, of that study. Prints the
+table A | B | change of all metrics that differ, and of the settings, as Markdown, and writes it
+to reports/revisions/<A>..<B>.md.
 """
 
 import argparse
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from dvc import api
 from dvc.exceptions import DvcException
+from dvc.scm import resolve_rev
+from ruamel.yaml import YAML
 from scmrepo.exceptions import SCMError
+from scmrepo.git import Git
 
 from infini.errors import InputError
 from infini.evaluation.estimates import Estimate, estimates_of, flatten
@@ -30,11 +33,10 @@ Names = tuple[str, str]
 
 def metrics_of(revision: str) -> dict[str, Estimate]:
     """`<version>: <metric>` → estimate, of every version's metrics file. InputError without any."""
-    with _reading(revision):
-        files = api.DVCFileSystem(rev=revision)
+    with _reading(revision) as (files, here):
         trees = {
             Path(name).stem: json.loads(files.read_text(name))
-            for name in sorted(files.glob(f"{METRICS}/*.json"))
+            for name in sorted(files.glob(str(here / METRICS / "*.json")))
         }
     if not trees:
         raise InputError(f"{revision}: no {METRICS}/*.json there; run `dvc repro` at it first")
@@ -47,14 +49,20 @@ def metrics_of(revision: str) -> dict[str, Estimate]:
 
 def settings_of(revision: str) -> dict[str, Any]:
     """Dotted key → value of the params. InputError for an unknown revision."""
-    with _reading(revision):
-        return flatten(api.params_show(rev=revision))
+    with _reading(revision) as (files, here):
+        return flatten(YAML(typ="safe").load(files.read_text(str(here / "params.yaml"))))
 
 
 @contextmanager
-def _reading(revision: str) -> Iterator[None]:
+def _reading(revision: str) -> Iterator[tuple[Any, Path]]:
+    """Its files, and where in them this folder is.
+
+    Git's alone: DVC does not read, of a revision, the link that a study's dvc.yaml is.
+    """
     try:
-        yield
+        repository = Git(".")
+        files = repository.get_fs(resolve_rev(repository, revision))
+        yield files, "/" / Path.cwd().resolve().relative_to(Path(repository.root_dir).resolve())
     except (DvcException, SCMError) as error:
         raise InputError(
             f"{revision}: no such revision or experiment ({str(error).splitlines()[0]}); "
