@@ -9,7 +9,7 @@ import yaml
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
 from infini.corpus.pieces import Pieces
-from infini.training.config import LongRecipe
+from infini.training.config import LongRecipe, WindowAdapter
 
 WORDS = ("union", "report", "congress", "state", "trade", "peace", "nation", "of", "the", "to")
 
@@ -48,6 +48,16 @@ def long_recipe(**changed: object) -> LongRecipe:
         "patience": None, "documents": None, "update": "document", "bptt_segments": None,
     }  # fmt: skip
     return LongRecipe(**(values | changed))
+
+
+def window_recipe(**changed: object) -> WindowAdapter:
+    """An epoch of a window adapter, but for what is `changed`."""
+    values = {
+        "method": "window", "layer": {"window": 8, "sinks": 2}, "epochs": 1, "lr": 1e-3,
+        "gate_lr": 1e-2, "batch_size": 1, "hold_out": True, "patience": None, "documents": None,
+        "control": False,
+    }  # fmt: skip
+    return WindowAdapter(**(values | changed))
 
 
 def bigram_model(followers: dict[int, int], vocabulary: int = 300) -> PreTrainedModel:

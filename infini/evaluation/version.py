@@ -4,6 +4,7 @@
 `data/evaluation/<version>/` holds what figures and plots are computed from.
 """
 
+import math
 from statistics import mean
 from typing import NamedTuple
 
@@ -233,8 +234,8 @@ def _gap(untouched: Metrics, distilled: Metrics) -> Metrics:
 def _finetuned(version: str, seed: int, before: Metrics, final: Metrics) -> Metrics:
     """The long-document training's figures, perplexity on test documents before and after."""
     summary = _trained(version, "finetune", seed)
-    losses = {k: summary.pop(k) for k in ("train_loss", "val_loss") if k in summary}
-    metrics = summary | {k: rounded(v) for k, v in losses.items()}
+    val = {"val_ppl": rounded(math.exp(summary.pop("val_loss")))} if "val_loss" in summary else {}
+    metrics = summary | val
     metrics["ppl_after"] = last = final["documents"]["ppl"]
     if "documents" in before:
         metrics["ppl_before"] = first = before["documents"]["ppl"]

@@ -8,6 +8,7 @@ from infini.evaluation.losses import (
     CHUNK,
     UNSCORED,
     cross_entropy,
+    distillation,
     next_token,
     token_after_next,
 )
@@ -71,3 +72,27 @@ def test_chunked_cross_entropy_in_bfloat16_is_near_float32() -> None:
     assert losses.dtype == got.dtype == torch.float32
     torch.testing.assert_close(losses, exact, rtol=1e-2, atol=2e-2)
     torch.testing.assert_close(got, wanted, rtol=5e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, 2.0)])
+def test_distillation_is_the_divergence_of_the_likeliest_and_the_rest(
+    scale: float, softcap: float | None
+) -> None:
+    torch.manual_seed(0)
+    own = torch.nn.Linear(6, 11, bias=True).requires_grad_(False)
+    head = Head(own.weight, own.bias, scale, softcap)
+    hidden = torch.randn(2, CHUNK // 2 + 7, 6, requires_grad=True)
+    teacher = torch.randn(*hidden.shape[:2], 11).log_softmax(-1)
+    top, ids = teacher.topk(4, -1)
+    log_q, p = head(hidden).log_softmax(-1), top.exp()
+    rest_p, rest_q = 1 - p.sum(-1), 1 - log_q.exp().gather(-1, ids).sum(-1)
+    expected = (p * (top - log_q.gather(-1, ids))).sum(-1) + rest_p * (rest_p / rest_q).log()
+    ours = distillation(hidden, head, top, ids)
+    torch.testing.assert_close(ours, expected)
+    weights = torch.rand_like(expected)
+    (ours_grad,) = torch.autograd.grad((ours * weights).sum(), hidden)
+    (whole_grad,) = torch.autograd.grad((expected * weights).sum(), hidden)
+    torch.testing.assert_close(ours_grad, whole_grad, rtol=1e-4, atol=1e-5)
+    best, places = head(hidden).log_softmax(-1).detach().topk(4, -1)
+    same = distillation(hidden, head, best, places)
+    torch.testing.assert_close(same, torch.zeros_like(same), rtol=0, atol=1e-5)

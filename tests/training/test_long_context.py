@@ -5,6 +5,7 @@ import torch
 from transformers import PreTrainedModel
 
 from infini.evaluation import perplexity
+from infini.evaluation.config import FullProtocol
 from infini.evaluation.losses import cross_entropy, next_token
 from infini.model.architectures import head_of
 from infini.model.layers import our_tensors
@@ -12,7 +13,8 @@ from infini.model.reading import memory_used, read_documents
 from infini.model.retrofit import retrofit
 from infini.training.config import DocumentRecipe, LongRecipe
 from infini.training.long_context import Control, Documents
-from toy import long_recipe, some_pieces
+from infini.training.teacher import record
+from toy import long_recipe, some_pieces, window_recipe
 
 L = 16
 
@@ -95,3 +97,32 @@ def test_a_control_is_validated_with_another_documents_memory(model: PreTrainedM
     assert control.validate(val) == pytest.approx(both.mean)
     beside = perplexity.documents(model, val.first(1) + train.first(1), L, "swapped")
     assert control.validate(val.first(1)) == pytest.approx(beside.nats[0].sum().item() / 63)
+
+
+def test_a_control_of_an_even_batch_needs_no_companions(model: PreTrainedModel) -> None:
+    text = some_pieces([64, 64, 64], 64)
+    control = Control(model, text, L, long_recipe())
+    assert control.companions(torch.tensor([2])).tolist() == [0]
+    assert control.companions(torch.tensor([2, 0])).tolist() == []
+
+
+def test_distillation_follows_the_teacher_and_windows_are_drawn(model: PreTrainedModel) -> None:
+    text = some_pieces([64, 64, 64, 64], 64)
+    teacher = record(model, text, FullProtocol(context=64, stride=64))
+    retrofit(model, "window", window=8, sinks=2, kept=4)
+    how = window_recipe(objective="distillation", windows=[8, 32, 62], batch_size=1)
+    documents = Documents(model, text, L, how, teacher)
+    sizes = set()
+    for epoch in range(1, 9):
+        order = documents.batches(epoch)
+        sizes |= set(documents.windows.values())
+        assert documents.windows.keys() == {int(rows[0]) for rows in order}
+        again = Documents(model, text, L, how, teacher)
+        again.batches(epoch)
+        assert again.windows == documents.windows, "a function of the seed"
+    assert sizes == {8, 32, 62}
+    documents.windows = {0: 62, 1: 8}
+    whole, windowed = (next(documents.losses(torch.tensor([row]))).total.item() for row in (0, 1))
+    assert model.get_decoder().infini["window"] == 8, "its own again"
+    assert abs(whole) < 0.05, "a window over all the text says what the teacher says"
+    assert windowed > 10 * abs(whole)
