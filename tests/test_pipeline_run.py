@@ -19,7 +19,7 @@ def repository(project: Path) -> Path:
         shutil.copytree(ROOT / name, name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, name)
-    shutil.copytree(ROOT / "data/base", "data/base")  # that it is there is asked, whatever the base is
+    shutil.copytree(ROOT / "data/base", "data/base")  # a dep, whatever the base is
     shell("git", "init", "-q")
     shell(sys.executable, "-m", "dvc", "init", "-q")
     return project
