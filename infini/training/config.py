@@ -77,6 +77,8 @@ class DocumentRecipe(Recipe):
     objective: Objective = "cross_entropy"
     # tokens of each document that are trained on, from its start; null: all
     length: Annotated[int, Field(ge=2)] | None = None
+    # of the learning rates; linear: up during the first fifth of all steps, then down to a tenth
+    schedule: Literal["constant", "linear"] = "constant"
 
     @model_validator(mode="after")
     def _teacher(self) -> Self:

@@ -5,6 +5,7 @@ Finetuning replaced layers, training an adapter and training a version's control
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -131,6 +132,14 @@ class Control(Documents):
         return (rows + 1) % len(self.text) if len(rows) % 2 else rows[:0]
 
 
+def linear(steps: int, step: int) -> float:
+    """What multiplies the learning rates at a step of so many, counted from 0."""
+    warmup = -(-steps // 5)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 1 - 0.9 * (step - warmup + 1) / max(1, steps - warmup)
+
+
 def own_rows(chosen: Tensor) -> tuple[Tensor, bool]:
     """What this process reads of a batch, and whether it counts nothing.
 
@@ -170,6 +179,7 @@ def train_on_documents(
         train = train.shortened(recipe.length)
     processes.deal_out(frozen_layers(model))
     documents = kind(model, train, segment_length, recipe, teacher)
+    steps = documents.steps * recipe.epochs
     trained = our_tensors(model)
     settings = [job.seed, segment_length, recipe.model_dump(), model.infini_config, kind.__name__]
     checkpoint = Checkpoint(job.name, fingerprint(settings, inputs, trained))
@@ -182,6 +192,7 @@ def train_on_documents(
         [documents.steps] * recipe.epochs,
         validate=(lambda: documents.validate(val)) if recipe.hold_out else None,
         patience=recipe.patience,
+        schedule=partial(linear, steps) if recipe.schedule == "linear" else lambda step: 1.0,
     )
     result = fit(task, checkpoint)
     return Trained(model, result, len(train), len(val) if recipe.hold_out else 0, checkpoint)

@@ -12,7 +12,7 @@ from infini.model.layers import our_tensors
 from infini.model.reading import memory_used, read_documents
 from infini.model.retrofit import retrofit
 from infini.training.config import DocumentRecipe, LongRecipe
-from infini.training.long_context import Control, Documents
+from infini.training.long_context import Control, Documents, linear
 from infini.training.teacher import record
 from toy import long_recipe, some_pieces, window_recipe
 
@@ -126,3 +126,11 @@ def test_distillation_follows_the_teacher_and_windows_are_drawn(model: PreTraine
     assert model.get_decoder().infini["window"] == 8, "its own again"
     assert abs(whole) < 0.05, "a window over all the text says what the teacher says"
     assert windowed > 10 * abs(whole)
+
+
+def test_the_linear_schedule_rises_and_falls_to_a_tenth() -> None:
+    factors = [linear(10, step) for step in range(10)]
+    assert factors[:2] == [0.5, 1.0]
+    assert factors == sorted(factors[:2]) + sorted(factors[2:], reverse=True)
+    assert factors[-1] == pytest.approx(0.1)
+    assert linear(1, 0) == 1.0
