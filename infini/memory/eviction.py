@@ -7,8 +7,10 @@ block's last token, of every key-value head on its own:
     score ← FADING · score + the most attention that one of the block's queries paid
     kept  ← the K of the highest score among those kept and those that have left the window
 
-Attention counts from token W + S on, where the window begins to move. A pair further back than the
-base's context is dropped, so that positions stay the base's own.
+Attention is the softmax of q·k over all that the query sees: no favour of ours, no cap of the
+base's in it. It counts from token W + S on, where the window begins to move; a pair that has had
+none yet is not kept. Dropped is a pair that the next block's last token would see from further
+back than the base's context, or its own window, so that positions stay the base's own.
 
 Shapes: as in `kept`.
 """
@@ -69,6 +71,11 @@ class Sight:
         return self.count % BLOCK
 
     @property
+    def end(self) -> int:
+        """Tokens after the new ones."""
+        return self.count + self.tokens
+
+    @property
     def blocks(self) -> int:
         """N."""
         return -(-(self.begun + self.tokens) // BLOCK)
@@ -94,15 +101,19 @@ class Sight:
         x = F.pad(x, (0, 0, 0, max(0, begin + size - x.shape[2])))
         return x[:, :, begin : begin + size].unfold(2, self.width, BLOCK).mT  # a view
 
-    def numbers(self, positions: Tensor, places: int, before: int) -> Tensor:
-        """From the text's start, of the token in each place: (B, G, places).
+    def opened(self, x: Tensor, kept: int) -> Tensor:
+        """Of K pairs kept and R recent → of those kept and the first block's window."""
+        recents = x[..., kept + BLOCK - 1 - self.begun :]
+        return torch.cat([x[..., :kept], F.pad(recents, (0, BLOCK - self.begun))], -1)
 
-        positions: of the pairs kept, (B, G, K), which come first; before: places before the new.
+    def closed(self, x: Tensor, kept: int) -> Tensor:
+        """Of K pairs kept and the window of the block to go on with → of those kept and R recent.
+
+        What has left that window has no figures any more.
         """
-        numbers = torch.arange(places, device=positions.device) - before + self.count
-        numbers = numbers.expand(*positions.shape[:2], -1).clone()
-        numbers[:, :, : positions.shape[2]] = positions
-        return numbers
+        begun = self.end % BLOCK
+        recents = x[..., kept : kept + self.window - 1 + begun]
+        return torch.cat([x[..., :kept], F.pad(recents, (BLOCK - 1 - begun, 0))], -1)
 
     def seen(self, device: torch.device) -> Tensor:
         """Which of its window's tokens a block's query sees: (N, C, W - 1 + C)."""
@@ -124,17 +135,18 @@ class Sight:
     def counted(self, device: torch.device) -> Tensor:
         """The queries whose attention counts: (N, C)."""
         number = self.first(0) + torch.arange(self.blocks * BLOCK, device=device)
-        new = (number >= self.count) & (number < self.count + self.tokens)
+        new = (number >= self.count) & (number < self.end)
         return (new & (number >= self.window + self.sinks)).view(-1, BLOCK)
 
 
 class Choice(NamedTuple):
-    """The pairs that every block sees, as places among the P."""
+    """The pairs that every block sees, as places among the P; what the state says of the last."""
 
     places: Tensor  # (B, G, N + 1, K): the last for the tokens to come
     there: Tensor  # whether there is a pair: (B, G, N + 1, K)
-    scores: Tensor  # (B, G, P)
-    attention: Tensor  # (B, G, P)
+    positions: Tensor  # (B, G, K)
+    scores: Tensor  # (B, G, K + R)
+    attention: Tensor  # (B, G, K + R)
 
 
 @torch.no_grad()
@@ -154,46 +166,40 @@ def _choose(
     q: Tensor, far: Tensor, pairs: Tensor, sinks: Tensor, state: KeptState, sight: Sight
 ) -> Choice:
     B, G, P, width = pairs.shape
-    K, T, C = state.keys.shape[2], sight.tokens, BLOCK
-    # The last block's end may be beyond the last token
-    pairs = F.pad(pairs, (0, 0, 0, C))
-    scores, attention = (F.pad(x, (0, T + C)) for x in (state.scores, state.attention))
+    K, S, C = state.keys.shape[2], sinks.shape[2], BLOCK
     asked, of_sinks = (
         sight.by_block(x).unflatten(1, (G, -1)).transpose(2, 3).flatten(3, 4) for x in (q, far)
     )  # (B, G, N, r·C, D)
     heads = asked.shape[3] // C
     to_sinks = of_sinks @ sinks.mT[:, :, None]  # (B, G, N, r·C, S)
     to_sinks.masked_fill_(~sight.seen_sinks(q.device).repeat(1, heads, 1), -torch.inf)
-    numbers = sight.numbers(state.positions, P + C, P - T)
     hidden = ~sight.seen(q.device).repeat(1, heads, 1)  # (N, r·C, W - 1 + C)
     counted = sight.counted(q.device).repeat(1, heads)[..., None]  # (N, r·C, 1)
+    windows = sight.windows(pairs[:, :, K:])
     places = torch.arange(K, device=q.device).expand(B, G, -1)
-    there = state.positions >= 0
+    numbers, there = state.positions, state.positions >= 0
+    # Of the pairs kept and of the block's window: (B, G, K + W - 1 + C)
+    scores, attention = (sight.opened(x, K) for x in (state.scores, state.attention))
     found = [(places, there)]
     for block in range(sight.blocks):
-        low = K + C - 1 - sight.begun + block * C  # of the window
-        near = slice(low, low + sight.width)
-        index = places[..., None].expand(-1, -1, -1, width)
-        keys = torch.cat([pairs.gather(2, index), pairs[:, :, near]], 2)
-        logits = asked[:, :, block] @ keys.mT  # (B, G, r·C, K + W - 1 + C)
-        logits[..., :K].masked_fill_(~there[:, :, None], -torch.inf)
-        logits[..., K:].masked_fill_(hidden[block], -torch.inf)
-        weights = torch.cat([to_sinks[:, :, block], logits], -1).softmax(-1)
-        paid = (weights.nan_to_num_() * counted[block]).amax(2)[..., sinks.shape[2] :]
-        attention[:, :, near] = attention[:, :, near].maximum(paid[..., K:])
-        attention.scatter_(2, places, attention.gather(2, places).maximum(paid[..., :K]))
-        if sight.first(block + 1) <= sight.count + T:
-            scores.mul_(FADING).add_(attention)
-            attention.zero_()
-            leaving = torch.arange(low, low + C, device=q.device).expand(B, G, -1)
-            candidates = torch.cat([places, leaving], 2)
-            number = numbers.gather(2, candidates)
-            real = torch.cat([there, number[..., K:] >= sight.sinks], 2)
+        kept = pairs.gather(2, places[..., None].expand(-1, -1, -1, width))
+        to_kept = (asked[:, :, block] @ kept.mT).masked_fill_(~there[:, :, None], -torch.inf)
+        to_window = asked[:, :, block] @ windows[:, :, block].mT
+        to_window.masked_fill_(hidden[block], -torch.inf)
+        weights = torch.cat([to_sinks[:, :, block], to_kept, to_window], -1).softmax(-1)
+        attention = attention.maximum((weights * counted[block]).amax(2)[..., S:])
+        if sight.first(block + 1) <= sight.end:  # all of the block has been read
+            scores, attention = FADING * scores + attention, torch.zeros_like(attention)
+            leaving = sight.first(block) - sight.window + 1 + torch.arange(C, device=q.device)
+            numbers = torch.cat([numbers, leaving.expand(B, G, -1)], 2)
+            places = torch.cat([places, numbers[..., K:] + P - sight.end], 2)
+            real = torch.cat([there, numbers[..., K:] >= S], 2)
             if sight.reach is not None:
-                real &= sight.first(block + 1) + C - number <= sight.reach
-            rank = scores.gather(2, candidates).masked_fill(~real, -1)
-            best, order = rank.topk(K, -1)
-            places, there = candidates.gather(2, order), best >= 0
+                real &= sight.first(block + 1) + C - numbers <= sight.reach
+            best, order = torch.where(real, scores[..., : K + C], 0).topk(K, -1)
+            places, numbers, there = places.gather(2, order), numbers.gather(2, order), best > 0
+            scores = torch.cat([best, F.pad(scores[..., K + C :], (0, C))], 2)
         found.append((places, there))
-    kept, exist = (torch.stack(x, 2) for x in zip(*found, strict=True))
-    return Choice(kept, exist, scores[..., :P], attention[..., :P])
+    chosen, exist = (torch.stack(x, 2) for x in zip(*found, strict=True))
+    scores, attention = (sight.closed(x, K) for x in (scores, attention))
+    return Choice(chosen, exist, numbers.masked_fill(~there, -1), scores, attention)

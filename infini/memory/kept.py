@@ -8,7 +8,7 @@ Shapes: B batch, H query heads, G key-value heads, T new tokens, D key width, V 
 blocks of C queries, P pairs in all: K kept, R = W + C - 2 recent ones, T new ones.
 """
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infini.choices import MemoryUse
-from infini.memory.eviction import Choice, KeptState, Sight, choose
+from infini.memory.eviction import Choice, KeptState, Sight, choose, recent
 from infini.memory.packing import swap_halves
+from infini.memory.window import Attention, Rotate, Span
 
-Rotate = Callable[[Tensor, Tensor], Tensor]  # (B, H, T, D) and positions, (B or 1, T)
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+NONE = -1e4  # a score of what is not there
 
 
 class KeptPairs(nn.Module):
@@ -41,11 +41,11 @@ def _gather(x: Tensor, places: Tensor) -> Tensor:
 
 
 class Pairs(NamedTuple):
-    """All that a layer holds during a call, or has just read."""
+    """What a layer holds beside the kept, keys without positions."""
 
-    keys: Tensor  # without positions: kept, recent, new: (B, G, P, D)
-    values: Tensor  # (B, G, P, V)
-    sink_keys: Tensor  # (B, G, S, D)
+    keys: Tensor  # recent and new: (B, G, R + T, D)
+    values: Tensor  # (B, G, R + T, V)
+    sink_keys: Tensor  # new ones included: (B, G, S, D)
     sink_values: Tensor  # (B, G, S, V)
 
 
@@ -55,47 +55,94 @@ class Reader(NamedTuple):
     attention: Attention
     rotate: Rotate | None  # gives q and k their positions; None: they have none, or have them
     scale: float  # of q·k
+    context: int | None = None  # in tokens; None: any
+    limit: int | None = None  # its own window, in tokens, where it has one
 
 
 def kept_attention(
-    q: Tensor, pairs: Pairs, state: KeptState, sight: Sight, reader: Reader, kept: KeptPairs
+    q: Tensor, pairs: Pairs, state: KeptState, span: Span, reader: Reader, kept: KeptPairs
 ) -> tuple[Tensor, KeptState]:
     """Every new token's attention to sinks, kept pairs and window, (B, T, H, V); the state after.
 
     q: (B, H, T, D), without positions.
     """
-    K, scale = state.keys.shape[2], reader.scale
+    reach = min((x for x in (reader.context, reader.limit) if x is not None), default=None)
+    alike: dict[Sight, list[int]] = {}  # samples of the same blocks
+    for sample, tokens in enumerate(zip(span.counts.tolist(), span.lengths.tolist(), strict=True)):
+        sight = Sight(*tokens, span.window, span.sinks, reach, reader.limit)
+        alike.setdefault(sight, []).append(sample)
+    if len(alike) == 1:
+        return _in_steps(q, pairs, state, sight, reader, kept)
+    done = []
+    for sight, samples in alike.items():
+        rows = torch.tensor(samples, device=q.device)
+        some, before = Pairs(*(x[rows] for x in pairs)), KeptState(*(x[rows] for x in state))
+        done.append(_in_steps(q[rows], some, before, sight, reader, kept))
+    order = [sample for samples in alike.values() for sample in samples]
+    back = torch.tensor(order, device=q.device).argsort()
+    outs, states = zip(*done, strict=True)
+    after = (torch.cat(x)[back] for x in zip(*states, strict=True))
+    return torch.cat(outs)[back], KeptState(*after)
+
+
+def _in_steps(
+    q: Tensor, pairs: Pairs, state: KeptState, sight: Sight, reader: Reader, kept: KeptPairs
+) -> tuple[Tensor, KeptState]:
+    """The same of samples alike, no more tokens at once than the base has positions for."""
+    step = max(1, sight.tokens if reader.rotate is None else reader.context or sight.tokens)
+    outs = []
+    for start in range(0, sight.tokens, step):
+        end = min(start + step, sight.tokens)
+        keys, values = (x[:, :, start : end + recent(sight.window)] for x in pairs[:2])
+        some = pairs._replace(keys=keys, values=values)
+        part = replace(sight, count=sight.count + start, tokens=end - start)
+        out, state = _attend(q[:, :, start:end], some, state, part, reader, kept)
+        outs.append(out)
+    none = q.new_zeros(len(q), 0, q.shape[1], pairs.values.shape[3])
+    out = torch.cat(outs, 1) if outs else none
+    return F.pad(out, (0, 0, 0, 0, 0, q.shape[2] - sight.tokens)), state
+
+
+def _attend(
+    q: Tensor, pairs: Pairs, state: KeptState, sight: Sight, reader: Reader, kept: KeptPairs
+) -> tuple[Tensor, KeptState]:
+    K, N, scale = state.keys.shape[2], sight.blocks, reader.scale
     near, far, keys, sink_keys = _rotated(q, pairs, state, sight, reader.rotate)
+    values = torch.cat([state.values, pairs.values], 2)
     choice = choose(near * scale, far * scale, keys, sink_keys, state, sight)
+    if torch.is_autocast_enabled(q.device.type):  # as the attention will have them, but sooner
+        product = torch.get_autocast_dtype(q.device.type)
+        near, far, keys, sink_keys = (x.to(product) for x in (near, far, keys, sink_keys))
     places, there = choice.places[:, :, :-1], choice.there[:, :, :-1]
-    chosen_keys, chosen_values = _gather(keys, places), _gather(pairs.values, places)
+    chosen_keys, chosen_values = _gather(keys, places), _gather(values, places)
     if kept.use == "off":
         there = torch.zeros_like(there)
     elif kept.use == "swapped":
         chosen_keys, chosen_values, there = map(swap_halves, (chosen_keys, chosen_values, there))
     # A score is q·k of the window and the kept, or of the sinks: each beside zeros of the other.
-    # Two more columns: a head's favour for the kept, and none at all where no pair is.
-    favour = kept.bias[None, :, None, None].expand(*near.shape[:3], 1)
-    asked = torch.cat([near, far, favour.to(near.dtype), torch.ones_like(near[..., :1])], -1)
-    none = torch.where(there, 0.0, -1e4)[..., None] / scale
-    marks = torch.cat([torch.full_like(none, 1 / scale), none], -1).to(keys.dtype)
+    # Two more columns: a head's favour for the kept, and none at all where no pair is. And as
+    # many zeros as make their number one that fused kernels take.
     width = keys.shape[3]
-    of_kept = torch.cat([F.pad(chosen_keys, (0, width)), marks], -1)  # (B, G, N, K, 2 D + 2)
-    of_window = sight.windows(F.pad(keys[:, :, K:], (0, width + 2)))
-    of_sinks = F.pad(sink_keys, (width, 2))[:, :, None].expand(-1, -1, sight.blocks, -1, -1)
-    values = (
-        pairs.sink_values[:, :, None].expand(-1, -1, sight.blocks, -1, -1),
-        chosen_values,
-        sight.windows(pairs.values[:, :, K:]),
-    )
+    zeros = -(2 * width + 2) % 8
+    favour = kept.bias[None, :, None, None].expand(*near.shape[:3], 1).to(near.dtype)
+    asked = F.pad(torch.cat([near, far, favour, torch.ones_like(favour)], -1), (0, zeros))
+    none = max(NONE / scale, torch.finfo(keys.dtype).min)
+    absent = torch.where(there, 0.0, none)[..., None].to(keys.dtype)
+    marks = torch.cat([torch.full_like(absent, 1 / scale), absent], -1)
+    all_keys = (
+        _to_each(F.pad(sink_keys, (width, 2 + zeros)), N),
+        torch.cat([F.pad(chosen_keys, (0, width)), F.pad(marks, (0, zeros))], -1),
+        sight.windows(F.pad(keys[:, :, K:], (0, width + 2 + zeros))),
+    )  # (B, G, N, S or K or W - 1 + C, ·)
+    all_values = _to_each(pairs.sink_values, N), chosen_values, sight.windows(pairs.values)
     out = reader.attention(
         _to_rows(sight.by_block(asked)),
-        _to_rows(torch.cat([of_sinks, of_kept, of_window], 3)),
-        _to_rows(torch.cat(values, 3)),
+        _to_rows(torch.cat(all_keys, 3)),
+        _to_rows(torch.cat(all_values, 3)),
         _mask(sight, len(q), K, q.device),
     )  # (B·N, C, H, V)
-    out = out.unflatten(0, (-1, sight.blocks)).flatten(1, 2)
-    return out[:, sight.begun : sight.begun + sight.tokens], _after(choice, pairs, state, sight)
+    out = out.unflatten(0, (-1, N)).flatten(1, 2)[:, sight.begun : sight.begun + sight.tokens]
+    return out, _after(choice, torch.cat([state.keys, pairs.keys], 2), values)
 
 
 def _rotated(
@@ -103,14 +150,20 @@ def _rotated(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Queries as window and sinks are seen, all keys, the sinks' keys; counted from the call on."""
     if rotate is None:
-        return q, q, pairs.keys, pairs.sink_keys
-    (B, G, P, _), S = pairs.keys.shape, sight.sinks
-    here = torch.arange(sight.tokens, device=q.device)[None]
-    places = sight.numbers(state.positions, P, P - sight.tokens) - sight.count
-    keys = rotate(pairs.keys.flatten(0, 1)[:, None], places.flatten(0, 1))
-    far = (here + sight.count).clamp(max=sight.window + S - 1)
-    sinks = rotate(pairs.sink_keys, torch.arange(S, device=q.device)[None])
-    return rotate(q, here), rotate(q, far), keys[:, 0].unflatten(0, (B, G)), sinks
+        return q, q, torch.cat([state.keys, pairs.keys], 2), pairs.sink_keys
+    here = torch.arange(-recent(sight.window), sight.tokens, device=q.device)[None]
+    new = here[:, -sight.tokens :]
+    far = (new + sight.count).clamp(max=sight.window + sight.sinks - 1)
+    back = (state.positions - sight.count).masked_fill(state.positions < 0, 0)
+    kept = rotate(state.keys.flatten(0, 1)[:, None], back.flatten(0, 1)).view_as(state.keys)
+    keys = torch.cat([kept, rotate(pairs.keys, here)], 2)
+    sinks = rotate(pairs.sink_keys, torch.arange(sight.sinks, device=q.device)[None])
+    return rotate(q, new), rotate(q, far), keys, sinks
+
+
+def _to_each(x: Tensor, blocks: int) -> Tensor:
+    """(B, G, S, D) → (B, G, N, S, D)."""
+    return x[:, :, None].expand(-1, -1, blocks, -1, -1)
 
 
 def _to_rows(x: Tensor) -> Tensor:
@@ -126,22 +179,8 @@ def _mask(sight: Sight, batch: int, kept: int, device: torch.device) -> Tensor:
     return mask[None].expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
 
 
-def _after(choice: Choice, pairs: Pairs, state: KeptState, sight: Sight) -> KeptState:
-    """For the tokens to come."""
-    P, K = pairs.keys.shape[2], state.keys.shape[2]
-    recents = P - K - sight.tokens
-    places, there = choice.places[:, :, -1], choice.there[:, :, -1]
-    numbers = sight.numbers(state.positions, P, P - sight.tokens)
-    positions = numbers.gather(2, places).masked_fill(~there, -1)
-    real = there[..., None].to(pairs.keys.dtype)
-
-    def figures(x: Tensor) -> Tensor:
-        return torch.cat([x.gather(2, places) * there, x[:, :, P - recents :]], 2)
-
-    return KeptState(
-        _gather(pairs.keys, places) * real,
-        _gather(pairs.values, places) * real,
-        positions,
-        figures(choice.scores),
-        figures(choice.attention),
-    )
+def _after(choice: Choice, keys: Tensor, values: Tensor) -> KeptState:
+    """For the tokens to come; keys and values of all P."""
+    places, there = choice.places[:, :, -1], choice.there[:, :, -1, :, None]
+    kept_keys, kept_values = (_gather(x, places) * there for x in (keys, values))
+    return KeptState(kept_keys, kept_values, choice.positions, choice.scores, choice.attention)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from infini.choices import WindowUpdate, check_choice, check_whole
 from infini.errors import InputError
 from infini.memory.associative import AssociativeMemory
+from infini.memory.eviction import recent
 from infini.memory.kept import KeptPairs
 from infini.memory.window import Span
 from infini.model.architectures import CACHE, context_of, decoder_layers
@@ -65,9 +66,12 @@ def put_window(
     if missing := [index for index in chosen if not 0 <= index < depth]:
         raise InputError(f"layers {missing} do not exist, the base has 0 to {depth - 1}")
     longest = _longest(model)
-    if longest is not None and settings.window + settings.sinks > longest:
+    # The tokens of a block see one window
+    rest = recent(settings.window) + 1 - settings.window if settings.kept else 0
+    if longest is not None and settings.window + settings.sinks + rest > longest:
         raise InputError(
-            f"window + sinks: {longest} at most (the base's context), "
+            f"window + sinks: {longest - rest} at most (the base's context"
+            f"{f' without {rest}, beside kept pairs' if rest else ''}), "
             f"got {settings.window} + {settings.sinks}"
         )
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()

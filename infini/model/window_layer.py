@@ -4,16 +4,14 @@
 calls it by way of the attention interface.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from infini.memory.associative import AssociativeMemory
-from infini.memory.eviction import KeptState, Sight
 from infini.memory.kept import KeptPairs, Pairs, Reader, kept_attention
 from infini.memory.window import Attention, Span, WindowState, window_attention
 from infini.model.architectures import decoder_layers
@@ -68,56 +66,13 @@ class WindowLayer(nn.Module):
         if self.kept is None:
             out = window_attention(q, joined, sinks, span, attention, self.rotation, limit)
         else:
-            reader = Reader(attention, self.rotation, scale)
-            out, kept = self._with_kept(q, joined, after, state, span, reader, limit)
+            assert state.kept is not None
+            reader = Reader(attention, self.rotation, scale, self.context, limit)
+            out, kept = kept_attention(
+                q, Pairs(*joined, *sinks), state.kept, span, reader, self.kept
+            )
             after = after._replace(kept=kept)
         return out if added is None else out + added.transpose(1, 2).to(out.dtype), after
-
-    def _with_kept(
-        self,
-        q: Tensor,
-        joined: tuple[Tensor, Tensor],
-        after: WindowState,
-        state: WindowState,
-        span: Span,
-        reader: Reader,
-        limit: int | None,
-    ) -> tuple[Tensor, KeptState]:
-        """`kept_attention` of all samples, or of one by one where their blocks differ."""
-        assert self.kept is not None
-        assert state.kept is not None
-        counts, lengths = span.counts.tolist(), span.lengths.tolist()
-        if len({*zip(counts, lengths, strict=True)}) > 1:
-            samples = [
-                self._with_kept(
-                    q[i : i + 1],
-                    (joined[0][i : i + 1], joined[1][i : i + 1]),
-                    after.select(torch.tensor([i])),
-                    state.select(torch.tensor([i])),
-                    replace(span, counts=span.counts[i : i + 1], lengths=span.lengths[i : i + 1]),
-                    reader,
-                    limit,
-                )
-                for i in range(len(q))
-            ]
-            outs, states = zip(*samples, strict=True)
-            return torch.cat(outs), KeptState(*map(torch.cat, zip(*states, strict=True)))
-        read, whole = lengths[0], q.shape[2]
-        if not read:
-            return q.new_zeros(len(q), whole, q.shape[1], joined[1].shape[3]), state.kept
-        held = joined[0].shape[2] - whole + read
-        keys = torch.cat([state.kept.keys, joined[0][:, :, :held]], 2)
-        values = torch.cat([state.kept.values, joined[1][:, :, :held]], 2)
-        reach = min((x for x in (self.context, limit) if x is not None), default=None)
-        out, kept = kept_attention(
-            q[:, :, :read],
-            Pairs(keys, values, after.sink_keys, after.sink_values),
-            state.kept,
-            Sight(counts[0], read, span.window, span.sinks, reach, limit),
-            reader,
-            self.kept,
-        )
-        return F.pad(out, (0, 0, 0, 0, 0, whole - read)), kept
 
     def empty(self, k: Tensor, v: Tensor, span: Span) -> WindowState:
         """The state before the first token."""
@@ -131,13 +86,8 @@ class WindowLayer(nn.Module):
         state = self.empty(k, v, span)
         joined = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
         asked = k.repeat_interleave(self.heads // k.shape[1], 1)  # nobody asks: any queries do
-        after = span.after(state, k, v, self._remember(asked, joined, state, span)[1])
-        if self.kept is not None:  # so early no attention counts
-            reader = Reader(_nothing, self.rotation, 1.0)
-            return after._replace(
-                kept=self._with_kept(asked, joined, after, state, span, reader, None)[1]
-            )
-        return after
+        # No pair has left so early that any attention to it counts: none is kept
+        return span.after(state, k, v, self._remember(asked, joined, state, span)[1])
 
     def _remember(
         self, q: Tensor, joined: tuple[Tensor, Tensor], state: WindowState, span: Span
@@ -147,11 +97,6 @@ class WindowLayer(nn.Module):
             return None, state.matrix
         k, v = (x[:, :, -span.tokens - span.window + 1 :][:, :, : span.tokens] for x in joined)
         return self.memory(q, k, v, state.matrix, span.written)
-
-
-def _nothing(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention that nobody looks at: (n, C, H, V)."""
-    return q.new_zeros(len(q), q.shape[2], q.shape[1], v.shape[3])
 
 
 @dataclass

@@ -6,56 +6,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from infini.memory.local import RotaryEmbedding, rotate
+from infini.memory.local import rotate
 from infini.memory.window import Span, WindowState, window_attention
-
-B, H, G, D, V = 2, 4, 2, 6, 5
-ROTARY = RotaryEmbedding(D)
-
-
-def turn(x: Tensor, positions: Tensor) -> Tensor:
-    """x, (B, H, T, D), turned as complex numbers; halves are partners."""
-    first, second = x[..., : D // 2], x[..., D // 2 :]
-    angles = positions[:, None, :, None].double() * ROTARY.frequencies.double()
-    z = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
-    return torch.cat([z.real, z.imag], -1)
-
-
-def softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Grouped attention: (n, C, H, V)."""
-    k, v = (x.repeat_interleave(H // G, 1) for x in (k, v))
-    scores = (q @ k.mT).masked_fill(~mask, -torch.inf)
-    return (scores.softmax(-1) @ v).transpose(1, 2)
+from memory.toy_window import ROTARY, B, D, G, H, V, softmax, tokens, turn
 
 
 def loop(q: Tensor, k: Tensor, v: Tensor, W: int, S: int, limit: int | None) -> Tensor:
     """(B, T, H, V), token by token, by distances alone."""
     out = torch.zeros(*q.shape[:3], V, dtype=q.dtype)
     for t in range(q.shape[2]):
+        edge = min(t, W + S - 1)
+        distances = {j: (edge if j < S else t) - j for j in range(t + 1) if j < S or t - j < W}
+        seen = [j for j, back in distances.items() if limit is None or back < limit]
+        back = torch.tensor([distances[j] for j in seen])
+        keys = turn(k[:, :, seen], -back[None])  # (B, G, seen, D)
         for h in range(H):
-            g, scores, seen = h // (H // G), [], []
-            for j in range(t + 1):
-                distance = t - j
-                if j < S:
-                    distance = min(t, W + S - 1) - j
-                elif distance >= W:
-                    continue
-                if limit is not None and distance >= limit:
-                    continue
-                at = torch.tensor([[distance]])
-                key = turn(k[:, g : g + 1, j : j + 1], -at)[:, 0, 0]  # (B, D)
-                scores.append((q[:, h, t] * key).sum(-1))
-                seen.append(v[:, g, j])
-            weights = torch.stack(scores, -1).softmax(-1)  # (B, seen)
-            out[:, h, t] = (weights[..., None] * torch.stack(seen, 1)).sum(1)
+            g = h // (H // G)
+            weights = torch.einsum("bd,bnd->bn", q[:, h, t], keys[:, g]).softmax(-1)
+            out[:, h, t] = torch.einsum("bn,bnv->bv", weights, v[:, g, seen])
     return out.transpose(1, 2)
-
-
-def tokens(length: int) -> tuple[Tensor, Tensor, Tensor]:
-    torch.manual_seed(length)
-    shapes = (B, H, length, D), (B, G, length, D), (B, G, length, V)
-    q, k, v = (torch.randn(*shape, dtype=torch.float64) for shape in shapes)
-    return q, k, v
 
 
 def streamed(

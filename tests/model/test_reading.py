@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from infini.memory import eviction
 from infini.model.architectures import CACHE, cache_of
 from infini.model.layers import our_tensors
 from infini.model.reading import memory_used, read_documents
@@ -16,18 +17,26 @@ from infini.model.segments import run_segments
 from infini.model.window import windowed
 
 L, T = 8, 40
+W, S = 6, 2
 METHODS: dict[str, dict[str, Any]] = {
-    "replace": {"segment_length": L, "init": "random"},
-    "parallel": {"segment_length": L, "alpha": 1.0},
-    "window": {"window": 6, "sinks": 2, "update": "gated_delta"},
+    "replace": {"method": "replace", "segment_length": L, "init": "random"},
+    "parallel": {"method": "parallel", "segment_length": L, "alpha": 1.0},
+    "window": {"method": "window", "window": W, "sinks": S, "update": "gated_delta"},
+    "kept": {"method": "window", "window": W, "sinks": S, "update": "none", "kept": 3},
 }
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of kept pairs, so that a short text has many."""
+    monkeypatch.setattr(eviction, "BLOCK", 8)
 
 
 @pytest.fixture(params=METHODS)
 def remembering(request: pytest.FixtureRequest, model: PreTrainedModel) -> PreTrainedModel:
     """A memory in the first layer: what it is written does not depend on what was read."""
     torch.manual_seed(1)
-    retrofit(model, request.param, [0], **METHODS[request.param])
+    retrofit(model, layers=[0], **METHODS[request.param])
     for tensor in our_tensors(model).values():
         torch.nn.init.normal_(tensor, std=0.3)
     return model
@@ -51,14 +60,25 @@ def token_by_token(model: PreTrainedModel, text: Tensor) -> Iterator[tuple[Tenso
         yield out.last_hidden_state, cache
 
 
-def with_matrices_of(model: PreTrainedModel, text: Tensor, other: Tensor) -> Tensor:
-    """`text` read token by token, its memory put in place by hand before every token."""
+def with_memory_of(model: PreTrainedModel, text: Tensor, other: Tensor) -> Tensor:
+    """`text` read token by token, matrix and kept pairs put in place by hand before every token."""
     rows = []
     pairs = zip(token_by_token(model, text), token_by_token(model, other), strict=True)
     for (hidden, mine), (_, theirs) in pairs:
         rows.append(hidden)
         for index, state in theirs.states.items():
-            mine.states[index] = mine.states[index]._replace(matrix=state.matrix)
+            mine.states[index] = mine.states[index]._replace(matrix=state.matrix, kept=state.kept)
+    return torch.cat(rows, 1)
+
+
+def without_kept(model: PreTrainedModel, text: Tensor) -> Tensor:
+    """`text` read token by token, its kept pairs taken away before every token."""
+    rows = []
+    for hidden, cache in token_by_token(model, text):
+        rows.append(hidden)
+        for state in cache.states.values():
+            if state.kept is not None:
+                state.kept.positions.fill_(-1)
     return torch.cat(rows, 1)
 
 
@@ -76,7 +96,7 @@ def test_swapped_is_the_memory_of_the_other_half(
     remembering: PreTrainedModel, texts: Tensor
 ) -> None:
     window = remembering.infini_config["method"] == "window"
-    slowly = with_matrices_of if window else with_states_of
+    slowly = with_memory_of if window else with_states_of
     own, _ = read_documents(remembering, texts, L)
     with memory_used(remembering, "swapped"):
         found, _ = read_documents(remembering, texts, L)
@@ -99,7 +119,12 @@ def test_off_is_every_segment_alone_or_the_bare_window(
         alone, _ = read_documents(remembering, texts.reshape(-1, L), L)
         torch.testing.assert_close(found, alone.reshape(2, T, -1))
         return
-    with windowed(remove(remembering), 6, 2):
+    if remembering.infini_config["kept"]:  # the window moves by blocks
+        for row in (0, 1):
+            alone = without_kept(remembering, texts[row])
+            torch.testing.assert_close(found[row : row + 1], alone)
+        return
+    with windowed(remove(remembering), W, S):
         torch.testing.assert_close(found, read_documents(model, texts, L)[0])
 
 

@@ -3,10 +3,14 @@
 import pytest
 import torch
 from torch import Tensor
+from transformers import Phi3Config, Phi3ForCausalLM
 
-from architectures import tiny
+import infini
+from architectures import GROUPED, text, tiny
 from infini.errors import InputError
+from infini.memory import eviction
 from infini.model import rotation as rotations
+from infini.model.architectures import CACHE, cache_of
 from infini.model.interface import give_back, take_place
 from infini.model.rotation import Positions, find_positions
 
@@ -78,3 +82,31 @@ def test_an_unknown_rotation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(rotations, "_known_rotations", lambda model: iter(()))
     with pytest.raises(InputError, match="positions in a way that infini does not know"):
         asked("llama")
+
+
+@pytest.mark.parametrize("kept", [0, 4])
+def test_a_window_stays_within_what_one_rotation_is_for(
+    kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eviction, "BLOCK", 8)
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0, 1.5],
+        "long_factor": [4.0, 9.0],
+    }
+    config = Phi3Config(
+        **GROUPED, pad_token_id=0, original_max_position_embeddings=128, rope_parameters=rope
+    )
+    model, most = Phi3ForCausalLM(config), 117 if kept else 124
+    message = rf"window \+ sinks: {most + 4} at most .* got {most + 1} \+ 4"
+    with pytest.raises(InputError, match=message):
+        infini.retrofit(model, "window", window=most + 1, kept=kept)
+    for window in (most, 30):
+        infini.retrofit(model, "window", window=window, kept=kept)
+        with torch.no_grad():
+            whole = model(text(1, 200)).logits
+            first = model(text(1, 200)[:, :120])
+            rest = model(text(1, 200)[:, 120:], **{CACHE: cache_of(first)}).logits
+        torch.testing.assert_close(rest, whole[:, 120:], rtol=1e-4, atol=1e-5)
+        infini.remove(model)

@@ -1,5 +1,6 @@
 """A window in every architecture: exact where it must be, streamed as read whole, remembered."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -7,23 +8,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 import infini
-from architectures import GROUPED, REFUSED, SIZES, WINDOWED, text, tiny
+from architectures import REFUSED, WINDOWED, text, tiny
 from infini.errors import InputError
+from infini.memory import eviction
 from infini.model.architectures import CACHE, cache_of
 from infini.model.layers import our_tensors
 from infini.model.window import windowed
 
 W, S = 7, 3
+# Grouped, learned positions, a cap, some layers with a window or without positions, neighbours
+KEPT = ("llama", "gpt2", "gemma2", "gpt_oss", "smollm3", "glm")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def case_name(case: tuple[str, int]) -> str:
+    return case[0] + ("-kept" if case[1] else "")
 
 
 def train(model: PreTrainedModel) -> PreTrainedModel:
@@ -34,18 +36,37 @@ def train(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-@pytest.fixture(params=WINDOWED)
-def name(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of kept pairs, so that a short text has many."""
+    monkeypatch.setattr(eviction, "BLOCK", 8)
+
+
+@pytest.fixture(params=[*product(WINDOWED, [0]), *product(KEPT, [5])], ids=case_name)
+def case(request: pytest.FixtureRequest) -> tuple[str, int]:
+    """An architecture and how many pairs it keeps."""
     return request.param
 
 
 @pytest.fixture
-def trained(name: str) -> PreTrainedModel:
-    return train(infini.retrofit(tiny(name), "window", window=W, sinks=S, update="gated_delta"))
+def name(case: tuple[str, int]) -> str:
+    return case[0]
+
+
+@pytest.fixture
+def options(case: tuple[str, int]) -> dict[str, Any]:
+    """The memory besides, but for some."""
+    alone = case[1] and case[0] != "llama"
+    return {"window": W, "kept": case[1], "update": "none" if alone else "gated_delta"}
+
+
+@pytest.fixture
+def trained(name: str, options: dict[str, Any]) -> PreTrainedModel:
+    return train(infini.retrofit(tiny(name), "window", sinks=S, **options))
 
 
 @torch.no_grad()
-def test_a_text_that_the_window_holds_is_the_bases_bit_for_bit(name: str) -> None:
+def test_a_short_text_is_the_bases_bit_for_bit(name: str, options: dict[str, Any]) -> None:
     base, tokens = tiny(name), text(2, W + S)
     expected = base(tokens).logits
     mask = torch.ones_like(tokens)
@@ -54,7 +75,7 @@ def test_a_text_that_the_window_holds_is_the_bases_bit_for_bit(name: str) -> Non
     padded = base(tokens, attention_mask=mask, position_ids=positions).logits
     longer = base(text(1, 40)).logits
     parameters = dict(base.named_parameters())
-    model = train(infini.retrofit(base, "window", window=W, sinks=S))
+    model = train(infini.retrofit(base, "window", sinks=S, **options))
     assert torch.equal(model(tokens).logits, expected)
     assert torch.equal(model(tokens, use_cache=False).logits, expected)
     assert torch.equal(model(tokens, attention_mask=mask).logits[mask == 1], padded[mask == 1])
@@ -64,6 +85,7 @@ def test_a_text_that_the_window_holds_is_the_bases_bit_for_bit(name: str) -> Non
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("name", WINDOWED)
 @torch.no_grad()
 def test_untrained_it_is_the_base_with_an_explicit_mask(name: str) -> None:
     model, tokens = tiny(name), text(2, 40)
@@ -131,10 +153,11 @@ def test_any_chunks_and_any_padding_give_what_the_text_gives_alone(
 
 
 @torch.no_grad()
-def test_only_the_memory_reaches_behind_the_window_and_nothing_sees_ahead(name: str) -> None:
+def test_only_memory_reaches_behind_the_window_and_nothing_ahead(
+    name: str, options: dict[str, Any]
+) -> None:
     tokens = text(1, 40)
     early, late = tokens.clone(), tokens.clone()
-    early[0, S], late[0, 30] = 49, 49
     early[0, S] = 1 + tokens[0, S] % 49
     late[0, 30] = 1 + tokens[0, 30] % 49
     model = tiny(name)
@@ -143,7 +166,7 @@ def test_only_the_memory_reaches_behind_the_window_and_nothing_sees_ahead(name: 
         a, b = model(tokens).logits, model(early).logits
         torch.testing.assert_close(a[:, reach + 1 :], b[:, reach + 1 :], rtol=0, atol=0)
         assert not torch.equal(a[:, S + W - 1], b[:, S + W - 1])
-    train(infini.retrofit(model, "window", window=W, sinks=0))
+    train(infini.retrofit(model, "window", sinks=0, **options))
     a, b = model(tokens).logits, model(early).logits
     assert (a - b)[:, reach + 1 :].abs().max() > 1e-5
     b = model(late).logits
@@ -170,9 +193,11 @@ def test_generate_writes_what_forward_passes_predict(trained: PreTrainedModel) -
     assert cache.get_seq_length() == 200
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
 @pytest.mark.parametrize(
-    "options",
+    "case", [("llama", 0), ("gpt2", 0), ("gemma3", 0), ("llama", 5), ("gpt2", 5)], ids=case_name
+)
+@pytest.mark.parametrize(
+    "how",
     [
         {"num_beams": 3, "do_sample": False},
         {"do_sample": True},
@@ -181,18 +206,18 @@ def test_generate_writes_what_forward_passes_predict(trained: PreTrainedModel) -
     ids=["beams", "sampled", "chunks"],
 )
 @torch.no_grad()
-def test_generate_in_other_ways(trained: PreTrainedModel, options: dict[str, Any]) -> None:
+def test_generate_in_other_ways(trained: PreTrainedModel, how: dict[str, Any]) -> None:
     tokens, written = text(2, 37), []
     for use in (True, False):
         torch.manual_seed(0)
-        given = options if use else {k: v for k, v in options.items() if "prefill" not in k}
+        given = how if use else {k: v for k, v in how.items() if "prefill" not in k}
         written.append(trained.generate(tokens, use_cache=use, max_new_tokens=8, **given))
     assert torch.equal(*written)
 
 
 @torch.no_grad()
 def test_memory_and_model_are_saved_and_loaded(
-    trained: PreTrainedModel, name: str, tmp_path: Path
+    trained: PreTrainedModel, name: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     tokens = text(2, 40)
     expected = trained(tokens, use_cache=False).logits
@@ -204,7 +229,7 @@ def test_memory_and_model_are_saved_and_loaded(
         rest = model(tokens[:, read:], **{CACHE: state}).logits
         torch.testing.assert_close(rest, expected[:, read:], **CLOSE)
         assert torch.equal(model(tokens, use_cache=False).logits, expected)
-    other = infini.retrofit(tiny(name), "window", window=W, sinks=S)
+    other = infini.retrofit(tiny(name), "window", sinks=S, **options)
     with pytest.raises(InputError, match="written by other memory layers"):
         infini.load_memory(tmp_path / "memory", other)
 
@@ -220,7 +245,8 @@ def test_checkpointed_gradients_are_the_plain_ones(trained: PreTrainedModel) -> 
         trained(tokens, labels=tokens).loss.backward()
         gradients.append({n: p.grad.clone() for n, p in our_tensors(trained).items()})
     for key, gradient in gradients[0].items():
-        assert gradient.abs().max() > 0, key
+        # A layer with a window of its own keeps no pair
+        assert gradient.abs().max() > 0 or key.endswith("kept.bias"), key
         torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-3, atol=1e-6)
     frozen = [p for n, p in trained.named_parameters() if "infini_window" not in n]
     assert all(p.grad is None and not p.requires_grad for p in frozen)
@@ -236,15 +262,6 @@ def test_autocast_to_bfloat16_stays_near(trained: PreTrainedModel) -> None:
         rest = trained(tokens[:, 8:], **{CACHE: cache_of(first)}).logits.float()
     assert F.cosine_similarity(whole, expected, dim=-1).mean() > 0.98
     assert F.cosine_similarity(rest, expected[:, 8:], dim=-1).mean() > 0.98
-
-
-@torch.no_grad()
-def test_compiled_it_is_the_same() -> None:
-    config = LlamaConfig(**{**SIZES, "num_hidden_layers": 1})
-    model = train(infini.retrofit(LlamaForCausalLM(config), "window", window=W, sinks=S))
-    compiled, tokens = torch.compile(model, backend="eager"), text(2, 40)
-    expected = model(tokens, use_cache=False).logits
-    torch.testing.assert_close(compiled(tokens, use_cache=False).logits, expected)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -265,10 +282,13 @@ def test_a_base_that_cannot_have_one_is_refused_and_untouched(name: str) -> None
         (r"window \+ sinks: 256 at most \(the base's context\), got 254 \+ 4", {"window": 254}),
         ("window: a whole number from 1 on is needed, got 0", {"window": 0}),
         ("window: a whole number from 1 on is needed, got 7.5", {"window": 7.5}),
-        ("update: one of 'linear', 'delta', 'gated_delta'", {"update": "none"}),
+        (r"\+ sinks: 249 at most .* without 7, beside kept pairs", {"window": 246, "kept": 1}),
+        ("kept: a whole number from 0 on is needed, got -1", {"kept": -1}),
+        ("update: one of 'linear', 'delta', 'gated_delta', 'none'", {"update": "some"}),
         ("segment_length: not with method='window'", {"segment_length": 8}),
         ("alpha: not with method='window'", {"alpha": 0.5}),
         ("sinks: not with method='parallel'", {"method": "parallel", "sinks": 2}),
+        ("kept: not with method='parallel'", {"method": "parallel", "kept": 2}),
         ("update: one of 'linear', 'delta' is", {"method": "parallel", "update": "gated_delta"}),
     ],
 )
@@ -277,24 +297,3 @@ def test_what_cannot_be_is_refused(message: str, options: dict[str, Any]) -> Non
     with pytest.raises(InputError, match=message):
         infini.retrofit(model, **{"method": "window", **options})
     assert not hasattr(model, "infini_config")
-
-
-def test_a_window_stays_within_what_one_rotation_is_for() -> None:
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "short_factor": [1.0, 1.5],
-        "long_factor": [4.0, 9.0],
-    }
-    config = Phi3Config(
-        **GROUPED, pad_token_id=0, original_max_position_embeddings=128, rope_parameters=rope
-    )
-    model = Phi3ForCausalLM(config)
-    with pytest.raises(InputError, match=r"window \+ sinks: 128 at most .* got 125 \+ 4"):
-        infini.retrofit(model, "window", window=125)
-    infini.retrofit(model, "window", window=124)
-    with torch.no_grad():
-        whole = model(text(1, 200)).logits
-        first = model(text(1, 200)[:, :120])
-        rest = model(text(1, 200)[:, 120:], **{CACHE: cache_of(first)}).logits
-    torch.testing.assert_close(rest, whole[:, 120:], **CLOSE)

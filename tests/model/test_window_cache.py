@@ -7,16 +7,18 @@ from transformers import PreTrainedModel
 import infini
 from architectures import text, tiny
 from infini.errors import InputError
+from infini.memory import eviction
+from infini.memory.eviction import recent
 from infini.model.architectures import CACHE, cache_of
 from infini.model.window_cache import WindowCache
 
 W, S = 7, 3
-LENGTHS = [4, 40]  # short: the base's own keys and values; long: sinks, window and memory
+LENGTHS = [4, 80]  # short: the base's own keys and values; long: sinks, window and memory
 
 
-@pytest.fixture(scope="module")
-def model() -> PreTrainedModel:
-    return infini.retrofit(tiny("llama"), "window", window=W, sinks=S)
+@pytest.fixture(scope="module", params=[0, 4], ids=["", "kept"])
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return infini.retrofit(tiny("llama"), "window", window=W, sinks=S, kept=request.param)
 
 
 def read(model: PreTrainedModel, tokens: torch.Tensor) -> WindowCache:
@@ -62,7 +64,34 @@ def test_samples_are_chosen_repeated_and_forgotten(model: PreTrainedModel, lengt
 
 @torch.no_grad()
 def test_its_size_is_that_of_the_memory_and_the_tokens_held(model: PreTrainedModel) -> None:
-    D, G, layers = 4, 2, 3
-    memory, exact = 4 * G * D * D, 2 * 4 * G * D * (W - 1 + S)
+    D, G, layers, K = 4, 2, 3, model.infini_config["kept"]
+    held = recent(W) if K else W - 1
+    memory, exact = 4 * G * D * D, 2 * 4 * G * D * (held + S)
+    figures = 2 * 4 * (K + held) + 8 * K if K else 0  # scores, attention; positions
+    pairs = G * (2 * 4 * D * K + figures)
     for tokens in (W + S + 1, 1000):
-        assert read(model, text(1, tokens)).nbytes == layers * (memory + exact) + 8  # counts
+        assert read(model, text(1, tokens)).nbytes == layers * (memory + exact + pairs) + 8
+
+
+@torch.no_grad()
+def test_pairs_are_kept_and_go_where_their_sample_goes(model: PreTrainedModel) -> None:
+    cache = read(model, text(3, 80))
+    states = dict(cache.states)
+    cache.reorder_cache(torch.tensor([2, 0]))
+    for index, state in states.items():
+        if model.infini_config["kept"]:
+            assert state.kept is not None
+            assert state.kept.positions.min() >= S
+        for name, tensor in state.tensors().items():
+            assert torch.equal(cache.states[index].tensors()[name], tensor[[2, 0]])
+
+
+@torch.no_grad()
+def test_a_short_text_goes_on_where_a_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base's own window keeps out what the first block leaves, whoever has read it."""
+    monkeypatch.setattr(eviction, "BLOCK", 8)
+    model, tokens = tiny("mistral_5"), text(1, 30)
+    infini.retrofit(model, "window", window=5, sinks=3, kept=2, update="none")
+    whole = model(tokens, use_cache=False).logits
+    rest = model(tokens[:, 8:], **{CACHE: read(model, tokens[:, :8])}).logits
+    torch.testing.assert_close(rest, whole[:, 8:], rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -18,10 +19,12 @@ from transformers import (
 import infini
 from architectures import text
 from infini.choices import WindowUpdate
+from infini.memory import eviction
 from infini.model.architectures import CACHE, cache_of
 from infini.model.layers import our_tensors
 from infini.model.rotation import Rotation
 from infini.model.window import windowed
+from memory.toy_kept import Keeper, read_token
 
 D, CONTEXT = 8, 64
 SIZES = {
@@ -38,20 +41,31 @@ CONFIGS = {
     "gpt2": GPT2Config(vocab_size=50, n_embd=4 * D, n_layer=2, n_head=4, n_positions=CONTEXT),
 }
 TURNED = {"llama": D, "gpt_neox": D // 4, "gpt2": 0}
-RULES: list[tuple[str, WindowUpdate | None]] = [
-    ("llama", None), ("llama", "linear"), ("llama", "delta"), ("llama", "gated_delta"),
-    ("gpt_neox", None), ("gpt_neox", "gated_delta"), ("gpt2", None), ("gpt2", "gated_delta"),
+# And how many pairs are kept
+RULES: list[tuple[str, WindowUpdate | None, int]] = [
+    ("llama", None, 0), ("llama", "linear", 0), ("llama", "delta", 0), ("llama", "gated_delta", 0),
+    ("gpt_neox", None, 0), ("gpt_neox", "gated_delta", 0),
+    ("gpt2", None, 0), ("gpt2", "gated_delta", 0),
+    ("llama", "none", 4), ("llama", "linear", 4), ("gpt_neox", "gated_delta", 3),
+    ("gpt2", "none", 99),
 ]  # fmt: skip
 
 
-def build(name: str, update: WindowUpdate | None, W: int, S: int) -> PreTrainedModel:
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of kept pairs, so that a short text has many."""
+    monkeypatch.setattr(eviction, "BLOCK", 8)
+
+
+def build(name: str, update: WindowUpdate | None, kept: int, W: int, S: int) -> PreTrainedModel:
     """Weights that matter; the memory, if any, in the second layer alone or in both."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name])).eval()
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     layers = [] if update is None else [1] if update == "linear" else [0, 1]
-    infini.retrofit(model, "window", layers, window=W, sinks=S, update=update or "delta")
+    rule = {"update": update or "delta", "kept": kept}
+    infini.retrofit(model, "window", layers, window=W, sinks=S, **rule)
     for parameter in our_tensors(model).values():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.5)
     return model
@@ -64,9 +78,9 @@ def unit(x: Tensor) -> Tensor:
 class Memory:
     """Of one layer, by its rule, token by token: k (G, D), v (G, V), q (H, D)."""
 
-    def __init__(self, module: nn.Module, update: WindowUpdate):
+    def __init__(self, module: nn.Module):
         self.p = dict(module.named_parameters())
-        self.update, self.M = update, torch.zeros((), dtype=torch.float64)
+        self.update, self.M = module.update, torch.zeros((), dtype=torch.float64)
 
     def number(self, name: str, x: Tensor) -> Tensor:
         weight, bias = self.p[f"{name}.weight"], self.p[f"{name}.bias"]
@@ -74,7 +88,7 @@ class Memory:
 
     def write(self, k: Tensor, v: Tensor) -> None:
         key = unit(torch.einsum("gd,gde->ge", k, self.p["k_map"]))
-        if self.update == "gated_delta":
+        if "decay.weight" in self.p:
             self.M = self.number("decay", k)[..., None] * self.M
         known = torch.einsum("gd,gdv->gv", key, self.M.expand(len(k), D, D))
         error = v if self.update == "linear" else v - known
@@ -86,29 +100,41 @@ class Memory:
         return self.number("gate", q) * torch.einsum("hd,hdv,hvw->hw", query, M, self.p["out_map"])
 
 
-def turn(x: Tensor, places: Tensor, width: int) -> Tensor:
-    """x, (G, n, D), its first `width` turned by places, (n,), as complex numbers."""
+def turn_back(x: Tensor, places: Tensor, width: int) -> Tensor:
+    """x, (n, D), its first `width` turned back by places, (n,), as complex numbers."""
     half = width // 2
     angles = places[:, None] * 10_000.0 ** (-2 * torch.arange(half).double() / max(width, 1))
-    z = torch.complex(x[..., :half], x[..., half:width]) * torch.exp(1j * angles)
-    return torch.cat([z.real, z.imag, x[..., width:]], -1)
+    z = torch.complex(x[:, :half], x[:, half:width]) * torch.exp(-1j * angles)
+    return torch.cat([z.real, z.imag, x[:, width:]], -1)
+
+
+class Window(Keeper):
+    """Without kept pairs, and without their blocks."""
+
+    def distances(self, t: int) -> dict[int, int]:
+        edge = self.window + self.sinks - 1
+        seen = (j for j in range(t + 1) if j < self.sinks or t - j < self.window)
+        return {j: (min(t, edge) if j < self.sinks else t) - j for j in seen}
 
 
 def attend(
-    qkv: tuple[Tensor, Tensor, Tensor], W: int, S: int, width: int, memory: Memory | None
+    qkv: tuple[Tensor, Tensor, Tensor], W: int, S: int, width: int, own: nn.Module
 ) -> Tensor:
-    """(T, H·V): the S first tokens and the last W, by their distances; the others remembered."""
+    """(T, H·V): sinks, window and kept pairs by their distances; what left is remembered too."""
     q, k, v = qkv  # (H, T, D), (G, T, D)
-    H, G, out = len(q), len(k), []
+    H, G, out, layer = len(q), len(k), [], own.infini_window
+    memory = None if layer.memory is None else Memory(layer.memory)
+    favour = torch.zeros(H) if layer.kept is None else layer.kept.bias
+    kind, kept = (Window, 0) if layer.kept is None else (Keeper, layer.kept.count)
+    keepers = [kind(W, S, kept, CONTEXT) for _ in range(G)]
     for t in range(q.shape[1]):
         if memory is not None and t - W >= S:
             memory.write(k[:, t - W], v[:, t - W])
-        seen = [j for j in range(t + 1) if j < S or t - j < W]
-        distances = torch.tensor([(min(t, W + S - 1) if j < S else t) - j for j in seen])
-        keys = turn(k[:, seen], -distances, width).repeat_interleave(H // G, 0)
-        scores = torch.einsum("hd,hnd->hn", q[:, t], keys) / D**0.5
-        values = v[:, seen].repeat_interleave(H // G, 0)
-        y = torch.einsum("hn,hnv->hv", scores.softmax(-1), values)
+        parts = [
+            read_token((some, k[g], v[g]), t, keepers[g], favoured, partial(turn_back, width=width))
+            for g, (some, favoured) in enumerate(zip(q.chunk(G), favour.chunk(G), strict=True))
+        ]
+        y = torch.cat(parts)
         out.append((y if memory is None else y + memory.read(q[:, t], G)).flatten())
     return torch.stack(out)
 
@@ -155,17 +181,11 @@ def gpt2(decoder: nn.Module, tokens: Tensor, attend: Attend) -> Tensor:
 DECODERS = {"llama": llama, "gpt_neox": gpt_neox, "gpt2": gpt2}
 
 
-def loop(
-    model: PreTrainedModel, name: str, tokens: Tensor, W: int, S: int, update: WindowUpdate | None
-) -> Tensor:
+def loop(model: PreTrainedModel, name: str, tokens: Tensor, W: int, S: int) -> Tensor:
     """Logits, (T, vocabulary), of a float64 copy's weights."""
-
-    def in_window(qkv: tuple[Tensor, Tensor, Tensor], own: nn.Module) -> Tensor:
-        module = own.infini_window.memory
-        memory = None if module is None or update is None else Memory(module, update)
-        return attend(qkv, W, S, TURNED[name], memory)
-
-    hidden = DECODERS[name](model.get_decoder(), tokens, in_window)
+    hidden = DECODERS[name](
+        model.get_decoder(), tokens, lambda qkv, own: attend(qkv, W, S, TURNED[name], own)
+    )
     return model.get_output_embeddings()(hidden)
 
 
@@ -173,13 +193,13 @@ SPANS = [(2, 3), (6, 0), (1, 0), (5, 1), (50, 4)]
 CASES = [(*rule, *span) for rule in RULES for span in SPANS[: 5 if rule[0] == "llama" else 2]]
 
 
-@pytest.mark.parametrize(("name", "update", "W", "S"), CASES)
+@pytest.mark.parametrize(("name", "update", "kept", "W", "S"), CASES)
 @torch.no_grad()
 def test_forward_is_the_loop_whole_and_in_any_chunks(
-    name: str, update: WindowUpdate | None, W: int, S: int
+    name: str, update: WindowUpdate | None, kept: int, W: int, S: int
 ) -> None:
-    model, tokens = build(name, update, W, S), text(1, 70)  # beyond ten windows, and the context
-    expected = loop(copy.deepcopy(model).double(), name, tokens[0], W, S, update)[None].float()
+    model, tokens = build(name, update, kept, W, S), text(1, 70)  # beyond windows, and the context
+    expected = loop(copy.deepcopy(model).double(), name, tokens[0], W, S)[None].float()
     for chunks in ([70], [1] * 9 + [30, 2, 29], [W + S, 70 - W - S]):
         state, out = None, []
         for piece in tokens.split(chunks, 1):
@@ -191,11 +211,11 @@ def test_forward_is_the_loop_whole_and_in_any_chunks(
     torch.testing.assert_close(model(short).logits, expected[:, : W + S], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "update"), RULES)
-def test_every_gradient_is_the_loops(name: str, update: WindowUpdate | None) -> None:
-    model, tokens = build(name, update, 5, 2).requires_grad_(True), text(1, 63)
+@pytest.mark.parametrize(("name", "update", "kept"), RULES)
+def test_every_gradient_is_the_loops(name: str, update: WindowUpdate | None, kept: int) -> None:
+    model, tokens = build(name, update, kept, 5, 2).requires_grad_(True), text(1, 63)
     exact = copy.deepcopy(model).double()
-    expected = loop(exact, name, tokens[0], 5, 2, update)
+    expected = loop(exact, name, tokens[0], 5, 2)
     weights = torch.randn_like(expected)
     (expected * weights).sum().backward()
     (model(tokens, use_cache=False).logits[0] * weights.float()).sum().backward()
@@ -256,3 +276,12 @@ def test_a_text_far_beyond_the_bases_context_is_read_as_well_as_a_short_one(
         assert nats(model, long, 16 * CONTEXT) < short + lost
     assert all(places.abs().max() < CONTEXT for places in asked)
     assert len(asked) == (4 if name == "llama" else 0)
+
+
+@pytest.mark.parametrize("kept", [0, 5])
+@torch.no_grad()
+def test_compiled_it_is_the_same(kept: int) -> None:
+    model = build("llama", "delta", kept, 7, 3)
+    compiled, tokens = torch.compile(model, backend="eager"), text(2, 40)
+    expected = model(tokens, use_cache=False).logits
+    torch.testing.assert_close(compiled(tokens, use_cache=False).logits, expected)

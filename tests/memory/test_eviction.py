@@ -1,0 +1,108 @@
+"""The pairs that stay, against a loop over tokens that knows their definition alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from infini.memory import eviction
+from infini.memory.eviction import KeptState, Sight, choose, recent
+from memory.toy_kept import Keeper, loop
+from memory.toy_window import B, D, G, H, tokens, turn
+
+SCALE = D**-0.5
+
+
+@pytest.fixture(autouse=True, params=[16, 5])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Tokens of a block."""
+    monkeypatch.setattr(eviction, "BLOCK", request.param)
+    return request.param
+
+
+def keep(q: Tensor, k: Tensor, chunks: list[int], keeper: Keeper) -> KeptState:
+    """What `choose` leaves after a text that comes in chunks; keys by their numbers in it."""
+    W, S, K = keeper.window, keeper.sinks, keeper.count
+    reach = min((x for x in (keeper.context, keeper.limit) if x is not None), default=None)
+    numbers = torch.arange(q.shape[2])[None]
+    near, far = turn(q, numbers), turn(q, numbers.clamp(max=W + S - 1))
+    keys = turn(k, numbers)
+    state, count = KeptState.empty(k, k, K, recent(W)), 0
+    for T in chunks:
+        end = count + T
+        place = state.positions.clamp(min=0)[..., None].expand(-1, -1, -1, D)
+        held = F.pad(keys, (0, 0, recent(W), 0))[:, :, count : end + recent(W)]
+        pairs = torch.cat([keys.gather(2, place), held], 2)
+        sight = Sight(count, T, W, S, reach, keeper.limit)
+        asked = (x[:, :, count:end] * SCALE for x in (near, far))
+        choice = choose(*asked, pairs, keys[:, :, :S], state, sight)
+        assert choice.places.shape == choice.there.shape == (B, G, sight.blocks + 1, K)
+        state = state._replace(
+            positions=choice.positions, scores=choice.scores, attention=choice.attention
+        )
+        count = end
+    return state
+
+
+def assert_known(state: KeptState, keepers: list[list[Keeper]], length: int) -> None:
+    """Positions, scores and attention are those that the loop's keepers know."""
+    for b in range(B):
+        for g in range(G):
+            own = keepers[b][g]
+            missing = [-1] * (own.count - len(own.kept))
+            assert state.positions[b, g].tolist() == own.kept + missing, "the highest score first"
+            first = max(
+                own.sinks, length - length % eviction.BLOCK - own.window + 1
+            )  # still in a window
+            held = [j if j >= first else -1 for j in range(length - recent(own.window), length)]
+            for tensor, known in ((state.scores, own.scores), (state.attention, own.paid)):
+                figures = [known.get(j, 0) for j in (*own.kept, *missing, *held)]
+                expected = torch.tensor(figures, dtype=torch.float32)
+                torch.testing.assert_close(tensor[b, g], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("W", "S", "K"), [(5, 2, 4), (1, 0, 3), (20, 3, 2), (12, 4, 1), (6, 0, 90)]
+)
+@pytest.mark.parametrize(("context", "limit"), [(None, None), (48, None), (None, 40), (64, 9)])
+def test_pairs_kept_and_their_scores_are_those_of_a_loop(
+    W: int, S: int, K: int, context: int | None, limit: int | None
+) -> None:
+    length = 101
+    q, k, v = tokens(length)
+    how = {"window": W, "sinks": S, "count": K, "context": context, "limit": limit}
+    _, keepers = loop(q, k, v, torch.zeros(H), how)
+    room = min(x for x in (context, limit, length) if x is not None) >= W + eviction.BLOCK
+    assert any(own.kept for row in keepers for own in row) == room
+    for chunks in ([length], [3, 14, 1, 40, length - 58], [1] * length):
+        assert_known(keep(q, k, chunks, Keeper(**how)), keepers, length)
+
+
+def test_nothing_is_kept_before_the_window_moves(block: int) -> None:
+    q, k, _ = tokens(2 * block)
+    W = 2 * block - 4
+    state = keep(q, k, [2 * block], Keeper(W, 4, 3))  # token 4 leaves, unseen by any that counts
+    assert state.positions.eq(-1).all()
+    assert not state.scores.any()
+
+
+def test_fame_fades(block: int) -> None:
+    """One pair is asked for in a block, another four blocks later; there is room for one."""
+    first, second, end = block // 2, 4 * block + block // 2, 5 * block
+    q, k = (torch.zeros(B, heads, end, D) for heads in (H, G))
+    k[:, :, 0, 2], q[:, :, block : 4 * block, 2] = 1, 40  # meanwhile all look at the sink
+    k[:, :, first, 0], q[:, :, first:block, 0] = 1, 40
+    k[:, :, second, 1], q[:, :, second:, 1] = 1, 40
+    q, k = (turn(x, -torch.arange(end)[None]) for x in (q, k))  # `keep` turns them back
+    for length, kept in ((4 * block, first), (end - 1, first), (end, second)):
+        state = keep(q[:, :, :length], k[:, :, :length], [length], Keeper(2, 1, 1))
+        assert state.positions.eq(kept).all()
+
+
+def test_a_choice_is_made_in_float32_whatever_the_type() -> None:
+    q, k, _ = tokens(60)
+    expected = keep(q, k, [60], Keeper(5, 2, 4))
+    with torch.autocast("cpu", torch.bfloat16):
+        under = keep(q, k, [60], Keeper(5, 2, 4))
+    for one, other in zip(under, expected, strict=True):
+        assert torch.equal(one, other)
