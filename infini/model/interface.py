@@ -109,13 +109,16 @@ def blockwise(
 
 
 def _plain(scale: float, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """What transformers' "sdpa" computes, its keys and values not repeated for every query head.
+    """What transformers' "sdpa" computes, in a way that PyTorch's fused kernels take.
 
-    Values as wide as keys: PyTorch's fused kernels ask for that.
+    They ask for values as wide as keys and, under a mask and not on a CPU, for as many key heads
+    as query heads.
     """
-    width = v.shape[-1]
+    width, grouped = v.shape[-1], q.device.type == "cpu"
     v = F.pad(v, (0, q.shape[-1] - width))
-    out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+    if not grouped:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=grouped)
     return out[..., :width].transpose(1, 2)
 
 

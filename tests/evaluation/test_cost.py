@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from infini.evaluation.cost import carried, read
+from infini.evaluation.cost import Carried, carried, read
+from infini.memory.eviction import recent
 from infini.model.layers import added_parameters, our_tensors
 from infini.model.retrofit import remove, retrofit
 
@@ -28,8 +29,9 @@ def test_the_base_keeps_every_key_and_value(model: PreTrainedModel) -> None:
     [
         {"method": "parallel", "layers": [0], "segment_length": L},
         {"method": "window", "window": 12},
+        {"method": "window", "window": 12, "update": "none", "kept": 3},
     ],
-    ids=["parallel", "window"],
+    ids=["parallel", "window", "kept"],
 )
 def test_a_memory_keeps_its_size(model: PreTrainedModel, options: dict[str, Any]) -> None:
     logits = model(torch.arange(10)[None]).logits
@@ -46,3 +48,13 @@ def test_a_replacements_parameters_are_those_beyond_the_layer(model: PreTrainedM
     assert added_parameters(model) == sum(t.numel() for t in our_tensors(model).values()) - before
     assert added_parameters(model) == 2  # a gate a head
     assert kept(model, 2 * L) == kept(model, 20 * L) > 0
+
+
+def test_kept_pairs_are_memory_and_the_window_is_exact(model: PreTrainedModel) -> None:
+    retrofit(model, "window", window=12, sinks=2, update="none", kept=3)
+    found = carried(read(model, torch.randint(300, (1, 60))))
+    heads, held = 2, recent(12)
+    pairs = 4 * 2 * 3 * HIDDEN  # keys and values
+    figures = heads * (2 * 4 * (3 + held) + 8 * 3)  # scores and attention paid, positions
+    assert found.memory == LAYERS * (pairs + figures)
+    assert found == Carried(LAYERS * 4 * 2 * (2 + held) * HIDDEN, memory=found.memory)

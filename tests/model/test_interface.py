@@ -1,6 +1,7 @@
 """Our place in a base's attention: taken, given back, and of no effect until it is asked."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from architectures import WINDOWED, text, tiny
 from infini.errors import InputError
 from infini.model.interface import (
     PREFIX,
+    _plain,
     blockwise,
     evaluating,
     give_back,
     instructions,
+    own_function,
     take_place,
 )
 
@@ -85,6 +88,41 @@ def test_blockwise_is_the_bases_softmax_under_any_mask(name: str, implementation
         scores = cap * torch.tanh(scores / cap)
     expected = scores.masked_fill(~mask, -torch.inf).softmax(-1) @ values
     torch.testing.assert_close(out, expected.transpose(1, 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [4, 10], ids=["as_values", "wider"])
+def test_the_fused_path_is_transformers_own(width: int) -> None:
+    """Outputs and gradients, of "sdpa" and of "eager"."""
+    attention = tiny("llama").model.layers[1].self_attn
+    leaves = [
+        torch.randn(5, heads, n, w, requires_grad=True)
+        for heads, n, w in ((4, 6, width), (2, 9, width), (2, 9, 4))
+    ]
+    mask = torch.rand(5, 1, 6, 9) < 0.5
+    mask[..., 0] = True
+    options: dict[str, Any] = {"scaling": 0.3, "dropout": 0.0, "use_cache": False}
+    fused = blockwise(attention, "sdpa", {**options, "position_ids": None}, width)
+    assert isinstance(fused, partial)
+    assert fused.func is _plain
+    added = torch.zeros(mask.shape).masked_fill(~mask, -1e9)
+    outs = [
+        fused(*leaves, mask),
+        own_function("sdpa", attention)(attention, *leaves, mask, **options)[0],
+        own_function("eager", attention)(attention, *leaves, added, **options)[0],
+    ]
+    weights = torch.randn_like(outs[0])
+    gradients = [torch.autograd.grad((out * weights).sum(), leaves) for out in outs]
+    for out, found in zip(outs[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(out, outs[0])
+        torch.testing.assert_close(found, gradients[0])
+    elsewhere = fused(*(x.detach().to("meta") for x in leaves), mask.to("meta"))
+    assert elsewhere.shape == outs[0].shape
+
+
+@pytest.mark.parametrize("special", [{"dropout": 0.1}, {"softcap": 50.0}, {"s_aux": None}])
+def test_what_is_special_about_a_base_is_left_to_its_own_function(special: dict[str, Any]) -> None:
+    attention = tiny("llama").model.layers[1].self_attn
+    assert not isinstance(blockwise(attention, "sdpa", {"scaling": 0.3, **special}, 4), partial)
 
 
 def test_evaluating_leaves_every_module_as_it_was() -> None:
