@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 16  # C
-FADING = 0.88  # of a score, a block: half is left after 87 tokens
+BLOCK = 32  # C
+FADING = 0.77  # of a score, a block: half is left after 85 tokens
 
 
 class KeptState(NamedTuple):
