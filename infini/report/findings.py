@@ -34,9 +34,9 @@ def answer(versions: dict[str, Figures]) -> str:
     paying = [version for version, found in versions.items() if pays(found)]
     if paying:
         if len(paying) == 1:
-            return f"**{paying[0]} pays**: {_gain_and_worth(versions[paying[0]])}."
-        each = "; ".join(f"{version}: {_gain_and_worth(versions[version])}" for version in paying)
-        return f"**{_listed(paying)} pay.** {each}."
+            return f"**{paying[0]} pays**: {gain_and_worth(versions[paying[0]])}."
+        each = "; ".join(f"{version}: {gain_and_worth(versions[version])}" for version in paying)
+        return f"**{listed(paying)} pay.** {each}."
     if not versions:
         return "**No version pays**: there is none."
     return f"**No version pays**: {nearest(versions)}."
@@ -51,14 +51,15 @@ def nearest(versions: dict[str, Figures]) -> str:
         return "control.worth" in found, min(known)  # without a control none can pay
 
     name = max(versions, key=nearness)
-    return f"nearest is {name}: {_gain_and_worth(versions[name])}"
+    return f"nearest is {name}: {gain_and_worth(versions[name])}"
 
 
-def _gain_and_worth(found: Figures) -> str:
-    gain = f"gain at equal bytes {_nats(found['equal_bytes.gain'])}"
+def gain_and_worth(found: Figures) -> str:
+    """ "gain at equal bytes … nats a token, worth over its control …"."""
+    gain = f"gain at equal bytes {nats(found['equal_bytes.gain'])}"
     if "control.worth" not in found:
         return f"{gain}; without a control its memory's worth is not known"
-    return f"{gain}, worth over its control {_nats(found['control.worth'])}"
+    return f"{gain}, worth over its control {nats(found['control.worth'])}"
 
 
 def of_base(found: Figures, curve: WindowCurve) -> str:
@@ -77,7 +78,7 @@ def of_the_curve(versions: dict[str, Figures]) -> str:
     if not below:
         return "Nothing lies below the base's window curve beyond two standard errors."
     verb = "lies" if len(below) == 1 else "lie"
-    return f"{_listed(below)} {verb} below the base's window curve beyond two standard errors."
+    return f"{listed(below)} {verb} below the base's window curve beyond two standard errors."
 
 
 def of_version(version: str, found: Figures, curve: WindowCurve) -> str:
@@ -85,7 +86,7 @@ def of_version(version: str, found: Figures, curve: WindowCurve) -> str:
     window, ppl = show_estimate(found["equal_bytes.window"]), found["equal_bytes.ppl"].value
     return (
         f"**{version}**, perplexity {found['documents.ppl'].value:.2f}, "
-        f"{reads_like(found, curve)}. Gain at equal bytes {_nats(found['equal_bytes.gain'])} (the "
+        f"{reads_like(found, curve)}. Gain at equal bytes {nats(found['equal_bytes.gain'])} (the "
         f"base with {_window(window)}: {ppl:.2f}). {_of_memory(found)}"
     )
 
@@ -119,7 +120,7 @@ def _of_memory(found: Figures) -> str:
         empty += f", of which {adapted:.0f} % is mere adaptation to the text"
     share = found["recovery.share"].scaled(100)
     return (
-        f"Worth over its control {_nats(worth)}: {show_estimate(share)} %{_noise(share)} of what "
+        f"Worth over its control {nats(worth)}: {show_estimate(share)} %{_noise(share)} of what "
         f"lies between that window and full attention. {empty}."
     )
 
@@ -128,14 +129,14 @@ def _kept_empty(found: Figures) -> str:
     off = found["memory.gain"]
     if off.is_noise:
         return "Keeping its memory empty changes nothing beyond noise"
-    amount = _nats(off._replace(value=abs(off.value)))
+    amount = nats(off._replace(value=abs(off.value)))
     return f"Keeping its memory empty {'loses' if off.value > 0 else 'wins'} {amount}"
 
 
 def of_worth(found: Figures) -> str:
     """What its memory is worth, if that was asked."""
     worth = found.get("control.worth")
-    return "it has no control" if worth is None else f"worth over its control {_nats(worth)}"
+    return "it has no control" if worth is None else f"worth over its control {nats(worth)}"
 
 
 def of_retrieval(figures: dict[str, Figures]) -> str:
@@ -159,7 +160,8 @@ def _window(size: str) -> str:
     return "full attention" if size == FULL else f"its last {size} tokens"
 
 
-def _nats(difference: Estimate) -> str:
+def nats(difference: Estimate) -> str:
+    """ "0.0053 ± 0.0013 nats a token", and whether noise may explain it."""
     return f"{show_estimate(difference)} nats a token{_noise(difference)}"
 
 
@@ -167,7 +169,8 @@ def _noise(difference: Estimate) -> str:
     return " (noise)" if difference.is_noise else ""
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """ "v1, v2 and v3"."""
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
 

@@ -1,5 +1,6 @@
 """Everything that the stages left, read once: what tables, sentences and plots are made of."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,13 @@ import pandas as pd
 
 from infini.corpus.config import Data
 from infini.evaluation.config import FullProtocol
-from infini.evaluation.estimates import Estimate, estimates_of, flatten, mean_over_seeds
+from infini.evaluation.estimates import (
+    DIFFERENCES,
+    Estimate,
+    estimates_of,
+    flatten,
+    mean_over_seeds,
+)
 from infini.model.config import Base
 from infini.paths import (
     AUDITS,
@@ -28,6 +35,7 @@ from infini.training.config import Adapter, Audit, Replacement, Version
 STEPS = ("distill", "finetune")
 
 Figures = dict[str, Estimate]  # by dotted name, as documents.ppl
+AT = re.compile(r"at\.w(\d+)\.(.+)")  # of the same weights, read with another window
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,16 @@ def read_results(setup: Setup) -> Results:
         prepared=read_json(SUMMARY),
         padding=1 - samples.map(len).mean() / setup.data.segment_length,
     )
+
+
+def at_windows(found: Figures) -> dict[int, Figures]:
+    """A version's figures by the other windows that it was read with."""
+    read: dict[int, Figures] = {}
+    for key, figure in found.items():
+        if match := AT.fullmatch(key):
+            its = read.setdefault(int(match[1]), {})
+            its[match[2]] = figure._replace(difference=match[2] in DIFFERENCES)
+    return dict(sorted(read.items()))
 
 
 def leftovers(setup: Setup) -> list[Path]:

@@ -78,6 +78,8 @@ def _versions(results: Results, curve: WindowCurve) -> Section:
     def by_figure(rows: dict[str, str], corner: str, caption: str) -> Table:
         return Table(tables.all_versions(figures, rows).T, corner, caption)
 
+    others = tables.other_windows(figures)
+    other: list[Part] = [Table(others, "version", "The same weights at other windows")]
     return Section("All versions", [
         "Every figure is on held-out test text. **Gain at equal bytes**: nats a token below the "
         "untouched base with the smallest window of at least as many bytes. **Worth**: nats a "
@@ -87,6 +89,7 @@ def _versions(results: Results, curve: WindowCurve) -> Section:
         f"two standard errors. Full attention: windows of {full.context:,} tokens moving by "
         f"{full.stride:,}. {LEGEND}",
         by_version(tables.HEADLINE, "Does it pay? Nats a token, and bytes carried"),
+        *(other if len(others) else []),
         Drawing("bytes", window_plot.carried(figures, results.losses, curve),
                 "Bytes carried against nats a token: the base with its last tokens alone, every "
                 "version, and hollow its control; a memory pays below the curve and its control"),

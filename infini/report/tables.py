@@ -8,7 +8,7 @@ import pandas as pd
 from infini.evaluation.estimates import Estimate, curve, flatten
 from infini.report.cells import Cell, Change, Rounded
 from infini.report.findings import pays
-from infini.report.results import Figures
+from infini.report.results import Figures, at_windows
 from infini.report.window_curve import WindowCurve
 from infini.training.config import Audit, Version
 
@@ -114,16 +114,29 @@ def all_versions(figures: dict[str, Figures], columns: dict[str, str]) -> pd.Dat
     for name, its in {"blind segments": BLIND_SEGMENTS, "full attention": FULL_ATTENTION}.items():
         if its.keys() & columns.keys():
             known = {label: its.get(label, "") for label in columns}
-            rows[f"base, {name}"] = _row(figures["base"], known)
-    rows |= {v: _row(found, columns) for v, found in figures.items() if v != "base"}
-    return _frame(rows)
+            rows[f"base, {name}"] = row_of(figures["base"], known)
+    rows |= {v: row_of(found, columns) for v, found in figures.items() if v != "base"}
+    return frame(rows)
+
+
+def other_windows(figures: dict[str, Figures]) -> pd.DataFrame:
+    """A row a version and window that it was read with besides its own."""
+    return frame(
+        {
+            f"{version}, window {size}": row_of(its, HEADLINE)
+            for version, found in figures.items()
+            for size, its in at_windows(found).items()
+        }
+    )
 
 
 def windows(base: Figures, curve: WindowCurve) -> pd.DataFrame:
     """The base's window curve: a row a window of so many last tokens, then full attention."""
-    return _frame(
+    return frame(
         {
-            point.name: _row(base, {label: f"{point.key}.{name}" for label, name in WINDOW.items()})
+            point.name: row_of(
+                base, {label: f"{point.key}.{name}" for label, name in WINDOW.items()}
+            )
             for point in curve.points
         }
     )
@@ -142,7 +155,7 @@ def versus(figures: dict[str, Figures], metrics: dict[str, str]) -> pd.DataFrame
             if version != first:
                 column = "change" if len(figures) == 2 else f"{version} vs {first}"
                 rows[label][column] = Change(_figure(figures[first], key), figure)
-    return _frame(rows)
+    return frame(rows)
 
 
 def block(figures: dict[str, Figures], name: str) -> pd.DataFrame:
@@ -155,13 +168,13 @@ def block(figures: dict[str, Figures], name: str) -> pd.DataFrame:
         }
         for version, found in figures.items()
     }
-    return _frame({version: column for version, column in columns.items() if column}).T
+    return frame({version: column for version, column in columns.items() if column}).T
 
 
 def retrieval(figures: dict[str, Figures], task: str) -> pd.DataFrame:
     """Of `passkey` or `recall`: a row a version."""
     columns = {label: f"{task}.{name}" for label, name in RETRIEVAL.items()}
-    return _frame({version: _row(found, columns) for version, found in figures.items()})
+    return frame({version: row_of(found, columns) for version, found in figures.items()})
 
 
 def perplexity_by(losses: dict[str, pd.DataFrame], place: str) -> pd.DataFrame:
@@ -180,7 +193,7 @@ def settings(versions: Mapping[str, Version]) -> tuple[pd.DataFrame, frozenset[s
         version: {key: _setting(value) for key, value in flatten(recipe.blocks()).items()}
         for version, recipe in versions.items()
     }
-    table = _frame(columns).T
+    table = frame(columns).T
     differ = (key for key, row in table.iterrows() if len(set(row) - {None}) > 1)
     return table, frozenset(differ)
 
@@ -200,9 +213,9 @@ def double_shift(figures: dict[str, Figures], replacements: list[str]) -> pd.Dat
         first = "distilled" if "distill.epochs" in figures[version] else "untrained"
         models[f"{version} {first}"] = (version, *before)
         models[f"{version} finetuned"] = (version, *final)
-    return _frame(
+    return frame(
         {
-            label: _row(
+            label: row_of(
                 figures[version],
                 {"next token": next_token, "token after next (the log's loop)": shifted},
             )
@@ -213,9 +226,9 @@ def double_shift(figures: dict[str, Figures], replacements: list[str]) -> pd.Dat
 
 def audits(found: dict[str, Figures], asked: dict[str, Audit]) -> pd.DataFrame:
     """A row an audit: both scores before and after the documents, and against the version."""
-    return _frame(
+    return frame(
         {
-            asked[name].question: {"version": asked[name].of, **_row(figures, AUDIT_COLUMNS)}
+            asked[name].question: {"version": asked[name].of, **row_of(figures, AUDIT_COLUMNS)}
             for name, figures in found.items()
         }
     )
@@ -229,7 +242,7 @@ def times(taken: dict[str, dict[str, float]]) -> pd.DataFrame:
         "an epoch": ("seconds_per_epoch", 2),
     }
     sums = {key: sum(time[key] for time in taken.values()) for key in ("seconds", "startup")}
-    return _frame(
+    return frame(
         {
             name: {
                 label: Rounded(time[key], places) if key in time else None
@@ -242,12 +255,12 @@ def times(taken: dict[str, dict[str, float]]) -> pd.DataFrame:
 
 def prepared(counts: dict[str, dict[str, int]]) -> pd.DataFrame:
     """A row a split: how many texts, tokens, characters, samples and documents."""
-    return _frame(counts)
+    return frame(counts)
 
 
 def listed(pairs: dict[str, str]) -> pd.DataFrame:
     """A row a label, its text in the one column, which has no name."""
-    return _frame({label: {"": text} for label, text in pairs.items()})
+    return frame({label: {"": text} for label, text in pairs.items()})
 
 
 def costs(table: pd.DataFrame) -> pd.DataFrame:
@@ -260,7 +273,7 @@ def costs(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, dtype=object).rename(index=lambda length: f"{length:,}")
 
 
-def _row(found: Figures, columns: dict[str, str]) -> dict[str, Cell]:
+def row_of(found: Figures, columns: dict[str, str]) -> dict[str, Cell]:
     """The figures of `columns`, label → metric, by label."""
     return {label: _cell(found, key) for label, key in columns.items()}
 
@@ -275,7 +288,7 @@ def _figure(found: Figures, key: str) -> Estimate | None:
     return figure.scaled(100) if figure and key in SHARES else figure
 
 
-def _frame(rows: Mapping[str, Mapping[str, Cell]]) -> pd.DataFrame:
+def frame(rows: Mapping[str, Mapping[str, Cell]]) -> pd.DataFrame:
     """Rows of cells as they are: columns are neither sorted nor converted."""
     columns = dict.fromkeys(column for row in rows.values() for column in row)
     cells = {column: [row.get(column) for row in rows.values()] for column in columns}

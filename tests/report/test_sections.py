@@ -89,6 +89,15 @@ def test_retrieval_has_what_was_asked_for() -> None:
     assert captions[1] == captions[0][:1]
 
 
+def test_other_windows_have_a_table_where_there_are_any() -> None:
+    caption, found = "The same weights at other windows", results()
+    parts = report(found).sections[0].parts
+    assert caption not in [part.caption for part in parts if isinstance(part, Table)]
+    found.figures["v3"].update(estimates_of({"at": {"w256": version(38.0, 40.0, 0.05, 0.005)}}))
+    parts = report(found).sections[0].parts
+    assert caption in [part.caption for part in parts if isinstance(part, Table)]
+
+
 def test_if_none_pays_the_first_card_says_how_far_the_nearest_is() -> None:
     trees = {"base": BASE, "v3": version(39.0, 40.0, -0.03, 0.001)}
     figures = {name: estimates_of(tree) for name, tree in trees.items()}

@@ -99,6 +99,18 @@ def test_older_comparisons_are_named_as_such() -> None:
     assert table.loc["v1", "parameters added"] == "–"
 
 
+def test_other_windows_have_a_row_each() -> None:
+    assert tables.other_windows(FIGURES).empty
+    other = version(37.0, 40.0, 0.019, 0.005)
+    found = {**FIGURES, "v5": estimates_of({**BASE, "at": {"w256": other, "w64": other}})}
+    table = shown(tables.other_windows(found))
+    assert list(table.index) == ["v5, window 64", "v5, window 256"]
+    assert list(table) == list(tables.HEADLINE)
+    assert table.loc["v5, window 256"].tolist()[1:4] == [
+        "60,000", "0.019 ± 0.010 ~", "0.0050 ± 0.0010",
+    ]  # fmt: skip
+
+
 def test_the_window_curve_has_a_row_a_window() -> None:
     table = shown(tables.windows(FIGURES["base"], CURVE))
     assert list(table.index) == ["16", "64", "256", "full"]
