@@ -115,6 +115,8 @@ class Report:
     summary: list[str]
     cards: list[Card]
     sections: list[Section]
+    stage: str = "compare_report"  # that makes it
+    page: str = "reports/index.html"  # where it writes the same as a page
 
 
 def kind(part: Part) -> str:
