@@ -14,7 +14,13 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-FILES = ("dvc.yaml", "base/dvc.yaml", "audits/dvc.yaml", "studies/smollm2/base/dvc.yaml")
+FILES = (
+    "dvc.yaml",
+    "base/dvc.yaml",
+    "audits/dvc.yaml",
+    "studies/dvc.yaml",
+    "studies/smollm2/base/dvc.yaml",
+)
 STAGES = {
     name: stage.get("do", stage)
     for file in FILES
@@ -128,14 +134,14 @@ CHANGES = {
     "infini/paths.py": set(),
     "infini/errors.py": set(),
     "infini/params.py": set(),
-    "infini/report/tables.py": {"compare_report"},
+    "infini/report/tables.py": {"compare_report", "compare_studies"},
     "infini/training/loop.py": {
         "distill_layer0", "finetune_long_context", "adapter_parallel", "adapter_parallel_control",
         "audit",
     },
     "infini/evaluation/estimates.py": {
         "evaluate_ppl_base", "evaluate_ppl_replacement", "evaluate_ppl_adapter",
-        "compare_report", "audit",
+        "compare_report", "compare_studies", "audit",
     },
     "infini/training/distillation.py": {"distill_layer0", "audit"},
 }  # fmt: skip
