@@ -1,4 +1,4 @@
-"""A decoder layer with a window, with and without a memory of what left the window.
+"""A decoder layer with a window: alone, with a memory of what left it, with pairs kept of that.
 
 The layer is that of `infini.retrofit(model, "window")` on a Llama of SmolLM2-135M's sizes and one
 layer, its base frozen as in training, gradients down to its input. `attention`: the same with a
@@ -28,13 +28,20 @@ from infini.memory.associative import AssociativeMemory
 HIDDEN, HEADS, GROUPS, WIDTH, INNER, CONTEXT = 576, 9, 3, 64, 1536, 8192
 WINDOW, SINKS = 256, 4
 SHORT, LONG = 4096, 65536
-RULES: tuple[WindowUpdate, ...] = ("linear", "delta", "gated_delta")
+# The memory's rule, if any, and how many pairs are kept
+VARIANTS: dict[str, tuple[WindowUpdate, int]] = {
+    "window": ("none", 0),
+    "window + memory: linear": ("linear", 0),
+    "window + memory: delta": ("delta", 0),
+    "window + memory: gated_delta": ("gated_delta", 0),
+    "window + 64 kept pairs": ("none", 64),
+}
 
 Clock = Callable[[], float]  # seconds
 
 
-def one_layer(update: WindowUpdate | None, inner: int = INNER) -> LlamaForCausalLM:
-    """SmolLM2's layer behind a small vocabulary, in a window; update: None: without a memory."""
+def one_layer(update: WindowUpdate, kept: int = 0, inner: int = INNER) -> LlamaForCausalLM:
+    """SmolLM2's layer behind a small vocabulary, in a window."""
     config = LlamaConfig(
         vocab_size=256,
         hidden_size=HIDDEN,
@@ -44,8 +51,8 @@ def one_layer(update: WindowUpdate | None, inner: int = INNER) -> LlamaForCausal
         num_key_value_heads=GROUPS,
         max_position_embeddings=CONTEXT,
     )
-    memory = {"layers": []} if update is None else {"update": update}
-    return infini.retrofit(LlamaForCausalLM(config), "window", window=WINDOW, sinks=SINKS, **memory)
+    options = {"window": WINDOW, "sinks": SINKS, "update": update, "kept": kept}
+    return infini.retrofit(LlamaForCausalLM(config), "window", **options)
 
 
 def layer_step(decoder: nn.Module, x: Tensor) -> None:
@@ -91,10 +98,8 @@ def compare(count: int, clock: Clock) -> pd.DataFrame:
     x, columns = torch.randn(1, SHORT, HIDDEN), {}
     for part, inner in (("layer", INNER), ("attention", 1)):
         steps = {
-            "window" if rule is None else f"window + memory: {rule}": partial(
-                layer_step, one_layer(rule, inner).get_decoder(), x
-            )
-            for rule in (None, *RULES)
+            name: partial(layer_step, one_layer(*variant, inner).get_decoder(), x)
+            for name, variant in VARIANTS.items()
         }
         times = rounds(steps, count, clock)
         columns[f"{part}, ms"] = [round(statistics.median(times[name]) * 1e3) for name in steps]
