@@ -73,9 +73,12 @@ class Params(Section):
         wanted["evaluate.window: sizes + sinks"] = max(window.sizes) + window.sinks
         for name, version in self.versions.items():
             if isinstance(version, WindowAdapter):
-                wanted[f"adapters.{name}.layer: window + sinks"] = (
-                    version.layer.window + version.layer.sinks
-                )
+                sinks = version.layer.sinks
+                wanted[f"adapters.{name}.layer: window + sinks"] = version.layer.window + sinks
+                if version.windows:
+                    wanted[f"adapters.{name}.windows + sinks"] = max(version.windows) + sinks
+                if window.also:
+                    wanted["evaluate.window.also + sinks"] = max(window.also) + sinks
         return wanted
 
     @model_validator(mode="after")
