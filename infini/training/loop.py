@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 B = TypeVar("B")
 
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints within an epoch
-GATES = (".alpha", ".beta", ".bias")  # how parameters' names end that have a rate of their own
+# How the names of parameters end that have a rate of their own: α, gates, what acts like them
+GATES = (".alpha", ".beta", ".gate.bias", ".strength.bias", ".decay.bias", ".kept.bias")
 EXPLODED = 10.0  # times the first loss: no training that still works gets there
 
 
@@ -120,7 +121,7 @@ class Fit:
 
 
 def adamw(trained: dict[str, nn.Parameter], lr: float, gate_lr: float) -> Optimizer:
-    """AdamW; α, gates and biases at their own rate and without decay, or they never move."""
+    """AdamW; α and gates at their own rate and without decay, or they never move."""
     gates = [p for name, p in trained.items() if name.endswith(GATES)]
     weights = [p for name, p in trained.items() if not name.endswith(GATES)]
     return torch.optim.AdamW(
