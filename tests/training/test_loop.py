@@ -139,9 +139,11 @@ def test_a_diverging_loss_stops_with_its_place_and_keeps_the_best(factor: float)
 
 
 def test_gates_have_their_own_rate_and_no_decay() -> None:
-    names = ["layers.0.alpha", "layers.0.attention.beta", "layers.0.attention.q_proj.weight"]
+    gates = ["alpha", "attention.beta", "memory.gate.bias", "memory.decay.bias", "kept.bias"]
+    weights = ["attention.q_proj.weight", "attention.q_proj.bias", "memory.gate.weight"]
+    names = [f"layers.0.{name}" for name in gates + weights]
     groups = adamw({n: nn.Parameter(torch.ones(1)) for n in names}, 0.1, 0.5).param_groups
-    assert [(len(g["params"]), g["lr"]) for g in groups] == [(1, 0.1), (2, 0.5)]
+    assert [(len(g["params"]), g["lr"]) for g in groups] == [(3, 0.1), (5, 0.5)]
     assert groups[1]["weight_decay"] == 0
 
 
