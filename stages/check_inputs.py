@@ -18,7 +18,10 @@ def main() -> None:
     base, corpus = params.read("base", Base), params.read("data.corpus", str)
     audits = (AUDITS_LOCK, COSTS, *sorted(AUDITS.glob("*.json")))
     found = {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in audits if f.is_file()}
-    write_json(INPUTS / "base.json", {**base.model_dump(), "files": contents(base.model)})
+    write_json(
+        INPUTS / "base.json",
+        {**base.model_dump(exclude={"precision"}), "files": contents(base.model)},
+    )
     write_json(INPUTS / "corpus.json", {"corpus": corpus, "files": contents(corpus)})
     write_json(INPUTS / "audits.json", {"files": found})
 
