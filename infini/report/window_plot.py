@@ -18,6 +18,7 @@ from infini.report.results import Figures
 from infini.report.window_curve import WindowCurve
 
 FAR = 0.5  # nats above the curve: out of the picture
+APART = 1.3  # times the bytes, between two windows whose sizes are written
 
 
 class Mark(NamedTuple):
@@ -93,8 +94,11 @@ def _draw_curve(axes: Axes, curve: WindowCurve, errors: list[float]) -> None:
     axes.plot(x, y, color="black", marker=".", label="base, its last tokens alone")
     axes.fill_between(x, low, high, color="black", alpha=0.15, linewidth=0)
     at: dict[str, Any] = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 9}
+    named = 0.0
     for point in curve.points:
-        axes.annotate(point.name, (point.carried, point.nats.value), **at)
+        if point.carried > APART * named:  # else one name would lie on the other
+            axes.annotate(point.name, (point.carried, point.nats.value), **at)
+            named = point.carried
 
 
 def _draw_near(axes: Axes, marks: list[Mark]) -> None:
