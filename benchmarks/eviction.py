@@ -26,7 +26,7 @@ from infini.paths import DOCUMENTS
 
 SINKS = 4
 # window, pairs kept, fading a block
-CASES = [(64, 128, 0.77), (64, 128, 1.0), (64, 128, 0.3), (64, 64, 0.77), (64, 32, 0.77)]
+CASES = [(64, 128, 0.77), (64, 128, 1.0), (64, 128, 0.3), (64, 32, 0.77)]
 
 
 @contextmanager
