@@ -50,6 +50,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("data.segment_length", 65, "at most data.document_length, 64, got 65"),
     ("data.test.samples", 0, "a whole number from 1 to 1,000,000,000 is needed, got 0"),
     ("data.test.documents", [2], "a whole number from 1 to 1,000,000,000 is needed, got [2]"),
+    ("data.test.skip", -1, "a whole number from 0 to 1,000,000,000 is needed, got -1"),
     ("data.segment_lenght", 16, "unknown key; did you mean segment_length? (known: corpus, "),
     ("data.zzz", 16, "unknown key; remove it (known: corpus, "),
     ("replacements", None, "a block of names is needed, got null"),
@@ -98,6 +99,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("adapters.v5.layer.kept", -1, "a whole number from 0 on is needed, got -1"),
     ("adapters.v5.objective", "kl", "one of 'cross_entropy', 'distillation' is needed, got 'kl'"),
     ("adapters.v5.schedule", "cosine", "one of 'constant', 'linear' is needed, got 'cosine'"),
+    ("adapters.v5.needles", 1.5, "a number from 0 to 1 is needed, got 1.5"),
     ("adapters.v5.length", 1, "a whole number from 2 on or null is needed, got 1"),
     (
         "adapters.v5.windows",

@@ -5,14 +5,12 @@ The pass key is that of Infini-attention's § 4.3 (arXiv 2404.07143) after Mohta
 An evaluation asks at a test text's end, a document for training all along.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from infini.corpus.pieces import Pieces
 from infini.errors import InputError
 
 DIGITS = 5  # of a number to be remembered
@@ -34,6 +32,11 @@ class Fact(NamedTuple):
     told: Tensor  # the sentences to be hidden
     asked: Tensor  # the question, and what leads to the answer
     answer: Tensor
+
+    @property
+    def size(self) -> int:
+        """Of all three."""
+        return sum(map(len, self))
 
 
 class Facts:
@@ -82,51 +85,40 @@ def insert(filler: Tensor, parts: list[tuple[int, Tensor]]) -> tuple[Tensor, lis
     return torch.cat([*pieces, filler[at:]]), starts
 
 
-def with_needles(
-    pieces: Pieces, tokenizer: Tokenizer, share: float, seed: int, apart: int
-) -> Pieces:
-    """A copy, a share of the documents with facts told and asked for in them (`questioned`).
-
-    `seed` decides which, and everything in them; a share that is no whole number of documents is
-    right on average over seeds. apart: tokens between a fact and its question, at least; a window
-    with its sinks, or a segment. `bytes` stay those of the text before.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    count = int(share * len(pieces) + torch.rand((), generator=generator).item())
-    tokens, facts = pieces.tokens.clone(), Facts(tokenizer)
-    for row in torch.randperm(len(pieces), generator=generator)[:count].tolist():
-        real = pieces.mask[row]
-        tokens[row, real] = questioned(tokens[row, real], facts, apart, generator)
-    return replace(pieces, tokens=tokens)
-
-
-def questioned(text: Tensor, facts: Facts, apart: int, generator: Generator) -> Tensor:
+def questioned(
+    text: Tensor, facts: Facts, apart: int, generator: Generator
+) -> tuple[Tensor, Tensor]:
     """As many tokens: the text's first, in them facts and further on a question about each.
 
     Up to a fact for every `SPACING` tokens, half of the text at most; each at any place, its
     question `apart` tokens later or more, near distances as likely as far ones (log-uniform).
+    Returns them, and which of them are answers. InputError: the text is too short.
     """
     most = min(max(1, len(text) // SPACING), len(WORDS))
     wanted = int(torch.randint(1, most + 1, (1,), generator=generator))
     drawn = [facts.pass_key(generator), *facts.codes(wanted, generator)]
     order = torch.randperm(len(drawn), generator=generator)[:wanted].tolist()
-    pairs, left = list[tuple[Tensor, Tensor]](), min(len(text) - apart, len(text) // 2)
+    chosen, left = list[Fact](), min(len(text) - apart, len(text) // 2)
     for fact in (drawn[i] for i in order):
-        question = torch.cat([fact.asked, fact.answer, facts.stop])
-        left -= len(fact.told) + len(question)
+        left -= fact.size + len(facts.stop)
         if left < 0:
             break
-        pairs.append((fact.told, question))
-    if not pairs:
+        chosen.append(fact)
+    if not chosen:
         raise InputError(
-            f"synthetic: a document of {len(text)} tokens does not hold a fact and, {apart} "
-            "tokens later, its question"
+            f"needles: a document of {len(text)} tokens does not hold a fact and, {apart} tokens "
+            "later, its question; raise length, or lower the window"
         )
-    room = len(text) - sum(len(told) + len(question) for told, question in pairs)
-    parts = []
-    for told, question in pairs:
+    room = len(text) - sum(fact.size + len(facts.stop) for fact in chosen)
+    parts = list[tuple[int, Tensor]]()
+    for fact in chosen:
         place = int(torch.randint(room - apart + 1, (1,), generator=generator))
         farther = torch.rand((), generator=generator).item()
         distance = round(apart * ((room - place) / apart) ** farther)
-        parts += [(place, told), (place + distance, question)]
-    return insert(text[:room], parts)[0]
+        question = torch.cat([fact.asked, fact.answer, facts.stop])
+        parts += [(place, fact.told), (place + distance, question)]
+    tokens, starts = insert(text[:room], parts)
+    answers = torch.zeros(len(tokens), dtype=torch.bool)
+    for fact, start in zip(chosen, starts[1::2], strict=True):
+        answers[start + len(fact.asked) :][: len(fact.answer)] = True
+    return tokens, answers

@@ -131,11 +131,15 @@ def prepare(texts: Iterable[Text], tokenizer: Tokenizer, data: Data) -> Prepared
     enough = max(n * lengths[kind][0] for kind, q in quotas.items() for n in q.values())
     found = {kind: {split: Rounds(n) for split, n in q.items()} for kind, q in quotas.items()}
     read = {split: Counter(texts=0, tokens=0, characters=0) for split in SPLITS}
+    skipped = 0
     for text in texts:
         split = split_of(text.id, data.shares)
         encoded = encode(text, tokenizer, enough)
         read[split].update(texts=1, tokens=len(encoded.ids), characters=len(encoded.text.text))
         if split == "base":
+            continue
+        if split == "test" and skipped < data.test.skip and len(encoded.ids) >= data.document_length:
+            skipped += 1
             continue
         for kind, (length, minimum) in lengths.items():
             found[kind][split].add(cut(encoded, length, minimum))

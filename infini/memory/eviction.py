@@ -4,9 +4,10 @@ Heavy hitters (H2O, arXiv 2306.14048) whose fame fades (as in TOVA, arXiv 2401.0
 queries decide). The text is cut into blocks of BLOCK tokens, counted from its start. Behind a
 block's last token, of every key-value head on its own:
 
-    score ← FADING · score + the most attention that one of the block's queries paid
+    score ← fading · score + the most attention that one of the block's queries paid
     kept  ← the K of the highest score among those kept and those that have left the window
 
+A pair's fading is FADING, or nearer to 1 for one that the head has learnt to favour (`kept`).
 Attention is the softmax of q·k over all that the query sees: no favour of ours, no cap of the
 base's in it. It counts from token W + S on, where the window begins to move; a pair that has had
 none yet is not kept. Dropped is a pair that the next block's last token would see from further
@@ -24,6 +25,12 @@ from torch import Tensor
 
 BLOCK = 32  # C
 FADING = 0.77  # of a score, a block: half is left after 85 tokens
+LASTING = 4.0  # a favour of f logits makes that e^(4 f) times as many tokens
+
+
+def fading(favour: Tensor) -> Tensor:
+    """What is left of a pair's score after a block, of its favour in logits."""
+    return FADING ** torch.exp(-LASTING * favour)
 
 
 class KeptState(NamedTuple):
@@ -151,19 +158,31 @@ class Choice(NamedTuple):
 
 @torch.no_grad()
 def choose(
-    q: Tensor, far: Tensor, pairs: Tensor, sinks: Tensor, state: KeptState, sight: Sight
+    asked: tuple[Tensor, Tensor],
+    pairs: Tensor,
+    sinks: Tensor,
+    fading: Tensor,
+    state: KeptState,
+    sight: Sight,
 ) -> Choice:
     """Block by block.
 
-    q: rotated and scaled, (B, H, T, D); far: the same as the sinks are seen; pairs: keys, rotated,
-    (B, G, P, D); sinks: (B, G, S, D).
+    asked: queries, rotated and scaled, (B, H, T, D), and the same as the sinks are seen; pairs:
+    keys, rotated, (B, G, P, D); sinks: (B, G, S, D); fading: of a pair's score, (B, G, P).
     """
-    with torch.autocast(q.device.type, enabled=False):
-        return _choose(q.float(), far.float(), pairs.float(), sinks.float(), state, sight)
+    with torch.autocast(pairs.device.type, enabled=False):
+        near, far = (x.float() for x in asked)
+        return _choose(near, far, pairs.float(), sinks.float(), fading.float(), state, sight)
 
 
 def _choose(
-    q: Tensor, far: Tensor, pairs: Tensor, sinks: Tensor, state: KeptState, sight: Sight
+    q: Tensor,
+    far: Tensor,
+    pairs: Tensor,
+    sinks: Tensor,
+    fading: Tensor,
+    state: KeptState,
+    sight: Sight,
 ) -> Choice:
     B, G, P, width = pairs.shape
     K, S, C = state.keys.shape[2], sinks.shape[2], BLOCK
@@ -176,6 +195,7 @@ def _choose(
     hidden = ~sight.seen(q.device).repeat(1, heads, 1)  # (N, r·C, W - 1 + C)
     counted = sight.counted(q.device).repeat(1, heads)[..., None]  # (N, r·C, 1)
     windows = sight.windows(pairs[:, :, K:])
+    fading_there = sight.windows(fading[:, :, K:, None])[..., 0]  # (B, G, N, W - 1 + C)
     places = torch.arange(K, device=q.device).expand(B, G, -1)
     numbers, there = state.positions, state.positions >= 0
     # Of the pairs kept and of the block's window: (B, G, K + W - 1 + C)
@@ -189,7 +209,8 @@ def _choose(
         weights = torch.cat([to_sinks[:, :, block], to_kept, to_window], -1).softmax(-1)
         attention = attention.maximum((weights * counted[block]).amax(2)[..., S:])
         if sight.first(block + 1) <= sight.end:  # all of the block has been read
-            scores, attention = FADING * scores + attention, torch.zeros_like(attention)
+            rates = torch.cat([fading.gather(2, places), fading_there[:, :, block]], -1)
+            scores, attention = rates * scores + attention, torch.zeros_like(attention)
             leaving = sight.first(block) - sight.window + 1 + torch.arange(C, device=q.device)
             numbers = torch.cat([numbers, leaving.expand(B, G, -1)], 2)
             places = torch.cat([places, numbers[..., K:] + P - sight.end], 2)

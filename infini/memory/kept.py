@@ -2,7 +2,7 @@
 
 A token of the block that begins with token b sees the S sinks, the K pairs that `eviction` keeps
 during the block, and the tokens b - W < j ≤ t. Which pairs are kept carries no gradient, what is
-read from them does.
+read from them does: it also teaches which to favour, and what is favoured stays longer.
 
 Shapes: B batch, H query heads, G key-value heads, T new tokens, D key width, V value width, N
 blocks of C queries, P pairs in all: K kept, R = W + C - 2 recent ones, T new ones.
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infini.choices import MemoryUse
-from infini.memory.eviction import Choice, KeptState, Sight, choose, recent
+from infini.memory.eviction import Choice, KeptState, Sight, choose, fading, recent
 from infini.memory.packing import swap_halves
 from infini.memory.window import Attention, Rotate, Span
 
@@ -24,14 +24,25 @@ NONE = -1e4  # a score of what is not there
 
 
 class KeptPairs(nn.Module):
-    """What a layer learns of its kept pairs: how much a query head favours them, in logits."""
+    """What a layer learns of its kept pairs: how much it favours them, in logits.
+
+    A query head all of them alike, a key-value head each by its value: unlike keys, values have
+    little in common that would be favoured with whatever is.
+    """
 
     use: MemoryUse = "own"  # see `infini.model.reading`
 
-    def __init__(self, heads: int, count: int):
+    def __init__(self, heads: int, kv_heads: int, width: int, count: int):
         super().__init__()
         self.count = count
         self.bias = nn.Parameter(torch.zeros(heads))
+        self.weight = nn.Parameter(torch.zeros(kv_heads, width))
+
+    def favours(self, v: Tensor) -> Tensor:
+        """(B, G, P), of values, (B, G, P, V), whatever their length."""
+        with torch.autocast(v.device.type, enabled=False):
+            v = F.normalize(v.float(), dim=-1) * v.shape[-1] ** 0.5
+            return torch.einsum("bgpv,gv->bgp", v, self.weight.float())
 
 
 def _gather(x: Tensor, places: Tensor) -> Tensor:
@@ -109,26 +120,30 @@ def _attend(
     K, N, scale = state.keys.shape[2], sight.blocks, reader.scale
     near, far, keys, sink_keys = _rotated(q, pairs, state, sight, reader.rotate)
     values = torch.cat([state.values, pairs.values], 2)
-    choice = choose(near * scale, far * scale, keys, sink_keys, state, sight)
+    favours = kept.favours(values)  # (B, G, P)
+    scaled = near * scale, far * scale
+    choice = choose(scaled, keys, sink_keys, fading(favours), state, sight)
     if torch.is_autocast_enabled(q.device.type):  # as the attention will have them, but sooner
         product = torch.get_autocast_dtype(q.device.type)
         near, far, keys, sink_keys = (x.to(product) for x in (near, far, keys, sink_keys))
     places, there = choice.places[:, :, :-1], choice.there[:, :, :-1]
     chosen_keys, chosen_values = _gather(keys, places), _gather(values, places)
+    favoured = favours.gather(2, places.flatten(2)).view(places.shape)  # (B, G, N, K)
     if kept.use == "off":
         there = torch.zeros_like(there)
     elif kept.use == "swapped":
-        chosen_keys, chosen_values, there = map(swap_halves, (chosen_keys, chosen_values, there))
+        chosen = chosen_keys, chosen_values, favoured, there
+        chosen_keys, chosen_values, favoured, there = map(swap_halves, chosen)
     # A score is q·k of the window and the kept, or of the sinks: each beside zeros of the other.
-    # Two more columns: a head's favour for the kept, and none at all where no pair is. And as
-    # many zeros as make their number one that fused kernels take.
+    # Two more columns: a head's favour for all kept, and a pair's own, or none at all where no
+    # pair is. And as many zeros as make their number one that fused kernels take.
     width = keys.shape[3]
     zeros = -(2 * width + 2) % 8
-    favour = kept.bias[None, :, None, None].expand(*near.shape[:3], 1).to(near.dtype)
-    asked = F.pad(torch.cat([near, far, favour, torch.ones_like(favour)], -1), (0, zeros))
+    head_favour = kept.bias[None, :, None, None].expand(*near.shape[:3], 1).to(near.dtype)
+    asked = F.pad(torch.cat([near, far, head_favour, torch.ones_like(head_favour)], -1), (0, zeros))
     none = max(NONE / scale, torch.finfo(keys.dtype).min)
-    absent = torch.where(there, 0.0, none)[..., None].to(keys.dtype)
-    marks = torch.cat([torch.full_like(absent, 1 / scale), absent], -1)
+    own = torch.where(there, favoured / scale, none)[..., None].to(keys.dtype)
+    marks = torch.cat([torch.full_like(own, 1 / scale), own], -1)
     all_keys = (
         _to_each(F.pad(sink_keys, (width, 2 + zeros)), N),
         torch.cat([F.pad(chosen_keys, (0, width)), F.pad(marks, (0, zeros))], -1),

@@ -122,7 +122,7 @@ def _put_layers(model: PreTrainedModel, positions: Positions, settings: WindowSe
             widths = k.shape[3], v.shape[3]
             memory = AssociativeMemory(heads, k.shape[1], widths, settings.update)
         if index in settings.layers and settings.kept:
-            kept = KeptPairs(heads, settings.kept)
+            kept = KeptPairs(heads, k.shape[1], v.shape[3], settings.kept)
         layer = WindowLayer(index, heads, rotation, memory, kept, _longest(model))
         layer.to(q.device, q.dtype)
         module.add_module(PLACE, layer.train(model.training))

@@ -4,7 +4,6 @@ Before and after the long documents, the next token's perplexity beside the toke
 what the log's numbers are to be compared with.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ from infini.model.segments import run_segments
 from infini.paths import EVALUATION, model_folder, read_table
 from infini.training.config import Audit, Mistake, Replacement, Version
 from infini.training.distillation import distill
-from infini.training.long_context import Documents, own_rows, train_on_documents
+from infini.training.long_context import Batch, Documents, own_rows, train_on_documents
 from infini.training.seeds import Job, Trained
 
 
@@ -46,10 +45,10 @@ class LabelsShiftedTwice(Documents):
 class MemoryCarried(Documents):
     """A document starts with the memory of the one before it: not reset."""
 
-    def batches(self, seed: int) -> Sequence[Tensor]:
+    def batches(self, seed: int) -> list[Batch]:
         order = super().batches(seed)
         pairs = zip(order[1:], order[:-1], strict=True)
-        self.before = {tuple(batch.tolist()): earlier for batch, earlier in pairs}
+        self.before = {tuple(batch.rows.tolist()): earlier.rows for batch, earlier in pairs}
         return order
 
     @torch.no_grad()

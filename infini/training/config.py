@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from infini.choices import Init, Objective, Position
 from infini.errors import InputError
 from infini.model.config import Placement, WindowPlacement
-from infini.schema import Name, Positive, Rate, Section, Seed
+from infini.schema import Name, Positive, Rate, Section, Seed, Share
 
 # What the research log did wrong, as far as an audit can put it into a training of ours.
 Mistake = Literal["none", "labels_shifted_twice", "memory_carried", "padding_counted"]
@@ -77,6 +77,9 @@ class DocumentRecipe(Recipe):
     objective: Objective = "cross_entropy"
     # tokens of each document that are trained on, from its start; null: all
     length: Annotated[int, Field(ge=2)] | None = None
+    # of the batches, how many hold facts and further on a question about each: there the answers
+    # alone are learnt, by cross-entropy
+    needles: Share = 0.0
     # of the learning rates; linear: up during the first fifth of all steps, then down to a tenth
     schedule: Literal["constant", "linear"] = "constant"
 
@@ -90,6 +93,10 @@ class DocumentRecipe(Recipe):
     def drawn_windows(self) -> list[int]:
         """Of which every batch draws its window; none: the layer's own."""
         return []
+
+    def seen_exactly(self, segment_length: int, window: int | None) -> int:
+        """How far back a token sees without a memory, in tokens; window: the one drawn."""
+        return segment_length
 
     def chunk(self, segment_length: int) -> int | None:
         """Tokens that gradient flows back through; None: the whole document."""
@@ -246,6 +253,9 @@ class WindowAdapter(Adapter):
     @property
     def drawn_windows(self) -> list[int]:
         return self.windows
+
+    def seen_exactly(self, segment_length: int, window: int | None) -> int:
+        return (window or self.layer.window) + self.layer.sinks
 
     def retrofit_options(self, segment_length: int) -> dict[str, Any]:
         return {"method": self.method, **self.layer.model_dump()}

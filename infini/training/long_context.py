@@ -3,19 +3,22 @@
 Finetuning replaced layers, training an adapter and training a version's control are all this.
 """
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from random import Random
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from infini import processes
+from infini.corpus.haystacks import Facts, questioned
 from infini.corpus.pieces import Pieces, shuffled, train_val_sizes
 from infini.evaluation import perplexity
 from infini.evaluation.losses import UNSCORED, cross_entropy, distillation, next_token
 from infini.model.architectures import head_of, vocabulary_of
+from infini.model.base import load_tokenizer
 from infini.model.layers import frozen_layers, our_tensors
 from infini.model.reading import memory_used, read_documents, window_of
 from infini.model.run import States
@@ -28,8 +31,20 @@ from infini.training.seeds import Job, Trained
 from infini.training.teacher import Teacher
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Documents of a step, and how they are read."""
+
+    rows: Tensor  # (B,), indices
+    window: int | None = None  # None: the layer's own
+    needles: int | None = None  # the seed of the facts put in; None: none
+
+
 class Documents:
-    """How a model is trained on long documents; audits override what the research log did."""
+    """How a model is trained on long documents; audits override what the research log did.
+
+    facts: what needles are made of, where the recipe has them.
+    """
 
     def __init__(
         self,
@@ -38,18 +53,35 @@ class Documents:
         segment_length: int,
         recipe: DocumentRecipe,
         teacher: Teacher | None = None,
+        facts: Facts | None = None,
     ):
-        self.model, self.text, self.teacher = model, text, teacher
+        self.model, self.text, self.teacher, self.facts = model, text, teacher, facts
         self.segment_length, self.recipe = segment_length, recipe
-        self.windows: dict[int, int] = {}  # by a batch's first document, in this epoch
 
-    def batches(self, seed: int) -> Sequence[Tensor]:
-        """The documents of an epoch, as indices, in the order that `seed` gives."""
+    def batches(self, seed: int) -> list[Batch]:
+        """Those of an epoch, in the order that `seed` gives."""
         order = shuffled(len(self.text), self.recipe.batch_size, seed)
-        if sizes := self.recipe.drawn_windows:
-            drawn = random.Random(seed).choices(sizes, k=len(order))
-            self.windows = {int(rows[0]): size for rows, size in zip(order, drawn, strict=True)}
-        return order
+        draw, count = Random(seed), len(order)
+        windows = draw.choices(self.recipe.drawn_windows or [None], k=count)
+        filled = set(draw.sample(range(count), int(self.recipe.needles * count + draw.random())))
+        return [
+            Batch(rows, window, seed * count + i if i in filled else None)
+            for i, (rows, window) in enumerate(zip(order, windows, strict=True))
+        ]
+
+    def filled(self, batch: Batch) -> Pieces:
+        """All documents, those of the batch with facts in them, of which the answers count."""
+        assert self.facts is not None
+        assert batch.needles is not None
+        text, generator = self.text, torch.Generator().manual_seed(batch.needles)
+        tokens, mask = text.tokens.clone(), text.mask.clone()
+        apart = self.recipe.seen_exactly(self.segment_length, batch.window)
+        for row in batch.rows.tolist():
+            real = text.mask[row]
+            tokens[row, real], mask[row, real] = questioned(
+                tokens[row, real], self.facts, apart, generator
+            )
+        return replace(text, tokens=tokens, mask=mask)
 
     def targets(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """What every position of (B, T) tokens is to predict; UNSCORED where nothing."""
@@ -80,21 +112,24 @@ class Documents:
         """Tokens between two detachments of the memory: gradient flows back within a chunk."""
         return self.recipe.chunk(self.segment_length) or self.text.tokens.shape[1]
 
-    def losses(self, chosen: Tensor) -> Iterator[Loss]:
-        """The losses of the chosen documents (indices), chunk after chunk."""
-        tokens, mask, length = self.text.tokens, self.text.mask, self.text.tokens.shape[1]
-        rows, idle = own_rows(chosen)
-        scored = self.targets(tokens[chosen], mask[chosen]) != UNSCORED  # (B, T)
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        """The losses of a batch, chunk after chunk."""
+        text = self.text if batch.needles is None else self.filled(batch)
+        tokens, mask, length = text.tokens, text.mask, text.tokens.shape[1]
+        rows, idle = own_rows(batch.rows)
+        scored = self.targets(tokens[batch.rows], mask[batch.rows]) != UNSCORED  # (B, T)
         targets = self.targets(tokens[rows], mask[rows] & (not idle)).to(self.model.device)
         tokens = tokens[torch.cat([rows, self.companions(rows)])].to(self.model.device)
-        states = self.start(chosen)
+        states = self.start(batch.rows)
+        teacher = None if batch.needles is not None else self.teacher
         for start in range(0, length, self.chunk):
             part = slice(start, start + self.chunk)
-            with processes.autocast(), window_of(self.model, self.windows.get(int(chosen[0]))):
+            said = None if teacher is None else Teacher(*(x[rows, part] for x in teacher))
+            with processes.autocast(), window_of(self.model, batch.window):
                 hidden, states = read_documents(
                     self.model, tokens[:, part], self.segment_length, states
                 )
-                nats = self.nats(hidden[: len(rows)], rows, part, targets[:, part])
+                nats = self.nats(hidden[: len(rows)], targets[:, part], said)
             count = int(scored[:, part].sum())
             if self.recipe.steps_by_segment:
                 yield Loss(nats.sum(), count, count)
@@ -103,16 +138,16 @@ class Documents:
                 yield Loss(nats.sum(), count, int(scored.sum()), step=last)
             states = detach(states)
 
-    def nats(self, hidden: Tensor, rows: Tensor, part: slice, targets: Tensor) -> Tensor:
-        """The loss of every token, (b, t), by the recipe's objective, zero where UNSCORED.
+    def nats(self, hidden: Tensor, targets: Tensor, said: Teacher | None) -> Tensor:
+        """The loss of every token, (b, t), zero where UNSCORED.
 
-        hidden: (b, t, d), of a part of these documents.
+        hidden: (b, t, d). said: what the teacher says of these tokens; None: cross-entropy.
         """
         head = head_of(self.model)
-        if self.teacher is None:
+        if said is None:
             return cross_entropy(hidden, head, targets)
-        said = (x[rows, part].to(hidden.device) for x in self.teacher)
-        return distillation(hidden, head, *said) * (targets != UNSCORED)
+        nats = distillation(hidden, head, *(x.to(hidden.device) for x in said))
+        return nats * (targets != UNSCORED)
 
 
 class Control(Documents):
@@ -164,7 +199,10 @@ def train_on_documents(
     job: Job,
     kind: type[Documents] = Documents,
 ) -> Trained:
-    """Train what is ours in `model`, in place, on the prepared documents."""
+    """Train what is ours in `model`, in place, on the prepared documents.
+
+    InputError: they are too short for what is put into them.
+    """
     sizes = (None, None) if recipe.documents is None else train_val_sizes(recipe.documents)
     train, val = (
         Pieces.load(DOCUMENTS / f"{split}.parquet", limit).within(vocabulary_of(model))
@@ -178,7 +216,11 @@ def train_on_documents(
     if recipe.length is not None:
         train = train.shortened(recipe.length)
     processes.deal_out(frozen_layers(model))
-    documents = kind(model, train, segment_length, recipe, teacher)
+    facts = None
+    if recipe.needles:
+        name, commit = model.name_or_path, getattr(model.config, "_commit_hash", None)
+        facts = Facts(load_tokenizer(name, commit))
+    documents = kind(model, train, segment_length, recipe, teacher, facts)
     steps = documents.steps * recipe.epochs
     trained = our_tensors(model)
     settings = [job.seed, segment_length, recipe.model_dump(), model.infini_config, kind.__name__]

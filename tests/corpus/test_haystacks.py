@@ -8,10 +8,9 @@ import torch
 from transformers import AutoTokenizer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from infini.corpus.haystacks import WORDS, Facts, insert, questioned, with_needles
-from infini.corpus.pieces import Pieces
+from infini.corpus.haystacks import WORDS, Facts, insert, questioned
 from infini.errors import InputError
-from toy import sentence, some_pieces
+from toy import sentence
 
 APART = 40
 TOLD = re.compile(r" The code of (\w+) is (\d{5})\.")
@@ -66,7 +65,7 @@ def test_every_fact_is_told_once_and_asked_for_further_on(
     facts: Facts, tokenizer: Tokenizer, seed: int
 ) -> None:
     filler = text(tokenizer, 1500)
-    tokens = questioned(filler, facts, APART, generator(seed))
+    tokens, _ = questioned(filler, facts, APART, generator(seed))
     assert len(tokens) == len(filler)
     written = tokenizer.decode(tokens)
     asked = {match[1]: match for match in ASKED.finditer(written)}
@@ -93,7 +92,7 @@ def test_every_fact_is_told_once_and_asked_for_further_on(
 def test_distances_are_near_and_far(facts: Facts, tokenizer: Tokenizer) -> None:
     filler, distances = text(tokenizer, 1500), []
     for seed in range(60):
-        written = tokenizer.decode(questioned(filler, facts, APART, generator(seed)))
+        written = tokenizer.decode(questioned(filler, facts, APART, generator(seed))[0])
         for match in ASKED.finditer(written):
             told = f" The code of {match[1]} is {match[3]}."
             between = written[written.index(told) + len(told) : match.start()]
@@ -104,35 +103,34 @@ def test_distances_are_near_and_far(facts: Facts, tokenizer: Tokenizer) -> None:
     assert 2 * APART < middle < 750
 
 
-def changed(one: Pieces, other: Pieces) -> list[int]:
-    return torch.where((one.tokens != other.tokens).any(1))[0].tolist()
+@pytest.mark.parametrize("seed", range(12))
+def test_the_answers_are_told_apart(facts: Facts, tokenizer: Tokenizer, seed: int) -> None:
+    tokens, answers = questioned(text(tokenizer, 1500), facts, APART, generator(seed))
+    assert (answers.dtype, answers.shape) == (torch.bool, tokens.shape)
+    asked = re.findall(r"\? The (?:pass key|code of \w+) is( \d{5})\.", tokenizer.decode(tokens))
+    assert tokenizer.decode(tokens[answers]) == "".join(asked)
+    first = answers & ~answers.roll(1)
+    assert int(first.sum()) == len(asked)
+    for place in torch.where(first)[0].tolist():  # digits alike are told elsewhere too
+        lead = tokenizer.decode(tokens[:place])
+        assert re.search(r"\? The (pass key|code of \w+) is$", lead)
 
 
-def test_a_share_of_the_documents_is_replaced(tokenizer: Tokenizer) -> None:
-    pieces = some_pieces([300, 280, 300, 260], 300)
-    kept = pieces.tokens.clone()
-    found = with_needles(pieces, tokenizer, 0.5, 3, APART)
-    assert torch.equal(pieces.tokens, kept)  # a copy
-    assert len(changed(found, pieces)) == 2
-    assert torch.equal(found.mask, pieces.mask)
-    assert not found.tokens[~found.mask].any()
-    again = with_needles(pieces, tokenizer, 0.5, 3, APART)
-    assert torch.equal(again.tokens, found.tokens)
-    assert changed(with_needles(pieces, tokenizer, 0.5, 4, APART), found)
-    assert not changed(with_needles(pieces, tokenizer, 0.0, 3, APART), pieces)
-    assert len(changed(with_needles(pieces, tokenizer, 1.0, 3, APART), pieces)) == 4
+def test_they_are_a_function_of_the_generator(facts: Facts, tokenizer: Tokenizer) -> None:
+    filler = text(tokenizer, 600)
+    kept = filler.clone()
+    found = [questioned(filler, facts, APART, generator(seed)) for seed in (3, 3, 4)]
+    assert torch.equal(filler, kept), "a copy"
+    for one, other in zip(*found[:2], strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(*found[1:], strict=True):
+        assert not torch.equal(one, other)
 
 
-def test_a_small_share_is_right_over_epochs(tokenizer: Tokenizer) -> None:
-    pieces = some_pieces([200] * 4, 200)
-    counts = [
-        len(changed(with_needles(pieces, tokenizer, 0.1, seed, APART), pieces))
-        for seed in range(200)
-    ]
-    assert set(counts) == {0, 1}
-    assert 0.3 < sum(counts) / len(counts) < 0.5
-
-
-def test_a_document_that_holds_no_question_is_named(tokenizer: Tokenizer) -> None:
-    with pytest.raises(InputError, match="a document of 300 tokens does not hold a fact and, 290"):
-        with_needles(some_pieces([300], 300), tokenizer, 1.0, 0, 290)
+@pytest.mark.parametrize(("length", "apart"), [(300, 290), (60, 5)])
+def test_a_document_that_holds_no_question_is_named(
+    facts: Facts, tokenizer: Tokenizer, length: int, apart: int
+) -> None:
+    wanted = f"^needles: a document of {length} tokens does not hold a fact and, {apart} tokens"
+    with pytest.raises(InputError, match=wanted):
+        questioned(text(tokenizer, length), facts, apart, generator())

@@ -75,6 +75,23 @@ def test_every_text_gives_its_first_piece_before_any_its_second(
     assert [piece.start for piece in samples[len(own) :]] == [16] * (27 - len(own))
 
 
+def test_texts_that_a_recipe_was_chosen_on_are_never_scored(
+    project: Path, base_folder: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    data = params.read("data", Data)
+    texts = [Text(str(i), sentence(10 if i % 2 else 80, i)) for i in range(60)]  # short ones too
+    whole = prepare(texts, tokenizer, data)
+    unseen = data.model_copy(update={"test": data.test.model_copy(update={"skip": 2})})
+    found = prepare(texts, tokenizer, unseen)
+    seen = {piece.text_id for piece in whole.documents["test"]}
+    assert len(seen) == 2
+    for kind in (found.samples, found.documents):
+        assert not seen & {piece.text_id for piece in kind["test"]}
+    assert found.documents["train"] == whole.documents["train"]
+    assert found.samples["val"] == whole.samples["val"]
+
+
 def test_of_a_very_long_text_only_what_is_wanted_is_read(
     project: Path, base_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

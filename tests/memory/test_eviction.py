@@ -1,14 +1,16 @@
 """The pairs that stay, against a loop over tokens that knows their definition alone."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from infini.memory import eviction
-from infini.memory.eviction import KeptState, Sight, choose, recent
-from memory.toy_kept import Keeper, loop
-from memory.toy_window import B, D, G, H, tokens, turn
+from infini.memory.eviction import FADING, LASTING, KeptState, Sight, choose, fading, recent
+from memory.toy_kept import Keeper, favours, loop
+from memory.toy_window import B, D, G, H, V, tokens, turn
 
 SCALE = D**-0.5
 
@@ -20,22 +22,31 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     return request.param
 
 
-def keep(q: Tensor, k: Tensor, chunks: list[int], keeper: Keeper) -> KeptState:
-    """What `choose` leaves after a text that comes in chunks; keys by their numbers in it."""
+def keep(
+    q: Tensor, k: Tensor, chunks: list[int], keeper: Keeper, favour: Tensor | None = None
+) -> KeptState:
+    """What `choose` leaves after a text that comes in chunks; keys by their numbers in it.
+
+    favour: of every pair, (B, G, T); None: of none.
+    """
     W, S, K = keeper.window, keeper.sinks, keeper.count
     reach = min((x for x in (keeper.context, keeper.limit) if x is not None), default=None)
     numbers = torch.arange(q.shape[2])[None]
     near, far = turn(q, numbers), turn(q, numbers.clamp(max=W + S - 1))
-    keys = turn(k, numbers)
+    keys, rates = turn(k, numbers), fading(k.new_zeros(k.shape[:3]) if favour is None else favour)
     state, count = KeptState.empty(k, k, K, recent(W)), 0
     for T in chunks:
         end = count + T
-        place = state.positions.clamp(min=0)[..., None].expand(-1, -1, -1, D)
-        held = F.pad(keys, (0, 0, recent(W), 0))[:, :, count : end + recent(W)]
-        pairs = torch.cat([keys.gather(2, place), held], 2)
+        place = state.positions.clamp(min=0)
+        held, rates_held = (
+            F.pad(x, (0, 0, recent(W), 0))[:, :, count : end + recent(W)]
+            for x in (keys, rates[..., None])
+        )
+        pairs = torch.cat([keys.gather(2, place[..., None].expand(-1, -1, -1, D)), held], 2)
+        left = torch.cat([rates.gather(2, place), rates_held[..., 0]], 2)
         sight = Sight(count, T, W, S, reach, keeper.limit)
-        asked = (x[:, :, count:end] * SCALE for x in (near, far))
-        choice = choose(*asked, pairs, keys[:, :, :S], state, sight)
+        asked = near[:, :, count:end] * SCALE, far[:, :, count:end] * SCALE
+        choice = choose(asked, pairs, keys[:, :, :S], left, state, sight)
         assert choice.places.shape == choice.there.shape == (B, G, sight.blocks + 1, K)
         state = state._replace(
             positions=choice.positions, scores=choice.scores, attention=choice.attention
@@ -70,12 +81,15 @@ def test_pairs_kept_and_their_scores_are_those_of_a_loop(
 ) -> None:
     length = 101
     q, k, v = tokens(length)
+    weight = 0.5 * V**-0.5 * torch.randn(G, V, dtype=torch.float64)
+    favour = torch.stack([favours(v[:, g], weight[g]) for g in range(G)], 1)
+    assert favour.std() == pytest.approx(0.5, abs=0.2)
     how = {"window": W, "sinks": S, "count": K, "context": context, "limit": limit}
-    _, keepers = loop(q, k, v, torch.zeros(H), how)
+    _, keepers = loop((q, k, v), torch.zeros(H), weight, how)
     room = min(x for x in (context, limit, length) if x is not None) >= W + eviction.BLOCK
     assert any(own.kept for row in keepers for own in row) == room
     for chunks in ([length], [3, 14, 1, 40, length - 58], [1] * length):
-        assert_known(keep(q, k, chunks, Keeper(**how)), keepers, length)
+        assert_known(keep(q, k, chunks, Keeper(**how), favour), keepers, length)
 
 
 def test_nothing_is_kept_before_the_window_moves(block: int) -> None:
@@ -97,6 +111,45 @@ def test_fame_fades(block: int) -> None:
     for length, kept in ((4 * block, first), (end - 1, first), (end, second)):
         state = keep(q[:, :, :length], k[:, :, :length], [length], Keeper(2, 1, 1))
         assert state.positions.eq(kept).all()
+
+
+def test_a_favour_is_so_many_times_as_long() -> None:
+    favour = torch.tensor([-0.5, 0.0, 0.1, 0.5])
+    left = fading(favour)
+    assert left[1] == torch.tensor(FADING), "bit for bit, of what is not favoured"
+    assert left.tolist() == sorted(left.tolist())
+    for f, rate in zip(favour.tolist(), left.tolist(), strict=True):
+        assert math.log(FADING) / math.log(rate) == pytest.approx(math.exp(LASTING * f), rel=1e-4)
+
+
+@pytest.mark.parametrize(("favour", "lasts"), [(0.0, False), (0.3, True), (-0.3, False)])
+def test_fame_of_a_favoured_pair_lasts(block: int, favour: float, lasts: bool) -> None:
+    """One pair is asked for in a block, another half as much four blocks later."""
+    first, second, end = block // 2, 4 * block + block // 2, 5 * block
+    q, k = (torch.zeros(B, heads, end, D) for heads in (H, G))
+    k[:, :, 0, 2], q[:, :, block:, 2] = 1, 40  # all but the first block looks at the sink
+    k[:, :, first, 0], q[:, :, first:block, 0] = 1, 40
+    k[:, :, second, 1], q[:, :, second:, 1] = 1, 40  # and at this one as much
+    q, k = (turn(x, -torch.arange(end)[None]) for x in (q, k))  # `keep` turns them back
+    favours = torch.zeros(B, G, end)
+    favours[:, :, first] = favour
+    for chunks in ([end], [1] * end):
+        state = keep(q, k, chunks, Keeper(2, 1, 1), favours)
+        assert state.positions.eq(first if lasts else second).all()
+
+
+def test_a_pair_with_the_same_attention_stays_if_it_is_favoured(block: int) -> None:
+    """Two pairs are asked for alike, in the block before they leave; there is room for one."""
+    pair, end = [block + 1, block + 2], 3 * block
+    q, k = (torch.zeros(B, heads, end, D) for heads in (H, G))
+    k[:, :, 0, 2], q[:, :, :, 2] = 1, 40  # else all look at the sink
+    k[:, :, pair, 0], q[:, :, pair[1] : 2 * block, 0] = 1, 80
+    q, k = (turn(x, -torch.arange(end)[None]) for x in (q, k))
+    for favoured in pair:
+        favours = torch.zeros(B, G, end)
+        favours[:, :, favoured] = 0.2
+        state = keep(q, k, [end], Keeper(block, 1, 1), favours)
+        assert state.positions.eq(favoured).all()
 
 
 def test_a_choice_is_made_in_float32_whatever_the_type() -> None:

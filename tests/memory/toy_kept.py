@@ -1,8 +1,9 @@
 """Which pairs stay behind a window, and what is read from them: a loop over tokens, in float64.
 
-It shares the definition of `infini.memory.eviction` and its two numbers, and no code.
+It shares the definition of `infini.memory.eviction` and its three numbers, and no code.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ class Keeper:
     kept: list[int] = field(default_factory=list)  # tokens, from the text's start
     scores: dict[int, float] = field(default_factory=dict)  # of any token: 0 if not there
     paid: dict[int, float] = field(default_factory=dict)  # in the block begun
+    favours: dict[int, float] = field(default_factory=dict)  # of any token that was seen
 
     def distances(self, t: int) -> dict[int, int]:
         """Of the tokens that token t sees: how far away they look."""
@@ -35,8 +37,9 @@ class Keeper:
             found[j] = t - j
         return {j: back for j, back in found.items() if self.limit is None or back < self.limit}
 
-    def look(self, t: int, weights: dict[int, float]) -> None:
+    def look(self, t: int, weights: dict[int, float], favours: dict[int, float]) -> None:
         """Token t has seen these, each with the largest of its query heads' weights."""
+        self.favours |= favours
         if t >= self.window + self.sinks:
             for j, weight in weights.items():
                 self.paid[j] = max(self.paid.get(j, 0), weight)
@@ -46,7 +49,9 @@ class Keeper:
     def _choose(self, begin: int) -> None:
         """For the block that begins there."""
         for j in self.scores.keys() | self.paid.keys():
-            self.scores[j] = eviction.FADING * self.scores.get(j, 0) + self.paid.get(j, 0)
+            lasts = math.exp(eviction.LASTING * self.favours[j])  # times as long as others
+            left = math.exp(math.log(eviction.FADING) / lasts)
+            self.scores[j] = left * self.scores.get(j, 0) + self.paid.get(j, 0)
         self.paid.clear()
         edge = begin - self.window + 1
         left = range(max(self.sinks, edge - eviction.BLOCK), edge)
@@ -62,38 +67,53 @@ def turn_back(keys: Tensor, distances: Tensor) -> Tensor:
     return turn(keys[None, None], -distances[None])[0, 0]
 
 
+def favours(v: Tensor, weight: Tensor) -> Tensor:
+    """Of pairs by their values, in logits, (...); v: (..., V), weight: (V,)."""
+    return v @ weight * (v.shape[-1] / v.square().sum(-1)).sqrt()
+
+
 def read_token(
     qkv: tuple[Tensor, Tensor, Tensor],
     t: int,
     keeper: Keeper,
-    favour: Tensor,
+    bias: Tensor,
+    weight: Tensor,
     turn_back: Callable[[Tensor, Tensor], Tensor] = turn_back,
 ) -> Tensor:
     """What query heads on one key-value head read, (r, V), at token t; the keeper is told.
 
-    qkv: (r, T, D), (T, D), (T, V) of the whole text. favour: (r,), for kept pairs.
+    qkv: (r, T, D), (T, D), (T, V) of the whole text. bias: (r,), for all kept pairs; weight: (V,),
+    for each by its value.
     """
     q, k, v = qkv
     distances = keeper.distances(t)
     seen, back = torch.tensor(list(distances)), torch.tensor(list(distances.values()))
     scores = q[:, t] @ turn_back(k[seen], back).T / q.shape[2] ** 0.5
     are_kept = torch.tensor([j in keeper.kept for j in distances])
-    most = scores.softmax(-1).amax(0).tolist()
-    keeper.look(t, dict(zip(distances, most, strict=True)))
-    return (scores + favour[:, None] * are_kept).softmax(-1) @ v[seen]
+    most, own = scores.softmax(-1).amax(0).tolist(), favours(v[seen], weight)
+    keeper.look(
+        t,
+        dict(zip(distances, most, strict=True)),
+        dict(zip(distances, own.tolist(), strict=True)),
+    )
+    return (scores + (bias[:, None] + own) * are_kept).softmax(-1) @ v[seen]
 
 
 def loop(
-    q: Tensor, k: Tensor, v: Tensor, favour: Tensor, keeper: dict[str, int | None]
+    qkv: tuple[Tensor, Tensor, Tensor],
+    bias: Tensor,
+    weight: Tensor,
+    keeper: dict[str, int | None],
 ) -> tuple[Tensor, list[list[Keeper]]]:
     """(B, T, H, V), and what every sample's key-value heads know in the end.
 
-    keeper: what a `Keeper` is made of. favour: (H,).
+    keeper: what a `Keeper` is made of. bias: (H,); weight: (G, V).
     """
+    q, k, v = qkv
     keepers = [[Keeper(**keeper) for _ in range(G)] for _ in range(B)]
-    q, favour = q.unflatten(1, (G, H // G)), favour.unflatten(0, (G, H // G))
+    q, bias = q.unflatten(1, (G, H // G)), bias.unflatten(0, (G, H // G))
     rows = [
-        read_token((q[b, g], k[b, g], v[b, g]), t, keepers[b][g], favour[g])
+        read_token((q[b, g], k[b, g], v[b, g]), t, keepers[b][g], bias[g], weight[g])
         for b in range(B)
         for g in range(G)
         for t in range(q.shape[3])

@@ -246,7 +246,7 @@ def test_checkpointed_gradients_are_the_plain_ones(trained: PreTrainedModel) -> 
         gradients.append({n: p.grad.clone() for n, p in our_tensors(trained).items()})
     for key, gradient in gradients[0].items():
         # A layer with a window of its own keeps no pair
-        assert gradient.abs().max() > 0 or key.endswith("kept.bias"), key
+        assert gradient.abs().max() > 0 or ".kept." in key, key
         torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-3, atol=1e-6)
     frozen = [p for n, p in trained.named_parameters() if "infini_window" not in n]
     assert all(p.grad is None and not p.requires_grad for p in frozen)

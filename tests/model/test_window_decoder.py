@@ -124,15 +124,16 @@ def attend(
     q, k, v = qkv  # (H, T, D), (G, T, D)
     H, G, out, layer = len(q), len(k), [], own.infini_window
     memory = None if layer.memory is None else Memory(layer.memory)
-    favour = torch.zeros(H) if layer.kept is None else layer.kept.bias
+    bias = torch.zeros(H) if layer.kept is None else layer.kept.bias
+    weight = v.new_zeros(G, D) if layer.kept is None else layer.kept.weight
     kind, kept = (Window, 0) if layer.kept is None else (Keeper, layer.kept.count)
     keepers = [kind(W, S, kept, CONTEXT) for _ in range(G)]
     for t in range(q.shape[1]):
         if memory is not None and t - W >= S:
             memory.write(k[:, t - W], v[:, t - W])
         parts = [
-            read_token((some, k[g], v[g]), t, keepers[g], favoured, partial(turn_back, width=width))
-            for g, (some, favoured) in enumerate(zip(q.chunk(G), favour.chunk(G), strict=True))
+            read_token((some, k[g], v[g]), t, keepers[g], b, w, partial(turn_back, width=width))
+            for g, (some, b, w) in enumerate(zip(q.chunk(G), bias.chunk(G), weight, strict=True))
         ]
         y = torch.cat(parts)
         out.append((y if memory is None else y + memory.read(q[:, t], G)).flatten())

@@ -11,7 +11,7 @@ from infini.model.architectures import head_of
 from infini.model.retrofit import retrofit
 from infini.model.segments import run_segments
 from infini.training.audit import LabelsShiftedTwice, MemoryCarried, padding_counted
-from infini.training.long_context import Documents
+from infini.training.long_context import Batch, Documents
 from toy import long_recipe, some_pieces
 
 L = 16
@@ -21,7 +21,7 @@ def test_labels_shifted_twice_are_the_logs_loop(model: PreTrainedModel) -> None:
     retrofit(model, "parallel", layers=[0], segment_length=L, alpha=0.0)  # no memory to differ in
     text = some_pieces([64, 50], 64)
     shifted = LabelsShiftedTwice(model, text, L, long_recipe())
-    losses = list(shifted.losses(torch.arange(2)))
+    losses = list(shifted.losses(Batch(torch.arange(2))))
     expected = double_shift(model, text, L)
     assert sum(loss.total.item() for loss in losses) == pytest.approx(expected.total, rel=1e-5)
     assert sum(loss.items for loss in losses) == expected.tokens
@@ -38,10 +38,10 @@ def test_carried_memory_is_the_document_befores(model: PreTrainedModel) -> None:
     (carried,) = documents.losses(second)
     plain = Documents(model, text, L, long_recipe())
     torch.testing.assert_close(opening.total, next(plain.losses(first)).total)
-    order = torch.cat([first, second])
+    order = torch.cat([first.rows, second.rows])
     with torch.no_grad():
         hidden, _ = run_segments(model, text.tokens[order].flatten()[None], L)
-        targets = next_token(text.tokens[second], text.mask[second])
+        targets = next_token(text.tokens[second.rows], text.mask[second.rows])
         expected = cross_entropy(hidden[:, 64:], head_of(model), targets).sum()
     torch.testing.assert_close(carried.total, expected, rtol=1e-5, atol=1e-4)
     assert not torch.allclose(carried.total, next(plain.losses(second)).total, rtol=1e-5)
