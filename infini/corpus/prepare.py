@@ -138,9 +138,10 @@ def prepare(texts: Iterable[Text], tokenizer: Tokenizer, data: Data) -> Prepared
         read[split].update(texts=1, tokens=len(encoded.ids), characters=len(encoded.text.text))
         if split == "base":
             continue
-        if split == "test" and skipped < data.test.skip and len(encoded.ids) >= data.document_length:
+        if split == "test" and len(encoded.ids) >= data.document_length:
             skipped += 1
-            continue
+            if skipped <= data.test.skip:
+                continue
         for kind, (length, minimum) in lengths.items():
             found[kind][split].add(cut(encoded, length, minimum))
         if all(rounds.enough for by_split in found.values() for rounds in by_split.values()):

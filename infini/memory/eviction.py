@@ -4,14 +4,16 @@ Heavy hitters (H2O, arXiv 2306.14048) whose fame fades (as in TOVA, arXiv 2401.0
 queries decide). The text is cut into blocks of BLOCK tokens, counted from its start. Behind a
 block's last token, of every key-value head on its own:
 
-    score ← fading · score + the most attention that one of the block's queries paid
-    kept  ← the K of the highest score among those kept and those that have left the window
+    score ← FADING · score + the most attention that one of the block's queries paid
+    kept  ← the K of the highest rank among those kept and those that have left the window
 
-A pair's fading is FADING, or nearer to 1 for one that the head has learnt to favour (`kept`).
-Attention is the softmax of q·k over all that the query sees: no favour of ours, no cap of the
-base's in it. It counts from token W + S on, where the window begins to move; a pair that has had
-none yet is not kept. Dropped is a pair that the next block's last token would see from further
-back than the base's context, or its own window, so that positions stay the base's own.
+A pair's rank is its score, but no less than the square of its favour where that is positive: it
+is learnt (`kept`) and does not fade; squared, small ones, as training has them at first, decide
+nothing. Attention is the softmax of q·k over all that the query sees: no favour of ours, no cap
+of the base's in it. It counts from token W + S on, where the window begins to move; a pair that
+has had none when it leaves is not kept. Dropped is a pair that the next block's last token would
+see from further back than the base's context, or its own window, so that positions stay the
+base's own.
 
 Shapes: as in `kept`.
 """
@@ -25,12 +27,6 @@ from torch import Tensor
 
 BLOCK = 32  # C
 FADING = 0.77  # of a score, a block: half is left after 85 tokens
-LASTING = 4.0  # a favour of f logits makes that e^(4 f) times as many tokens
-
-
-def fading(favour: Tensor) -> Tensor:
-    """What is left of a pair's score after a block, of its favour in logits."""
-    return FADING ** torch.exp(-LASTING * favour)
 
 
 class KeptState(NamedTuple):
@@ -161,18 +157,18 @@ def choose(
     asked: tuple[Tensor, Tensor],
     pairs: Tensor,
     sinks: Tensor,
-    fading: Tensor,
+    favours: Tensor,
     state: KeptState,
     sight: Sight,
 ) -> Choice:
     """Block by block.
 
     asked: queries, rotated and scaled, (B, H, T, D), and the same as the sinks are seen; pairs:
-    keys, rotated, (B, G, P, D); sinks: (B, G, S, D); fading: of a pair's score, (B, G, P).
+    keys, rotated, (B, G, P, D); sinks: (B, G, S, D); favours: of the pairs, (B, G, P).
     """
     with torch.autocast(pairs.device.type, enabled=False):
         near, far = (x.float() for x in asked)
-        return _choose(near, far, pairs.float(), sinks.float(), fading.float(), state, sight)
+        return _choose(near, far, pairs.float(), sinks.float(), favours.float(), state, sight)
 
 
 def _choose(
@@ -180,7 +176,7 @@ def _choose(
     far: Tensor,
     pairs: Tensor,
     sinks: Tensor,
-    fading: Tensor,
+    favours: Tensor,
     state: KeptState,
     sight: Sight,
 ) -> Choice:
@@ -194,8 +190,8 @@ def _choose(
     to_sinks.masked_fill_(~sight.seen_sinks(q.device).repeat(1, heads, 1), -torch.inf)
     hidden = ~sight.seen(q.device).repeat(1, heads, 1)  # (N, r·C, W - 1 + C)
     counted = sight.counted(q.device).repeat(1, heads)[..., None]  # (N, r·C, 1)
+    lasting = favours.relu().square()  # (B, G, P)
     windows = sight.windows(pairs[:, :, K:])
-    fading_there = sight.windows(fading[:, :, K:, None])[..., 0]  # (B, G, N, W - 1 + C)
     places = torch.arange(K, device=q.device).expand(B, G, -1)
     numbers, there = state.positions, state.positions >= 0
     # Of the pairs kept and of the block's window: (B, G, K + W - 1 + C)
@@ -209,17 +205,19 @@ def _choose(
         weights = torch.cat([to_sinks[:, :, block], to_kept, to_window], -1).softmax(-1)
         attention = attention.maximum((weights * counted[block]).amax(2)[..., S:])
         if sight.first(block + 1) <= sight.end:  # all of the block has been read
-            rates = torch.cat([fading.gather(2, places), fading_there[:, :, block]], -1)
-            scores, attention = rates * scores + attention, torch.zeros_like(attention)
+            scores, attention = FADING * scores + attention, torch.zeros_like(attention)
             leaving = sight.first(block) - sight.window + 1 + torch.arange(C, device=q.device)
             numbers = torch.cat([numbers, leaving.expand(B, G, -1)], 2)
             places = torch.cat([places, numbers[..., K:] + P - sight.end], 2)
-            real = torch.cat([there, numbers[..., K:] >= S], 2)
+            leaves = (numbers[..., K:] >= S) & (scores[..., K : K + C] > 0)
+            real = torch.cat([there, leaves], 2)
             if sight.reach is not None:
                 real &= sight.first(block + 1) + C - numbers <= sight.reach
-            best, order = torch.where(real, scores[..., : K + C], 0).topk(K, -1)
+            ranks = scores[..., : K + C].maximum(lasting.gather(2, places))
+            best, order = ranks.where(real, 0).topk(K, -1)
             places, numbers, there = places.gather(2, order), numbers.gather(2, order), best > 0
-            scores = torch.cat([best, F.pad(scores[..., K + C :], (0, C))], 2)
+            own = scores.gather(2, order).where(there, 0)
+            scores = torch.cat([own, F.pad(scores[..., K + C :], (0, C))], 2)
         found.append((places, there))
     chosen, exist = (torch.stack(x, 2) for x in zip(*found, strict=True))
     scores, attention = (sight.closed(x, K) for x in (scores, attention))

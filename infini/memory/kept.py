@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infini.choices import MemoryUse
-from infini.memory.eviction import Choice, KeptState, Sight, choose, fading, recent
+from infini.memory.eviction import Choice, KeptState, Sight, choose, recent
 from infini.memory.packing import swap_halves
 from infini.memory.window import Attention, Rotate, Span
 
@@ -122,7 +122,7 @@ def _attend(
     values = torch.cat([state.values, pairs.values], 2)
     favours = kept.favours(values)  # (B, G, P)
     scaled = near * scale, far * scale
-    choice = choose(scaled, keys, sink_keys, fading(favours), state, sight)
+    choice = choose(scaled, keys, sink_keys, favours, state, sight)
     if torch.is_autocast_enabled(q.device.type):  # as the attention will have them, but sooner
         product = torch.get_autocast_dtype(q.device.type)
         near, far, keys, sink_keys = (x.to(product) for x in (near, far, keys, sink_keys))
