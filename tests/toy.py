@@ -4,11 +4,13 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import yaml
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
 from infini.corpus.pieces import Pieces
+from infini.paths import DOCUMENTS
 from infini.training.config import LongRecipe, WindowAdapter
 
 WORDS = ("union", "report", "congress", "state", "trade", "peace", "nation", "of", "the", "to")
@@ -39,6 +41,16 @@ def some_pieces(lengths: list[int], width: int, seed: int = 0) -> Pieces:
     tokens = torch.randint(300, (len(lengths), width), generator=generator)
     mask = torch.arange(width) < torch.tensor(lengths)[:, None]
     return Pieces(tokens * mask, mask, torch.tensor(lengths), torch.arange(len(lengths)))
+
+
+def write_documents(lengths: list[int]) -> None:
+    """Train and val as stage prepare_data has them, of random tokens below 300."""
+    DOCUMENTS.mkdir(parents=True)
+    for seed, split in enumerate(("train", "val")):
+        pieces = some_pieces(lengths, max(lengths), seed)
+        tokens = [row[:n].tolist() for row, n in zip(pieces.tokens, lengths, strict=True)]
+        table = {"text_id": list(map(str, range(len(lengths)))), "tokens": tokens, "bytes": lengths}
+        pd.DataFrame(table).to_parquet(DOCUMENTS / f"{split}.parquet")
 
 
 def long_recipe(**changed: object) -> LongRecipe:

@@ -1,14 +1,12 @@
 """The pairs that stay, against a loop over tokens that knows their definition alone."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from infini.memory import eviction
-from infini.memory.eviction import FADING, LASTING, KeptState, Sight, choose, fading, recent
+from infini.memory.eviction import KeptState, Sight, choose, recent
 from memory.toy_kept import Keeper, favours, loop
 from memory.toy_window import B, D, G, H, V, tokens, turn
 
@@ -33,20 +31,20 @@ def keep(
     reach = min((x for x in (keeper.context, keeper.limit) if x is not None), default=None)
     numbers = torch.arange(q.shape[2])[None]
     near, far = turn(q, numbers), turn(q, numbers.clamp(max=W + S - 1))
-    keys, rates = turn(k, numbers), fading(k.new_zeros(k.shape[:3]) if favour is None else favour)
+    keys, favour = turn(k, numbers), k.new_zeros(k.shape[:3]) if favour is None else favour
     state, count = KeptState.empty(k, k, K, recent(W)), 0
     for T in chunks:
         end = count + T
         place = state.positions.clamp(min=0)
-        held, rates_held = (
+        held, favours_held = (
             F.pad(x, (0, 0, recent(W), 0))[:, :, count : end + recent(W)]
-            for x in (keys, rates[..., None])
+            for x in (keys, favour[..., None])
         )
         pairs = torch.cat([keys.gather(2, place[..., None].expand(-1, -1, -1, D)), held], 2)
-        left = torch.cat([rates.gather(2, place), rates_held[..., 0]], 2)
+        by_pair = torch.cat([favour.gather(2, place), favours_held[..., 0]], 2)
         sight = Sight(count, T, W, S, reach, keeper.limit)
         asked = near[:, :, count:end] * SCALE, far[:, :, count:end] * SCALE
-        choice = choose(asked, pairs, keys[:, :, :S], left, state, sight)
+        choice = choose(asked, pairs, keys[:, :, :S], by_pair, state, sight)
         assert choice.places.shape == choice.there.shape == (B, G, sight.blocks + 1, K)
         state = state._replace(
             positions=choice.positions, scores=choice.scores, attention=choice.attention
@@ -81,13 +79,14 @@ def test_pairs_kept_and_their_scores_are_those_of_a_loop(
 ) -> None:
     length = 101
     q, k, v = tokens(length)
-    weight = 0.5 * V**-0.5 * torch.randn(G, V, dtype=torch.float64)
+    weight = 0.8 * V**-0.5 * torch.randn(G, V, dtype=torch.float64)
     favour = torch.stack([favours(v[:, g], weight[g]) for g in range(G)], 1)
-    assert favour.std() == pytest.approx(0.5, abs=0.2)
     how = {"window": W, "sinks": S, "count": K, "context": context, "limit": limit}
     _, keepers = loop((q, k, v), torch.zeros(H), weight, how)
     room = min(x for x in (context, limit, length) if x is not None) >= W + eviction.BLOCK
     assert any(own.kept for row in keepers for own in row) == room
+    plain = keep(q, k, [length], Keeper(**how)).positions
+    assert plain.equal(keep(q, k, [length], Keeper(**how), favour).positions) == (not room)
     for chunks in ([length], [3, 14, 1, 40, length - 58], [1] * length):
         assert_known(keep(q, k, chunks, Keeper(**how), favour), keepers, length)
 
@@ -95,9 +94,11 @@ def test_pairs_kept_and_their_scores_are_those_of_a_loop(
 def test_nothing_is_kept_before_the_window_moves(block: int) -> None:
     q, k, _ = tokens(2 * block)
     W = 2 * block - 4
-    state = keep(q, k, [2 * block], Keeper(W, 4, 3))  # token 4 leaves, unseen by any that counts
-    assert state.positions.eq(-1).all()
-    assert not state.scores.any()
+    for favour in (None, torch.ones(B, G, 2 * block)):
+        # Token 4 leaves, unseen by any that counts
+        state = keep(q, k, [2 * block], Keeper(W, 4, 3), favour)
+        assert state.positions.eq(-1).all()
+        assert not state.scores.any()
 
 
 def test_fame_fades(block: int) -> None:
@@ -113,17 +114,10 @@ def test_fame_fades(block: int) -> None:
         assert state.positions.eq(kept).all()
 
 
-def test_a_favour_is_so_many_times_as_long() -> None:
-    favour = torch.tensor([-0.5, 0.0, 0.1, 0.5])
-    left = fading(favour)
-    assert left[1] == torch.tensor(FADING), "bit for bit, of what is not favoured"
-    assert left.tolist() == sorted(left.tolist())
-    for f, rate in zip(favour.tolist(), left.tolist(), strict=True):
-        assert math.log(FADING) / math.log(rate) == pytest.approx(math.exp(LASTING * f), rel=1e-4)
-
-
-@pytest.mark.parametrize(("favour", "lasts"), [(0.0, False), (0.3, True), (-0.3, False)])
-def test_fame_of_a_favoured_pair_lasts(block: int, favour: float, lasts: bool) -> None:
+@pytest.mark.parametrize(
+    ("favour", "lasts"), [(0.0, False), (0.5, False), (0.9, True), (-0.9, False)]
+)
+def test_a_favour_does_not_fade(block: int, favour: float, lasts: bool) -> None:
     """One pair is asked for in a block, another half as much four blocks later."""
     first, second, end = block // 2, 4 * block + block // 2, 5 * block
     q, k = (torch.zeros(B, heads, end, D) for heads in (H, G))
@@ -147,7 +141,7 @@ def test_a_pair_with_the_same_attention_stays_if_it_is_favoured(block: int) -> N
     q, k = (turn(x, -torch.arange(end)[None]) for x in (q, k))
     for favoured in pair:
         favours = torch.zeros(B, G, end)
-        favours[:, :, favoured] = 0.2
+        favours[:, :, favoured] = 0.9
         state = keep(q, k, [end], Keeper(block, 1, 1), favours)
         assert state.positions.eq(favoured).all()
 

@@ -35,11 +35,11 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 
 
 def favouring(seed: int = 0, dtype: torch.dtype = torch.float64) -> KeptPairs:
-    """As if trained: a pair by about half a logit, so that some fade soon and some late."""
+    """As if trained: pairs by about a logit, so that it decides which stay."""
     torch.manual_seed(seed)
     kept = KeptPairs(H, G, V, 0)
     torch.nn.init.normal_(kept.bias, std=2)
-    torch.nn.init.normal_(kept.weight, std=0.5 * V**-0.5)
+    torch.nn.init.normal_(kept.weight, std=0.8 * V**-0.5)
     return kept.to(dtype)
 
 

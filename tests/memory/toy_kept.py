@@ -1,9 +1,8 @@
 """Which pairs stay behind a window, and what is read from them: a loop over tokens, in float64.
 
-It shares the definition of `infini.memory.eviction` and its three numbers, and no code.
+It shares the definition of `infini.memory.eviction` and its two numbers, and no code.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -49,17 +48,21 @@ class Keeper:
     def _choose(self, begin: int) -> None:
         """For the block that begins there."""
         for j in self.scores.keys() | self.paid.keys():
-            lasts = math.exp(eviction.LASTING * self.favours[j])  # times as long as others
-            left = math.exp(math.log(eviction.FADING) / lasts)
-            self.scores[j] = left * self.scores.get(j, 0) + self.paid.get(j, 0)
+            self.scores[j] = eviction.FADING * self.scores.get(j, 0) + self.paid.get(j, 0)
         self.paid.clear()
         edge = begin - self.window + 1
         left = range(max(self.sinks, edge - eviction.BLOCK), edge)
-        candidates = [j for j in (*self.kept, *left) if self.scores.get(j, 0) > 0]
+        asked_for = [j for j in left if self.scores.get(j, 0) > 0]
+        ranks = {j: max(self.scores[j], self.lasting(j)) for j in (*self.kept, *asked_for)}
+        candidates = [j for j, rank in ranks.items() if rank > 0]
         last = begin + eviction.BLOCK - 1  # of the tokens that will see them
         for reach in (self.context, self.limit):
             candidates = [j for j in candidates if reach is None or last - j < reach]
-        self.kept = sorted(candidates, key=lambda j: -self.scores[j])[: self.count]
+        self.kept = sorted(candidates, key=lambda j: -ranks[j])[: self.count]
+
+    def lasting(self, j: int) -> float:
+        """What a pair's rank does not fall below."""
+        return self.favours[j] ** 2 if self.favours[j] > 0 else 0.0
 
 
 def turn_back(keys: Tensor, distances: Tensor) -> Tensor:
