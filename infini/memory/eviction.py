@@ -7,13 +7,12 @@ block's last token, of every key-value head on its own:
     score ← FADING · score + the most attention that one of the block's queries paid
     kept  ← the K of the highest rank among those kept and those that have left the window
 
-A pair's rank is its score, but no less than the square of its favour where that is positive: it
-is learnt (`kept`) and does not fade; squared, small ones, as training has them at first, decide
-nothing. Attention is the softmax of q·k over all that the query sees: no favour of ours, no cap
-of the base's in it. It counts from token W + S on, where the window begins to move; a pair that
-has had none when it leaves is not kept. Dropped is a pair that the next block's last token would
-see from further back than the base's context, or its own window, so that positions stay the
-base's own.
+A pair's rank is its score, but no less than what its favour is above MARGIN: favour is learnt
+(`kept`) and does not fade; small ones, as all training leaves, decide nothing. Attention is the
+softmax of q·k over all that the query sees: no favour of ours, no cap of the base's in it. It
+counts from token W + S on, where the window begins to move; a pair that has had none when it
+leaves is not kept. Dropped is a pair that the next block's last token would see from further back
+than the base's context, or its own window, so that positions stay the base's own.
 
 Shapes: as in `kept`.
 """
@@ -27,6 +26,7 @@ from torch import Tensor
 
 BLOCK = 32  # C
 FADING = 0.77  # of a score, a block: half is left after 85 tokens
+MARGIN = 0.5  # logits
 
 
 class KeptState(NamedTuple):
@@ -190,7 +190,7 @@ def _choose(
     to_sinks.masked_fill_(~sight.seen_sinks(q.device).repeat(1, heads, 1), -torch.inf)
     hidden = ~sight.seen(q.device).repeat(1, heads, 1)  # (N, r·C, W - 1 + C)
     counted = sight.counted(q.device).repeat(1, heads)[..., None]  # (N, r·C, 1)
-    lasting = favours.relu().square()  # (B, G, P)
+    lasting = favours - MARGIN  # (B, G, P)
     windows = sight.windows(pairs[:, :, K:])
     places = torch.arange(K, device=q.device).expand(B, G, -1)
     numbers, there = state.positions, state.positions >= 0
