@@ -13,6 +13,8 @@ from infini.report.studies import BOTH, KEPT, MATRIX, Reading, Study
 
 # Recovery that is aimed at, by tokens of the window.
 AIM = {64: 0.30, 256: 0.20}
+# Pass keys retrieved that are aimed at, so many windows back.
+AIM_KEYS, FAR = 0.90, 16
 
 
 def of_study(study: Study) -> list[str]:
@@ -28,6 +30,7 @@ def of_study(study: Study) -> list[str]:
         findings.of_retrieval({"base": study.base} | {r.version: r.figures for r in study.versions})
         if study.versions
         else None,
+        of_far_keys(study),
     ]
     return [sentence for sentence in said if sentence]
 
@@ -116,7 +119,8 @@ def of_adaptation(study: Study, reading: Reading) -> str | None:
 
 def of_parts(study: Study, window: int) -> str | None:
     """What kept pairs alone and the matrix alone reach of what both together do."""
-    by_kind = {reading.kind: reading for reading in study.at(window)}
+    by_gain = sorted(study.at(window), key=lambda r: r.figures["equal_bytes.gain"].value)
+    by_kind = {reading.kind: reading for reading in by_gain}  # the best of each
     both, alone = by_kind.get(BOTH), [by_kind[kind] for kind in (KEPT, MATRIX) if kind in by_kind]
     if both is None or not alone or (won := below(study, both)) is None or won <= 0:
         return None
@@ -170,6 +174,28 @@ def of_the_aim(study: Study, window: int) -> str | None:
     return (
         f"Aimed at, with a window of {window}: {_share(aim)} recovery. Best is {reading.version}: "
         f"by worth {show_estimate(share.scaled(100))} %{strict}. By worth the aim is {so}."
+    )
+
+
+def of_far_keys(study: Study) -> str | None:
+    """Which version finds most keys that lie many windows back, where all asked for do."""
+    asked, segment = study.params["evaluate"]["passkey"], study.params["data"]["segment_length"]
+    nearest = min(asked["lengths"]) * segment * (1 - max(asked["depths"])) - segment / 2
+    able = [
+        reading
+        for reading in study.versions
+        if reading.window is not None
+        and "passkey.exact" in reading.figures
+        and nearest >= FAR * reading.window
+    ]
+    if not able:
+        return None
+    best = max(able, key=lambda r: r.figures["passkey.exact"].value)
+    found, off = (best.figures[f"passkey.exact{end}"].value for end in ("", "_off"))
+    so = "reached" if found >= AIM_KEYS else f"missed by {100 * (AIM_KEYS - found):.0f} points"
+    return (
+        f"Aimed at: {_share(AIM_KEYS)} of pass keys {FAR} windows back. Best is {best.version}: "
+        f"{_share(found)}, its window alone {_share(off)}. The aim is {so}."
     )
 
 

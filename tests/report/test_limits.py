@@ -4,6 +4,7 @@ The base has 3.9 nats with 16 tokens, 3.65 with 64, 3.6 with 256, log 36 = 3.583
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -87,6 +88,24 @@ def test_the_aim_is_missed_or_reached() -> None:
     assert "Best is v5: by worth 4.0 ± 1.0 %" in missed
     assert missed.endswith("is missed by 16.0 points.")
     assert limits.of_the_aim(found, 128) is None
+
+
+def test_far_keys_are_found_or_missed() -> None:
+    trees = {"v5": reads(37.0, 0.02, 0.01), "v6": reads(37.0, 0.02, 0.01)}
+    for name, exact in (("v5", 0.25), ("v6", 0.95)):
+        trees[name]["passkey"] |= {"exact": exact, "exact_off": 0.0}
+    near = study(trees)
+    assert limits.of_far_keys(near) is None  # 512 tokens and a depth of 0.5: four windows
+    asked = near.params["evaluate"] | {"passkey": {"lengths": [5, 10], "depths": [0.0, 0.1]}}
+    far = replace(near, params=near.params | {"evaluate": asked})
+    assert limits.of_far_keys(far) == (
+        "Aimed at: 90 % of pass keys 16 windows back. Best is v6: 95 %, its window alone 0 %. "
+        "The aim is reached."
+    )
+    missed = replace(far, readings=far.readings[:1])
+    assert limits.of_study(missed)[-1].endswith(
+        "Best is v5: 25 %, its window alone 0 %. The aim is missed by 65 points."
+    )
 
 
 def test_the_best_pays_before_it_gains() -> None:
