@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from infini.errors import InputError
+from infini.model import standard_files
 from infini.model.base import check_finite
 from infini.model.layers import our_tensors
 from infini.model.tensors import HASH, content_hash, read_tensors, write_tensors
@@ -31,6 +32,7 @@ def save(model: PreTrainedModel, folder: Path) -> None:
     try:
         (folder / CONFIG).write_text(json.dumps(recorded, indent=2) + "\n")
         (folder / CARD).write_text(card)
+        standard_files.write(model, folder, TENSORS)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error}") from None
 
