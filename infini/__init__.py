@@ -1,11 +1,14 @@
 """infini: a constant-size long-term memory for pretrained language models.
 
 The names below are there after `import infini`; each is imported when it is first used, so
-that nobody waits for what they do not use.
+that nobody waits for what they do not use. transformers' AutoModelForCausalLM knows our saved
+models from then on.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from infini.model.announcing import announce
 
 if TYPE_CHECKING:
     from infini import memory
@@ -31,6 +34,8 @@ _HOMES = {
     "retrofit": "infini.model.retrofit",
     "save_memory": "infini.model.cache",
 }
+
+announce()
 
 
 def __getattr__(name: str) -> Any:

@@ -3,12 +3,15 @@
 import json
 import math
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import lm_eval
 import pytest
 import torch
 import yaml
+from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -37,9 +40,9 @@ def harness(model: PreTrainedModel, base_folder: Path, batch_size: int = 3) -> H
     return HFLM(pretrained=model, tokenizer=tokenizer, max_length=LONGEST, batch_size=batch_size)
 
 
-def test_rolling_word_perplexity_is_ours(
-    loaded: PreTrainedModel, base_folder: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def texts(tmp_path: Path) -> list[str]:
+    """Of a task `local_text`, whose definition is in `tasks`."""
     texts = [sentence(length, seed) for seed, length in enumerate((60, 7, 25, 41))]
     lines = [json.dumps({"text": text}) for text in texts]
     (tmp_path / "texts.jsonl").write_text("\n".join(lines))
@@ -56,15 +59,26 @@ def test_rolling_word_perplexity_is_ours(
     }
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/local_text.yaml").write_text(yaml.safe_dump(task))
-    lm = harness(loaded, base_folder)
+    return texts
+
+
+def results(lm: HFLM, folder: Path) -> dict[str, Any]:
+    """Of the task in `folder`."""
     found = lm_eval.simple_evaluate(
         lm,
         tasks=["local_text"],
-        task_manager=TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False),
+        task_manager=TaskManager(include_path=str(folder / "tasks"), include_defaults=False),
         bootstrap_iters=0,
     )
     assert found is not None
-    theirs = found["results"]["local_text"]
+    return found["results"]["local_text"]
+
+
+def test_rolling_word_perplexity_is_ours(
+    loaded: PreTrainedModel, base_folder: Path, texts: list[str], tmp_path: Path
+) -> None:
+    lm = harness(loaded, base_folder)
+    theirs = results(lm, tmp_path)
 
     # It puts one token in front, which is not scored: our pieces begin with it.
     ids = [torch.tensor([lm.prefix_token_id, *lm.tok_encode(text)]) for text in texts]
@@ -79,6 +93,24 @@ def test_rolling_word_perplexity_is_ours(
     assert theirs["bits_per_byte,none"] == pytest.approx(score.bits_per_byte, rel=1e-3)
     off = documents(loaded, pieces, L, memory="off")
     assert abs(off.total / score.total - 1) > 2e-3  # the memory is seen
+
+
+@pytest.mark.usefixtures("texts")
+def test_the_command_line_scores_a_saved_folder(
+    loaded: PreTrainedModel, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (
+        f"run --model hf --model_args pretrained={tmp_path / 'model'},max_length={LONGEST} --tasks "
+        f"local_text --include_path {tmp_path / 'tasks'} --device cpu --batch_size 3 "
+        f"--output_path {tmp_path / 'results'}"
+    )
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *words.split()])
+    cli_evaluate()
+    (file,) = tmp_path.glob("results/*/results_*.json")
+    theirs = json.loads(file.read_text())["results"]["local_text"]
+    ours = results(harness(loaded, base_folder), tmp_path)
+    for name in ("word_perplexity,none", "bits_per_byte,none"):
+        assert theirs[name] == pytest.approx(ours[name], rel=1e-6)
 
 
 def test_requests_leave_nothing_behind(loaded: PreTrainedModel, base_folder: Path) -> None:

@@ -13,6 +13,15 @@ from infini.evaluation.estimates import flatten
 from infini.report.results import STEPS
 from toy import read_params, stage, write_params
 
+# What a model's folder holds.
+SAVED = (
+    "README.md",
+    "config.json",
+    "infini.safetensors",
+    "infini_config.json",
+    "model.safetensors.index.json",
+)
+
 
 def run_all() -> None:
     """The default run, then what is run on demand, then the report."""
@@ -62,7 +71,7 @@ def test_the_whole_pipeline(project: Path) -> None:
         f"{v}/{step}/seed0/{file}"
         for v in versions[1:]
         for step in ("finetune", "control" if v in ("v3", "v5") else "distill")
-        for file in ("README.md", "infini_config.json", "infini.safetensors")
+        for file in SAVED
     }
     assert files("reports/metrics") == {f"{v}.json" for v in versions}
     drawn = ("bytes", "perplexity", "segments", "distance", "retrieval", "gates", "costs", *STEPS)
@@ -130,9 +139,7 @@ def test_a_run_with_seeds_has_means_spreads_and_a_report(
     run_versions()
     for version in ("v2", "v3"):
         assert files(f"data/models/{version}/finetune") == {
-            f"seed{seed}/{file}"
-            for seed in (0, 1)
-            for file in ("README.md", "infini_config.json", "infini.safetensors")
+            f"seed{seed}/{file}" for seed in (0, 1) for file in SAVED
         }
         assert set(pd.read_csv(f"data/training/{version}/finetune.csv")["seed"]) == {0, 1}
         losses = pd.read_parquet(f"data/evaluation/{version}/losses.parquet")

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,20 +12,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.errors import InputError
+from infini.model.auto import MODEL_TYPE
 
 
-def load_base(model: str, revision: str | None = None) -> PreTrainedModel:
+def load_base(model: str, revision: str | None = None, **options: Any) -> PreTrainedModel:
     """The base in float32 and evaluation mode, nothing in it trainable.
 
     model: a folder written by save_pretrained, or a hub name; revision: of the hub, None: main.
-    InputError where there is none.
+    options: more for transformers' from_pretrained, dtype and device_map among them. InputError
+    where there is none.
     """
     _check(model, revision)
     try:
         base, found = AutoModelForCausalLM.from_pretrained(
             os.path.expanduser(model),
             revision=revision or "main",
-            dtype=torch.float32,
+            **{"dtype": torch.float32, **options},
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -56,7 +59,7 @@ def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
 def _check(model: str, revision: str | None) -> None:
     """One line for a base that is not there, before anything is loaded."""
     try:
-        AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             os.path.expanduser(model), revision=revision or "main", trust_remote_code=False
         )
     except Exception as error:  # a damaged config fails in as many ways as it has keys
@@ -64,6 +67,8 @@ def _check(model: str, revision: str | None) -> None:
             f"base.model: no model at {model!r}: a folder written by save_pretrained or a hub "
             f"name is needed ({_first_line(error)})"
         ) from None
+    if config.model_type == MODEL_TYPE:
+        raise InputError(f"base.model: {model!r}: a saved memory, not a base: infini.load reads it")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,12 +1,13 @@
 """In front of a causal LM's class: saving, and what `generate` needs to carry the memory."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from infini.errors import InputError
-from infini.model import storage
+from infini.model import standard_files, storage
 from infini.model.architectures import CACHE
 from infini.model.stateful import newest
 
@@ -18,12 +19,27 @@ class InfiniModel:
 
     infini_config: dict[str, Any]
 
-    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, is_main_process: bool = True, **_: Any
+    ) -> None:
         """Write our tensors, the settings and a model card; the base is named, not copied.
 
-        Hugging Face's further options concern whole models and do not apply.
+        is_main_process: of several, the one that writes. Hugging Face's further options concern
+        whole models and do not apply.
         """
-        storage.save(self, Path(save_directory))
+        if is_main_process:
+            storage.save(self, Path(save_directory))
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """As of any module; our tensors may have the names that they are saved by."""
+        return super().load_state_dict(  # type: ignore[misc]
+            standard_files.with_full_names(self, state_dict), *args, **kwargs
+        )
+
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str]:
+        """The base's: Trainer misses nothing else in a checkpoint."""
+        return self.state_dict().keys() - set(standard_files.full_names(self).values())  # type: ignore[attr-defined]
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

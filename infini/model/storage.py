@@ -5,17 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from infini.errors import InputError
+from infini.model import standard_files
 from infini.model.base import check_finite
+from infini.model.card import CARD, render
 from infini.model.layers import our_tensors
 from infini.model.tensors import HASH, content_hash, read_tensors, write_tensors
 from infini.paths import read_json
 
-CONFIG, TENSORS, CARD = "infini_config.json", "infini.safetensors", "README.md"
+CONFIG, TENSORS = "infini_config.json", "infini.safetensors"
 
 
 def save(model: PreTrainedModel, folder: Path) -> None:
@@ -23,14 +24,11 @@ def save(model: PreTrainedModel, folder: Path) -> None:
     settings, tensors = model.infini_config, our_tensors(model)
     write_tensors(folder / TENSORS, tensors)
     recorded = {**settings, HASH: _hash(settings, tensors)}
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
-    card = environment.get_template("model_card.md.j2").render(
-        settings=settings, parameters=sum(t.numel() for t in tensors.values())
-    )
+    card = render(settings, sum(t.numel() for t in tensors.values()))
     try:
         (folder / CONFIG).write_text(json.dumps(recorded, indent=2) + "\n")
         (folder / CARD).write_text(card)
+        standard_files.write(model, folder, TENSORS)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error}") from None
 

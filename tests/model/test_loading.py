@@ -50,7 +50,7 @@ def test_the_base_is_found_by_its_recorded_name_and_stays_on_the_cpu(
     assert torch.equal(again(tokens).logits, base(tokens).logits)
     shutil.rmtree(here)
     with pytest.raises(
-        InputError, match=f"no model at '{here}'.*; or give .* infini.load.…, base="
+        InputError, match=f"no model at '{here}'.*; or say where the base is: base=FOLDER"
     ):
         infini.load(tmp_path / "ours")
     with pytest.raises(InputError, match=f"made for another base than '.*': it needs '{here}'"):

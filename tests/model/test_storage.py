@@ -21,7 +21,13 @@ def test_our_tensors_the_settings_and_a_card_are_saved_and_no_base(
     infini.retrofit(model, "replace", [1], L, init="random", update="linear", local="linear")
     model.save_pretrained(tmp_path / "new/folder")
     files = {file.name: file for file in (tmp_path / "new/folder").iterdir()}
-    assert files.keys() == {"README.md", "infini_config.json", "infini.safetensors"}
+    assert files.keys() == {
+        "README.md",
+        "config.json",
+        "infini.safetensors",
+        "infini_config.json",
+        "model.safetensors.index.json",
+    }
     tensors, ours = load_file(files["infini.safetensors"]), our_tensors(model)
     assert tensors.keys() == ours.keys()
     assert all(name.startswith("layers.1.") for name in tensors)

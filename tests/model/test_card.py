@@ -1,0 +1,58 @@
+"""The model card that is written with a model."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import PreTrainedModel
+
+import infini
+from architectures import L
+from infini.model.card import Release, ranges, render
+
+SETTINGS = {
+    "method": "window", "layers": [0, 1, 2, 5], "window": 64, "sinks": 4, "update": "gated_delta",
+    "kept": 128, "base": {"model": "some/base", "revision": "abc", "fingerprint": "0123"},
+}  # fmt: skip
+RELEASE = Release("mit", "A small base", "16 documents", "| nats |\n|--|\n| 3.2 |")
+
+
+def front_matter(card: str) -> dict[str, object]:
+    _, front, _ = card.split("---\n", 2)
+    return yaml.safe_load(front)
+
+
+def test_a_card_has_the_settings_and_of_a_release_what_was_measured() -> None:
+    card, released = render(SETTINGS, 12), render(SETTINGS, 12, RELEASE)
+    assert front_matter(card)["base_model"] == "some/base"
+    assert "license" not in front_matter(card)
+    assert front_matter(released) == front_matter(card) | {"license": "mit"}
+    for text in (card, released):
+        assert "12 parameters" in text
+        assert "revision abc, fingerprint `0123`" in text
+        assert "| layers | 0–2, 5 |" in text
+        assert "| kept pairs a head | 128 |" in text
+        assert "\n\n\n" not in text
+        assert text.endswith("|\n")
+    assert "measured" not in card
+    assert "| base | `some/base`: A small base, revision" in released
+    assert "| trained on | 16 documents |\n| licence | `mit`, of the tensors" in released
+    assert "## What was measured\n\n| nats |" in released
+
+
+def test_a_model_that_is_saved_has_one(model: PreTrainedModel, tmp_path: Path) -> None:
+    infini.retrofit(model, "replace", [1], L, init="random", local="linear", segmented=False)
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "| method | replace, started from random weights |" in card
+    assert f"| segments | {L} tokens, other layers with full attention |" in card
+    assert "| memory update | delta |\n| local attention | linear, positions none |\n" in card
+    assert "kept" not in card
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shown"),
+    [([], "none"), ([3], "3"), ([0, 1], "0–1"), ([0, 2, 3, 4, 9], "0, 2–4, 9")],
+)
+def test_layers_are_shown_as_ranges(numbers: list[int], shown: str) -> None:
+    assert ranges(numbers) == shown

@@ -1,0 +1,26 @@
+"""docs/hugging_face.md's Python, run as written."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from infini.model.layers import our_tensors
+
+
+def test_the_snippets_run_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/base").symlink_to(ROOT / "data/base")
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs/hugging_face.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    for snippet in snippets:
+        exec(snippet, names)
+    assert "The state of the Union" in capsys.readouterr().out
+    once, twice = our_tensors(names["best"]), our_tensors(names["again"])
+    assert all((once[name] == tensor).all() for name, tensor in twice.items())
+    assert not all((tensor == once[n]).all() for n, tensor in our_tensors(names["base"]).items())
