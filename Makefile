@@ -23,7 +23,7 @@ setup: .venv/done
 
 # The report once more: nothing may have changed since the last one, and DVC has the last word.
 run: setup
-	$(BIN)/python -m infini.params
+	$(BIN)/python -m infini params
 	$(BIN)/dvc repro
 	@$(BIN)/dvc repro -q -s studies/dvc.yaml
 	@$(BIN)/python -m stages.compare_report
@@ -33,7 +33,7 @@ study: links setup
 		$(PIP_INSTALL) --no-deps -r requirements.txt; fi
 	@# the base first: a folder that is not there yet would be taken for a hub's name
 	@cd $(STUDY_FOLDER) && if test -f base/dvc.yaml; then dvc repro base/dvc.yaml; fi
-	cd $(STUDY_FOLDER) && python -m infini.params && dvc repro
+	cd $(STUDY_FOLDER) && python -m infini params && dvc repro
 	@cd $(STUDY_FOLDER) && echo "In $(STUDY_FOLDER):" && python -m stages.compare_report
 	@# all studies side by side; nothing is lost where another run holds DVC's lock just now
 	-@dvc repro -q -s studies/dvc.yaml

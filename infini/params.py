@@ -1,11 +1,10 @@
 """params.yaml as a whole: one typed section a stage, everything checked before any work.
 
-`python -m infini.params` checks the file, and against the base and the text that it names. A
-wrong value or an unknown key is one line: key, what is needed, value. The sections themselves
-are in the folders' `config.py`.
+`check` looks at the base and the text that the file names too. A wrong value or an unknown key
+is one line: key, what is needed, value. The sections themselves are in the folders' `config.py`.
 """
 
-import sys
+from contextlib import chdir
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
@@ -201,32 +200,32 @@ def versions() -> dict[str, Version]:
     }
 
 
-def load() -> Params:
+def load(file: Path = FILE) -> Params:
     """The whole file, checked. InputError: one line that names the first wrong key."""
     try:
-        return _parse(FILE.read_text(encoding="utf-8"))
+        return _parse(file.read_text(encoding="utf-8"), file)
     except FileNotFoundError:
         raise InputError(
-            f"{FILE}: not found; run from the repository's root, or a study's folder"
+            f"{file}: not found; run from the repository's root, or a study's folder"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{FILE}: not readable as UTF-8 text: {error}") from None
+        raise InputError(f"{file}: not readable as UTF-8 text: {error}") from None
 
 
 @lru_cache(maxsize=1)
-def _parse(text: str) -> Params:
+def _parse(text: str, file: Path) -> Params:
     try:
         # YAML 1.2 as DVC writes it: 1e-05 is a number, which PyYAML takes for text.
         content = YAML(typ="safe", pure=True).load(text)
     except DuplicateKeyError as error:
         key, line = error.problem.split('"')[1], error.problem_mark.line + 1
-        raise InputError(f"{FILE}: {key}: is there twice, again in line {line}; keep one") from None
+        raise InputError(f"{file}: {key}: is there twice, again in line {line}; keep one") from None
     except (YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{FILE}: not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     try:
         return Params.model_validate(content)
     except ValidationError as invalid:
-        raise InputError(f"{FILE}: {explain(Params, _first(invalid))}") from None
+        raise InputError(f"{file}: {explain(Params, _first(invalid))}") from None
 
 
 def _first(invalid: ValidationError) -> Any:
@@ -234,14 +233,18 @@ def _first(invalid: ValidationError) -> Any:
     return min(invalid.errors(), key=lambda error: error["type"] != "extra_forbidden")
 
 
-def check() -> Params:
-    """`load`, and whether base and text are there and can do what is asked; InputError if not."""
-    params = load()
+def check(file: Path = FILE) -> Params:
+    """`load`, and whether base and text are there and can do what is asked; InputError if not.
+
+    Their paths are relative to the file's folder, where its stages run.
+    """
+    params = load(file)
     try:
-        _check_base(params)
-        text_files(params.data.corpus)
+        with chdir(file.parent):
+            _check_base(params)
+            text_files(params.data.corpus)
     except InputError as error:
-        raise InputError(f"{FILE}: {error}") from None
+        raise InputError(f"{file}: {error}") from None
     return params
 
 
@@ -269,11 +272,3 @@ def _check_base(params: Params) -> None:
                 f"{key}: a layer of {base.kind} ({name!r}) cannot be replaced, of "
                 f"{', '.join(REPLACEABLE)} it can; make it an adapter, or remove it"
             )
-
-
-if __name__ == "__main__":
-    try:
-        check()
-    except InputError as wrong:
-        print(f"error: {wrong}", file=sys.stderr)
-        sys.exit(2)

@@ -199,22 +199,23 @@ def test_the_architectures_that_can_be_replaced_are_those_that_are_known() -> No
 
 
 @pytest.mark.parametrize(
-    ("module", "key", "value"),
+    ("command", "key", "value"),
     [
-        ("infini.params", "seed", HUGE),
-        ("infini.params", "adapters.v3.layer.layers", [9]),
+        ("infini params", "seed", HUGE),
+        ("infini params", "adapters.v3.layer.layers", [9]),
         ("stages.check_inputs", "data.corpus", "./nowhere"),
     ],
 )
 def test_a_shell_sees_one_line_and_2_at_once(
-    project: Path, module: str, key: str, value: object
+    project: Path, command: str, key: str, value: object
 ) -> None:
     content = read_params()
     put(content, key, value)
     write_params(content)
+    module, *words = command.split()
     code = (
         f"import runpy, sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); "
-        f"runpy.run_module('{module}', run_name='__main__', alter_sys=True)"
+        f"sys.argv[1:] = {words}; runpy.run_module('{module}', run_name='__main__', alter_sys=True)"
     )
     began = time.process_time()
     done = subprocess.run(

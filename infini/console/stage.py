@@ -1,6 +1,7 @@
-"""The frame of every stage script: how it is started, logging, mistakes in one line."""
+"""The frame of every script: how it is started, its help, logging, mistakes in one line."""
 
 import argparse
+import ast
 import inspect
 import os
 import shlex
@@ -26,45 +27,91 @@ def run(main: Callable[..., None], *, parallel: bool = False) -> None:
     if parallel and os.environ.get(LAUNCH) and RANK not in os.environ:
         _launch(shlex.split(os.environ[LAUNCH]))
     configure_logging()
-    code = 0
-    try:
+
+    def work() -> None:
         main(*words)
         if parallel:
             from infini import processes  # slow, and not every stage needs it
 
             processes.leave()
-    except InputError as error:
-        code = _refuse(str(error))
-    except OSError as error:  # a full disk, a folder that cannot be written
-        if error.filename is None and error.errno is None:
-            raise
-        place = f"{error.filename}: " if error.filename else ""
-        code = _refuse(f"{place}{error.strerror}; the stage's outputs are incomplete: run it again")
-    except Stopped as stopped:
-        print(f"{stopped}; run again to go on", file=sys.stderr)
-        code = 130
-    except KeyboardInterrupt:
-        code = 130
+
+    code = exit_code(work, "; the stage's outputs are incomplete: run it again")
     if parallel and RANK in os.environ:
         _end_worker(code)
     if code:
         sys.exit(code)
 
 
+def exit_code(work: Callable[[], None], incomplete: str = "") -> int:
+    """0 when `work` is done; 2 for the user's mistake, told in one line; 130 where it is stopped.
+
+    incomplete: what a full disk, or a folder that cannot be written, leaves behind.
+    """
+    try:
+        work()
+    except InputError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        return _refuse(f"{place}{error.strerror}{incomplete}")
+    except Stopped as stopped:
+        print(f"{stopped}; run again to go on", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def help_first(folder: Path) -> None:
+    """Of `python -m stages.x --help`, while x is looked for in `folder`: print it and exit.
+
+    It is read off the script's source, since the script itself waits for its imports.
+    """
+    if sys.argv[0] != "-m" or not {"-h", "--help"} & set(sys.argv[1:]):
+        return
+    module = sys.orig_argv[-len(sys.argv)].removeprefix("-m")
+    file = folder / f"{module.rpartition('.')[2]}.py"
+    if file.is_file():
+        script = ast.parse(file.read_text(encoding="utf-8"))
+        _parser(module, ast.get_docstring(script), _signature_in(script)).parse_args()
+
+
+def _signature_in(script: ast.Module) -> inspect.Signature:
+    """Of main, as far as it has words: names and literal defaults."""
+    functions = (node for node in script.body if isinstance(node, ast.FunctionDef))
+    words = next(node.args for node in functions if node.name == "main")
+    defaults: list[object] = [ast.literal_eval(node) for node in words.defaults]
+    required = len(words.args) - len(defaults)
+    values = [inspect.Parameter.empty] * required + defaults
+    parameters = [
+        inspect.Parameter(word.arg, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=value)
+        for word, value in zip(words.args, values, strict=True)
+    ]
+    return inspect.Signature(parameters)
+
+
 def _words(main: Callable[..., None]) -> list[str]:
     """The command line's words for main's parameters; --help and a wrong number end here."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {_module()}", description=sys.modules[main.__module__].__doc__
-    )
-    for name, parameter in inspect.signature(main).parameters.items():
+    description = sys.modules[main.__module__].__doc__
+    _parser(_module(), description, inspect.signature(main)).parse_args()
+    return sys.argv[1:]
+
+
+def _parser(
+    module: str, description: str | None, signature: inspect.Signature
+) -> argparse.ArgumentParser:
+    """Of a script with such a main."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
             parser.add_argument(name, nargs="*")
         elif parameter.default is parameter.empty:
             parser.add_argument(name)
         else:
             parser.add_argument(name, nargs="?", help=f"without it {parameter.default}")
-    parser.parse_args()
-    return sys.argv[1:]
+    return parser
 
 
 def _module() -> str:

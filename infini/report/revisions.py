@@ -1,13 +1,9 @@
-"""Two revisions side by side: `python -m infini.report.revisions A B`.
+"""Two revisions side by side: A | B | change of all metrics that differ, and of the settings.
 
-A and B are Git revisions or DVC experiments; in a study's folder, of that study. Prints the
-table A | B | change of all metrics that differ, and of the settings, as Markdown, and writes it
-to reports/revisions/<A>..<B>.md.
+A and B are Git revisions or DVC experiments; in a study's folder, of that study.
 """
 
-import argparse
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +21,6 @@ from infini.evaluation.estimates import Estimate, estimates_of, flatten
 from infini.paths import METRICS
 from infini.report.cells import LEGEND, Cell, Change
 from infini.report.page import Table
-
-FOLDER = Path("reports/revisions")
 
 Names = tuple[str, str]
 
@@ -101,7 +95,7 @@ def _distinct(names: Names) -> Names:
 
 
 def compare(a: str, b: str) -> str:
-    """The comparison in Markdown."""
+    """The comparison in Markdown; InputError for what is no revision with metrics."""
     first, last = metrics_of(a), metrics_of(b)
     differing = table(first, last, (a, b))
     same = len(first.keys() | last.keys()) - len(differing.cells)
@@ -112,24 +106,3 @@ def compare(a: str, b: str) -> str:
     if len(changed.cells):
         parts.append(changed.markdown())
     return "\n\n".join(parts) + "\n"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Print it, and keep it."""
-    parser = argparse.ArgumentParser(prog="python -m infini.report.revisions", description=__doc__)
-    parser.add_argument("a", help="Git revision or DVC experiment")
-    parser.add_argument("b", help="Git revision or DVC experiment")
-    words = parser.parse_args(arguments)
-    try:
-        text = compare(words.a, words.b)
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from None
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    file = FOLDER / (re.sub(r"[^\w.~^-]", "_", f"{words.a}..{words.b}") + ".md")
-    file.write_text(text)
-    print(text)
-    print(f"written to {file}")
-
-
-if __name__ == "__main__":
-    main()

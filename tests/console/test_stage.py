@@ -1,5 +1,6 @@
 """The frame of a stage's script: its words, its exit codes, its launcher."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 
 from infini.console import stage
 from infini.console.signals import Stopped
-from infini.console.stage import run
+from infini.console.stage import help_first, run
 from infini.errors import InputError
 
 ROOT = Path(stage.__file__).parents[2]
@@ -82,6 +83,37 @@ def test_help_and_a_wrong_number_of_words_end_before_any_work(
     if not code:
         assert "The frame of a stage's script" in said.out  # main's module says what it does
     assert not configured
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "stages").glob("[a-z]*.py")), ids=lambda f: f.stem)
+def test_every_stages_help_is_its_docstring_and_waits_for_nothing(file: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", f"stages.{file.stem}", "--help"],
+        cwd=ROOT, env={"COLUMNS": "400"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    script = ast.parse(file.read_text())
+    (main,) = (n.args for n in script.body if isinstance(n, ast.FunctionDef) and n.name == "main")
+    first = len(main.args) - len(main.defaults)
+    words = [a.arg if i < first else f"[{a.arg}]" for i, a in enumerate(main.args)]
+    usage = " ".join([f"usage: python -m stages.{file.stem} [-h]", *words])
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, usage)
+    assert " ".join((ast.get_docstring(script) or "none").split()) in done.stdout
+    assert "infini.console.stage" in done.stderr
+    assert "torch" not in done.stderr
+
+
+def test_no_other_words_and_no_other_start_are_help(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "toy.py").write_text("def main(version): ...")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "stages.toy", "--help"])
+    for argv in (["-m", "v1"], ["toy.py", "--help"]):
+        monkeypatch.setattr(sys, "argv", argv)
+        help_first(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["-m", "--help"])
+    help_first(tmp_path / "elsewhere")  # Python says that there is none
+    with pytest.raises(SystemExit):
+        help_first(tmp_path)
 
 
 def test_the_users_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

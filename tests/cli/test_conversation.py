@@ -1,0 +1,167 @@
+"""A model and what it has read: what stands around text and question; constant memory."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import processors
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+import infini
+from infini.cli import conversation as module
+from infini.cli import long_text
+from infini.cli.conversation import Conversation, frame_of
+from infini.cli.long_text import encode
+from infini.errors import InputError
+from infini.model.architectures import CACHE
+from infini.model.base import load_base, load_tokenizer
+from toy import sentence
+
+W, S = 8, 2
+TEMPLATE = "<s>{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}"
+TEMPLATE += "{% if add_generation_prompt %}assistant:{% endif %}"
+GREEDY = {"do_sample": False, "max_new_tokens": 9}
+
+
+@pytest.fixture
+def tokenizer(base_folder: Path) -> Tokenizer:
+    return load_tokenizer(str(base_folder))
+
+
+@pytest.fixture(params=["window", "parallel"])
+def talk(
+    request: pytest.FixtureRequest, model: PreTrainedModel, tokenizer: Tokenizer
+) -> Conversation:
+    options: dict[str, Any] = {"segment_length": W}
+    if request.param == "window":
+        options = {"window": W, "sinks": S, "update": "none", "kept": 3}
+    return Conversation(infini.retrofit(model, request.param, **options), tokenizer)
+
+
+def book(folder: Path, words: int = 300) -> Path:
+    (folder / "book.txt").write_text(sentence(words, 3))
+    return folder / "book.txt"
+
+
+def written(talk: Conversation, question: str, capsys: pytest.CaptureFixture[str]) -> str:
+    talk.answer(question, GREEDY["max_new_tokens"])
+    return capsys.readouterr().out.rstrip("\n")
+
+
+def expected(talk: Conversation, text: str) -> str:
+    """What the model writes after a text that it is given whole."""
+    tokens = torch.tensor([encode(talk.tokenizer, text)])
+    new = talk.model.generate(tokens, **GREEDY)[0, tokens.shape[1] :]
+    return talk.tokenizer.decode(new, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_answers_are_those_to_the_text_and_the_question_in_one(
+    talk: Conversation, template: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk.tokenizer.chat_template = template
+    talk.frame = frame_of(talk.tokenizer)
+    before, between, after = ("<s>user: ", "\n\n", "\nassistant:") if template else ("", "", "")
+    file = book(tmp_path)
+    fresh = written(talk, "the state", capsys)
+    assert fresh == expected(talk, f"{before}the state{after}")
+    assert talk.read(file) == len(encode(talk.tokenizer, before + file.read_text()))
+    for question in (" of the union", " to trade", " of the union"):  # each from the same memory
+        whole = f"{before}{file.read_text()}{between}{question}{after}"
+        assert written(talk, question, capsys) == expected(talk, whole)
+
+
+def test_a_saved_memory_answers_alike_and_reads_on(
+    talk: Conversation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = book(tmp_path)
+    talk.read(file)
+    answer = written(talk, " of", capsys)
+    talk.save(tmp_path / "memory.safetensors")
+    talk.read(file)
+    twice = written(talk, " of", capsys)
+    again = Conversation(talk.model, talk.tokenizer)
+    again.load(tmp_path / "memory.safetensors")
+    assert written(again, " of", capsys) == answer
+    again.read(file)
+    assert written(again, " of", capsys) == twice
+
+
+def test_any_length_is_read_in_constant_memory(
+    talk: Conversation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PREFILL_SEGMENTS", 2)
+    talk = Conversation(talk.model, talk.tokenizer)
+    widths, sizes = [], []
+    decoder = talk.model.get_decoder()
+    decoder.register_forward_pre_hook(lambda _, args: widths.extend(x.shape[1] for x in args))
+    for words in (100, 5000):
+        talk.memory = None
+        talk.read(book(tmp_path, words))
+        assert talk.memory is not None
+        sizes.append(talk.memory.nbytes)
+    assert max(widths) == 2 * W
+    begun = W * 2 * 2 * 16 * 4 if talk.model.infini_config["method"] == "parallel" else 0
+    assert abs(sizes[0] - sizes[1]) <= begun  # a segment's keys and values, of two layers
+
+
+@pytest.mark.parametrize("content", [b"", "\ufeff☃".encode()])
+def test_parts_without_a_character_are_read_too(
+    content: bytes,
+    talk: Conversation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(long_text, "PIECE", 1)
+    (tmp_path / "text.txt").write_bytes(content)
+    text = content.decode("utf-8-sig")
+    assert talk.read(tmp_path / "text.txt") == len(encode(talk.tokenizer, text))
+    assert written(talk, " of", capsys) == expected(talk, f"{text} of")
+
+
+def test_a_text_begins_as_the_tokenizer_begins_one(tokenizer: Tokenizer) -> None:
+    assert frame_of(tokenizer) == ("", "", "")
+    first = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", first)]
+    )
+    assert frame_of(tokenizer) == (tokenizer.bos_token, "", "")
+
+
+def test_a_template_that_drops_the_question_is_refused(tokenizer: Tokenizer) -> None:
+    tokenizer.chat_template = "hello"
+    with pytest.raises(InputError, match="does not show what the user says"):
+        frame_of(tokenizer)
+
+
+def test_an_answer_ends_where_the_tokenizer_says_if_the_model_does_not(
+    model: PreTrainedModel, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    infini.retrofit(model, "window", window=W, sinks=S)
+    model.generation_config.eos_token_id = None
+    talk = Conversation(model, tokenizer)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    model.generation_config.eos_token_id = 7
+    Conversation(model, tokenizer)
+    assert model.generation_config.eos_token_id == 7
+    with pytest.raises(InputError, match="--prompt: at least one character"):
+        talk.answer("", 3)
+
+
+def test_another_models_memory_is_refused_by_its_name(
+    talk: Conversation, base_folder: Path, tmp_path: Path
+) -> None:
+    other = infini.retrofit(load_base(str(base_folder)), "window", window=W + 1, sinks=S)
+    file = tmp_path / "other.safetensors"
+    with torch.no_grad():
+        tokens = torch.ones(1, 40, dtype=torch.int64)
+        infini.save_memory(getattr(other(tokens), CACHE), file)
+    with pytest.raises(InputError, match=rf"^{file}: the memory was written by other memory lay"):
+        talk.load(file)
+    file.write_bytes(b"")
+    with pytest.raises(InputError, match=rf"^{file}: no readable safetensors file"):
+        talk.load(file)
+    assert talk.memory is None

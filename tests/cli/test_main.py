@@ -1,0 +1,58 @@
+"""The words of `python -m infini`: help at once, mistakes in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infini.cli import main as module
+from infini.cli.main import main
+
+ROOT = Path(module.__file__).parents[2]
+
+
+@pytest.mark.parametrize("command", [[], ["chat"], ["params"], ["compare"]])
+def test_help_waits_for_nothing(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "infini", *command, "--help"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stdout.startswith(" ".join(["usage: python -m infini", *command]) + " [-h]")
+    assert "infini.cli.main" in done.stderr
+    for heavy in ("torch", "transformers", "pydantic", " pandas", "dvc"):
+        assert heavy not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["chatt"], "invalid choice: 'chatt'"),
+        (["compare", "HEAD"], "the following arguments are required: B"),
+        (["chat", "m", "--max-new-tokens", "0"], "from 1 on is needed, got '0'"),
+        (["chat", "m", "--window", "x"], "argument --window: invalid int value: 'x'"),
+    ],
+)
+def test_wrong_words_exit_with_2(
+    words: list[str], shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert shown in capsys.readouterr().err
+
+
+def test_the_library_alone_says_what_a_command_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'pydantic'", name="pydantic")
+
+    monkeypatch.setattr(module, "import_module", without)
+    with pytest.raises(SystemExit) as ended:
+        main(["params"])
+    assert ended.value.code == 2
+    wanted = "error: params needs pydantic: pip install 'infini[pipeline]'\n"
+    assert capsys.readouterr().err == wanted
