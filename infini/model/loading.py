@@ -15,7 +15,7 @@ from infini.model.retrofit import remove, retrofit
 
 
 def load(folder: str | Path, base: PreTrainedModel | None = None) -> PreTrainedModel:
-    """The model that `save_pretrained` wrote, in evaluation mode.
+    """The model that `save_pretrained` wrote to `folder`, in evaluation mode.
 
     base: the base without a memory, used in place, wherever it is; None: found by its recorded
     name and revision, on the CPU. InputError for another base, and for tensors that do not fit.
