@@ -1,6 +1,7 @@
 # `make run`: the whole pipeline, from text to report. `make study STUDY=<name>`: the same on
 # another base, in studies/<name>/. `make test`: tests, lint, types.
-# All set up .venv first; repeated, that costs nothing.
+# All set up .venv first; repeated, that costs nothing. `make test-slow`: what takes longer, `make
+# docs`: the API reference, docs/api/.
 PYTHON ?= python3
 BIN := .venv/bin
 # the stages' `python` is this environment's
@@ -11,7 +12,7 @@ OLDEST := transformers==5.23.0
 STUDIES := $(patsubst studies/%/params.yaml,%,$(wildcard studies/*/params.yaml))
 STUDY_FOLDER := studies/$(STUDY)
 
-.PHONY: setup run study links test test-oldest
+.PHONY: setup run study links test test-slow test-oldest coverage wheel-test docs
 setup: .venv/done
 
 .venv/done: pyproject.toml constraints.txt
@@ -19,6 +20,9 @@ setup: .venv/done
 	@# torch by itself first, so that nothing else pulls another build of it
 	$(BIN)/$(PIP_INSTALL) torch==2.13.0
 	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e '.[test]'
+	@# `dvc plots show` with Vega in its page, not from a network
+	$(BIN)/python -m infini.console.plots_page
+	$(BIN)/dvc config --local plots.html_template plots/page.html
 	touch $@
 
 # The report once more: nothing may have changed since the last one, and DVC has the last word.
@@ -46,7 +50,8 @@ links:
 	@cd $(STUDY_FOLDER) && mkdir -p .dvc audits data/base && \
 		ln -sfn ../../dvc.yaml ../../infini ../../stages ../../.dvcignore . && \
 		ln -sfn ../../../.dvc/config ../../../.dvc/plots .dvc && \
-		ln -sfn ../../../audits/dvc.yaml audits
+		ln -sfn ../../../audits/dvc.yaml audits && \
+		dvc config --local plots.html_template plots/page.html
 
 test: setup
 	$(BIN)/ruff check .
@@ -62,3 +67,25 @@ test: setup
 test-oldest: setup
 	$(BIN)/$(PIP_INSTALL) --upgrade --no-deps --target .oldest $(OLDEST)
 	PYTHONPATH=.oldest $(BIN)/pytest -n auto tests/model
+
+# What `test` leaves out.
+test-slow: test-oldest coverage wheel-test
+
+# All tests once more, lines counted, those that stages run in their own processes too; below 90 %
+# it fails (pyproject.toml).
+coverage: setup
+	$(BIN)/pytest -n auto --dist worksteal --cov --cov-report=term
+
+# A model saved by this environment, loaded in one that has nothing but the wheel and what it
+# requires.
+wheel-test: setup
+	rm -rf .wheel
+	$(BIN)/pip wheel --quiet --no-deps -w .wheel .
+	$(BIN)/python tests/wheel.py save .wheel/model
+	$(PYTHON) -m venv .wheel/venv
+	.wheel/venv/$(PIP_INSTALL) torch==2.13.0
+	.wheel/venv/$(PIP_INSTALL) -c constraints.txt .wheel/*.whl
+	cd .wheel && venv/bin/python ../tests/wheel.py load model
+
+docs: setup
+	$(BIN)/python -m docs.api docs/api

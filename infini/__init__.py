@@ -1,8 +1,12 @@
-"""infini: a constant-size long-term memory for pretrained language models.
+"""A constant-size long-term memory for pretrained language models (arXiv 2404.07143).
+
+`retrofit` puts it into a causal model of transformers, `model.save_pretrained` writes it, `load`
+brings it back, `remove` takes it out. What a model has read, its cache, `save_memory` writes and
+`load_memory` reads. `infini.memory` is the mathematics alone.
 
 The names below are there after `import infini`; each is imported when it is first used, so
 that nobody waits for what they do not use. transformers' AutoModelForCausalLM knows our saved
-models from then on.
+models from then on. InputError, a ValueError of `infini.errors`, is the user's mistake in one line.
 """
 
 from importlib import import_module

@@ -40,11 +40,16 @@ class Heads:
 class InfiniAttention(nn.Module):
     """Self-attention whose keys and values outlive their segment in a constant-size memory.
 
-    segment_length: tokens; heads: where a base's attention differs from the usual. InputError:
+    arXiv 2404.07143, equations 3-6. hidden_size: width of what comes in and goes out; num_heads:
+    query heads, each with a gate; segment_length: tokens; update: how the memory is written,
+    "delta" or "linear"; local: attention within a segment, "softmax" or "linear"; position: of
+    that alone, "none", "alibi" or "rope"; heads: where a base's attention differs from the usual,
+    `infini.memory.attention.Heads`. InputError: a choice that is none of these, a size below 1,
     num_heads does not divide hidden_size, or the key-value heads do not divide num_heads.
     """
 
-    use: MemoryUse = "own"  # see `infini.model.reading`
+    use: MemoryUse = "own"
+    """Whose memory is read: the sample's "own", another's ("swapped"), or none ("off")."""
 
     def __init__(
         self,
@@ -100,8 +105,9 @@ class InfiniAttention(nn.Module):
         """hidden_states: (B, T, hidden_size), any T; attention_mask: (B, T), zero on padding.
 
         Padding, on either side, is neither read from nor written, and takes no position.
-        Returns (B, T, hidden_size) and the state after the last token; feeding a document in
-        any chunks, the state passed on, gives what feeding it whole gives.
+        state: after the tokens before; None: there are none. Returns (B, T, hidden_size) and the
+        state after the last token; feeding a document in any chunks, the state passed on, gives
+        what feeding it whole gives. InputError: other shapes, or a state of other sizes.
         """
         width = self.q_proj.in_features
         if hidden_states.ndim != 3 or hidden_states.shape[2] != width:
@@ -120,7 +126,8 @@ class InfiniAttention(nn.Module):
     ) -> tuple[Tensor, MemoryState]:
         """`forward` on samples of `lengths` tokens, (B,) int64 on the CPU, padding behind them.
 
-        segment_length: instead of the layer's own, for a run that starts without a state.
+        hidden_states: (B, T, hidden_size); state: as for `forward`; segment_length: instead of the
+        layer's own, for a run that starts without a state.
         """
         q = self.q_norm(self._by_head(self.q_proj(hidden_states))).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(self._by_head(self.k_proj(hidden_states))).transpose(1, 2)  # (B, G, T, D)

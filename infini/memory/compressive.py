@@ -46,15 +46,23 @@ class Rule:
 class MemoryState(NamedTuple):
     """All that later tokens need: a value, of the same size after any number of tokens."""
 
-    matrix: Tensor  # M: (B, G, D, V)
-    normalizer: Tensor  # z: (B, G, D)
-    keys: Tensor  # of the segment begun, before σ, zero beyond `pending`: (B, G, L, D)
-    values: Tensor  # (B, G, L, V)
-    pending: Tensor  # tokens of the segment begun, less than L: (B,) int64, on the CPU
+    matrix: Tensor
+    """M: (B, G, D, V), float32 at least"""
+    normalizer: Tensor
+    """z: (B, G, D), float32 at least"""
+    keys: Tensor
+    """Of the segment begun, before σ, zero beyond `pending`: (B, G, L, D)"""
+    values: Tensor
+    """Of the segment begun, zero beyond `pending`: (B, G, L, V)"""
+    pending: Tensor
+    """Tokens of the segment begun, less than L: (B,) int64, on the CPU"""
 
     @classmethod
     def empty(cls, k: Tensor, v: Tensor, segment_length: int) -> "MemoryState":
-        """Nothing written; k: (B, G, T, D), v: (B, G, T, V) give sizes, types and device."""
+        """Nothing written; k: (B, G, T, D), v: (B, G, T, V) give sizes, types and device.
+
+        segment_length: L, tokens.
+        """
         batch, heads, _, width = k.shape
         dtype = k.dtype if k.dtype == torch.float64 else torch.float32
         return cls(
@@ -95,11 +103,13 @@ def compressive_memory(
 ) -> tuple[Tensor, MemoryState]:
     """Read the memory with `q`, write `k` → `v` into it, segment by segment.
 
-    q: (B, H, T, D) and k: (B, G, T, D) before σ; v: (B, G, T, V); G divides H; any T; mask:
-    (B, T), False on padding, which is skipped: neither read from nor written. Returns
-    (B, H, T, V), zeros while the memory is empty and on padding, and the state. Feeding a
-    document in any chunks, the state passed on, gives what feeding it whole gives. InputError: no
-    such update, shapes that do not belong together, a mask of another size.
+    arXiv 2404.07143, equations 3-5. q: (B, H, T, D) and k: (B, G, T, D) before σ = ELU + 1;
+    v: (B, G, T, V); G divides H; any T; segment_length: tokens; update: "linear" or "delta";
+    state: after the tokens before, None: there are none; mask: (B, T), False on padding, which is
+    skipped: neither read from nor written. Returns (B, H, T, V), of v's type, zeros while the
+    memory is empty and on padding, and the state. Feeding a document in any chunks, the state
+    passed on, gives what feeding it whole gives. InputError: no such update, shapes that do not
+    belong together, a mask of another size, a state of other sizes.
     """
     check_choice("update", update, Update)
     check_whole("segment_length", segment_length, 1)

@@ -22,17 +22,22 @@ class RecurrentState(NamedTuple):
     first token these are `delay` - 1 that write nothing.
     """
 
-    matrix: Tensor  # M: (B, G, D, V)
-    keys: Tensor  # (B, G, delay - 1, D)
-    values: Tensor  # (B, G, delay - 1, V)
-    betas: Tensor  # (B, G, delay - 1)
-    decays: Tensor  # logarithms: (B, G, delay - 1)
+    matrix: Tensor
+    """M: (B, G, D, V), float32 at least"""
+    keys: Tensor
+    """Not written yet: (B, G, delay - 1, D)"""
+    values: Tensor
+    """(B, G, delay - 1, V)"""
+    betas: Tensor
+    """Strengths of the writes, 0 to 1: (B, G, delay - 1)"""
+    decays: Tensor
+    """Logarithms, 0 or less: (B, G, delay - 1)"""
 
     @classmethod
     def empty(cls, stream: Stream, delay: int = 1) -> "RecurrentState":
         """Nothing written; `stream`, of any tokens, gives sizes, types and device.
 
-        ValueError: a delay below 1.
+        delay: tokens, see `recurrent_memory`. ValueError: a delay below 1.
         """
         if delay < 1:
             raise ValueError(f"delay {delay}: a token is written after it has read, so 1 at least")
@@ -53,7 +58,7 @@ class RecurrentState(NamedTuple):
         return self.keys.shape[2] + 1
 
     def before(self, stream: Stream) -> Stream:
-        """The tokens not written yet, then the stream's: (B, G, delay - 1 + T, ·)."""
+        """The tokens not written yet, then those of `stream`: (B, G, delay - 1 + T, ·)."""
         k, v, beta = (torch.cat(pair, 2) for pair in zip(self[1:4], stream[:3], strict=True))
         decay = None if stream.decay is None else torch.cat([self.decays, stream.decay], 2)
         return Stream(k, v, beta, decay)
@@ -93,12 +98,15 @@ def recurrent_memory(
 
     q: (B, H, T, D), k: (B, G, T, D), both after any feature map, by the delta rule of length 1 at
     most; v: (B, G, T, V); G divides H; beta: (B, G, T), 0 to 1; decay: (B, G, T), logarithms, 0 or
-    less; see `stream`. By name: delay, update, state and mask, see `Options`.
+    less. The rules: arXiv 2006.16236, equation 18 (linear), 2406.06484 (delta), 2412.06464
+    (delta, decayed); see `infini.memory.stream`. By name, `options`: delay, tokens (1); update,
+    "delta" (default) or "linear"; state, after the tokens before; mask, (B, T), False on padding.
 
     Returns (B, H, T, V), zeros while the memory is empty and on padding, and the state, its matrix
     in float32 at least. Padding is skipped: neither read from nor written, nor does it count for
     the delay. Feeding a document in any chunks, the state passed on, gives what feeding it whole
-    gives. ValueError: a delay below 1, or not the state's.
+    gives. ValueError: a delay below 1, or not the state's. InputError: no such update, a mask of
+    another size.
     """
     return _read_late(q, Stream(k, v, beta, decay), **options)
 

@@ -30,13 +30,17 @@ from infini.memory.sweeps import Kept, backward, forward
 class Stream(NamedTuple):
     """Tokens to be written, in order. One with β and decay 0 leaves the memory as it is."""
 
-    k: Tensor  # as written and, by the delta rule, read: after any feature map: (B, G, T, D)
-    v: Tensor  # (B, G, T, V)
-    beta: Tensor  # strength of the write, 0 to 1: (B, G, T)
-    decay: Tensor | None = None  # logarithm, 0 or less: (B, G, T); None: nothing is forgotten
+    k: Tensor
+    """As written and, by the delta rule, read: after any feature map: (B, G, T, D)"""
+    v: Tensor
+    """(B, G, T, V)"""
+    beta: Tensor
+    """Strength of the write, 0 to 1: (B, G, T)"""
+    decay: Tensor | None = None
+    """Logarithm, 0 or less: (B, G, T); None: nothing is forgotten"""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Stream":
-        """All its tensors changed, their tokens along axis 2."""
+        """All its tensors as `change` makes them, their tokens along axis 2."""
         k, v, beta = change(self.k), change(self.v), change(self.beta)
         return Stream(k, v, beta, None if self.decay is None else change(self.decay))
 
@@ -52,7 +56,8 @@ def stream_memory(
 ) -> tuple[Tensor, Tensor]:
     """Query t reads the memory as it is before token t of the stream is written.
 
-    q: (B, H, T, D); memory: (B, G, D, V), of float32 at least, the type of the computation.
+    q: (B, H, T, D); stream: T tokens; memory: (B, G, D, V), of float32 at least, the type of the
+    computation; update: "delta" or "linear", the rules above. Shapes are the caller's to check.
     Returns the reads, (B, H, T, V), of the values' type, and the memory after the last token. So
     for a window of n tokens whose first are t - n + 1: query t beside that token, which is in the
     window for the last time.

@@ -133,7 +133,8 @@ def _base_tensors(base: DynamicCache) -> dict[str, Tensor]:
 def save_memory(state: InfiniCache | WindowCache, path: str | Path) -> None:
     """Write what a model has read to a safetensors file, for the same memory layers anywhere.
 
-    state: the cache that the model returned (`past_key_values`, from transformers 5.24 `cache`).
+    state: the cache that the model returned (`past_key_values`, from transformers 5.24 `cache`);
+    path: the file. InputError: no such cache, or one that cannot be read back.
     """
     if not isinstance(state, InfiniCache | WindowCache):
         raise InputError("save_memory needs the cache that a model with memory returns")
@@ -145,9 +146,10 @@ def save_memory(state: InfiniCache | WindowCache, path: str | Path) -> None:
 def load_memory(path: str | Path, model: Any = None) -> InfiniCache | WindowCache:
     """Read a state back: the cache for what comes after the text it has read.
 
-    For generate() it stands before the prompt: give only the new tokens, as often as you like; or,
-    as with any cache, all since the first of them. InputError if the file is no such state, or
-    other memory layers wrote it; with `model` now, else at the first use.
+    path: what `save_memory` wrote. For generate() it stands before the prompt: give only the new
+    tokens, as often as you like; or, as with any cache, all since the first of them. InputError
+    if the file is no such state, or other memory layers wrote it; with `model` now, else at the
+    first use.
     """
     tensors, metadata = read_tensors(path)
     kinds: dict[str, type[InfiniCache | WindowCache]] = {

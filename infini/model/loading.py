@@ -21,7 +21,7 @@ NOT_OURS = ("base", "format")  # of the settings: no options of `retrofit`
 def load(
     folder: str | Path, base: PreTrainedModel | str | Path | None = None, **options: Any
 ) -> PreTrainedModel:
-    """The model that `save_pretrained` wrote, in evaluation mode.
+    """The model that `save_pretrained` wrote to `folder`, in evaluation mode.
 
     base: the base without a memory, used in place, or its folder or hub name; None: found by its
     recorded name and revision. options: of `load_base` for a base that is not loaded yet, such as

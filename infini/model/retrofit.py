@@ -105,8 +105,10 @@ def retrofit(
 ) -> PreTrainedModel:
     """Put the memory into `model`, in place; exactly our tensors are trainable afterwards.
 
-    layers: decoder layers, from 0 (the first; a window's: all). update: of the memory, "delta"
-    (default), "linear" or, of what leaves a window, "gated_delta".
+    method: "parallel", layer(x) + α · attention(norm(x)); "replace", attention of arXiv 2404.07143
+    in a layer's place; "window", see below, of the shape of arXiv 2510.07318. Returns `model`.
+    layers: decoder layers, from 0 (the first; a window's: all). The rest are `options`, by name.
+    update: of the memory, "delta" (default), "linear" or, of what leaves a window, "gated_delta".
 
     "window": every layer sees the last `window` tokens (256) and the first `sinks` (4), together
     at most the base's context; layers=[]: without a memory. kept: pairs of key and value that a
@@ -258,7 +260,10 @@ def _config(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
 
 
 def remove(model: PreTrainedModel) -> PreTrainedModel:
-    """Take the memory out, in place: the untouched base again; InputError for no model."""
+    """Take the memory out of `model`, in place: the untouched base again; InputError for no model.
+
+    One without a memory stays as it is.
+    """
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"remove: a model is needed, got {type(model).__name__}")
     if window_layers(model):

@@ -39,7 +39,8 @@ def answer(versions: dict[str, Figures]) -> str:
         return f"**{listed(paying)} pay.** {each}."
     if not versions:
         return "**No version pays**: there is none."
-    return f"**No version pays**: {nearest(versions)}."
+    name = nearest(versions)
+    return f"**No version pays**: nearest is {name}: {gain_and_worth(versions[name])}."
 
 
 def nearest(versions: dict[str, Figures]) -> str:
@@ -50,8 +51,7 @@ def nearest(versions: dict[str, Figures]) -> str:
         known = [found[key].value for key in ("equal_bytes.gain", "control.worth") if key in found]
         return "control.worth" in found, min(known)  # without a control none can pay
 
-    name = max(versions, key=nearness)
-    return f"nearest is {name}: {gain_and_worth(versions[name])}"
+    return max(versions, key=nearness)
 
 
 def gain_and_worth(found: Figures) -> str:

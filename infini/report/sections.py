@@ -3,9 +3,9 @@
 A version named in params.yaml becomes a row or a column of every table, a line of every plot.
 """
 
-from infini.report import findings, plots, retrieval, tables, window_plot
+from infini.report import cards, findings, plots, retrieval, tables, window_plot
 from infini.report.cells import LEGEND
-from infini.report.page import Card, Drawing, Part, Report, Section, Table
+from infini.report.page import Drawing, Part, Report, Section, Table
 from infini.report.results import Figures, Results, Setup
 from infini.report.window_curve import WindowCurve
 
@@ -41,32 +41,9 @@ def build(
     return Report(
         "Does the memory pay?",
         findings.of_all(figures, curve),
-        _cards(figures, curve),
+        cards.of_all(figures),
         [section for section in sections if section.parts],
     )
-
-
-def _cards(figures: dict[str, Figures], curve: WindowCurve) -> list[Card]:
-    base, versions = figures["base"], {v: f for v, f in figures.items() if v != "base"}
-    paying = [version for version, found in versions.items() if findings.pays(found)]
-    if paying or not versions:
-        answer_note = "better than a plain window of the same bytes, and than the same version "
-        answer_note += "trained with another document's memory, each beyond two standard errors"
-    else:
-        answer_note = findings.nearest(versions)
-    cards = [
-        Card("Does the memory pay?", f"Yes: {', '.join(paying)}" if paying else "No", answer_note),
-        Card(
-            "Untouched base",
-            f"{base['full.ppl'].value:.2f}",
-            f"perplexity with full attention; {base['segmented.ppl'].value:.2f} in blind segments",
-        ),
-    ]
-    for version, found in versions.items():
-        size = curve.tokens(found["bytes.total"].value)
-        note = f"of a plain window, for the bytes of {size:,.0f}; {findings.of_worth(found)}"
-        cards.append(Card(f"{version} reads like", findings.tokens_to_read(found, curve), note))
-    return cards
 
 
 def _versions(results: Results, curve: WindowCurve) -> Section:

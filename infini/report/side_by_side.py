@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from infini.evaluation.estimates import Estimate
-from infini.report import conclusions, findings, limits
+from infini.report import cards, conclusions, findings, limits
 from infini.report.cells import LEGEND, Cell, Rounded
 from infini.report.page import Card, Part, Report, Section, Table
 from infini.report.results import Figures
@@ -60,7 +60,8 @@ def _card(study: Study) -> tuple[str, str]:
     paying = [label for label, its in found.items() if findings.pays(its)]
     if paying or not found:
         return f"Yes: {', '.join(paying)}" if paying else "–", study.about
-    return "No", findings.nearest(found)
+    name = findings.nearest(found)
+    return "No", f"nearest is {name}; it lacks {cards.lacking(found[name])}"
 
 
 def headline(studies: list[Study]) -> pd.DataFrame:

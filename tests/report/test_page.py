@@ -213,6 +213,27 @@ def test_the_page_fits_and_everything_is_drawn(
     assert all(side > 50 for size in sizes for side in size)
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_what_names_a_row_and_a_table_stays_in_sight(
+    page: tuple[webdriver.Chrome, str], width: int
+) -> None:
+    driver, address = page
+    show(driver, address, width)
+    before, after, behind = driver.execute_script(
+        "const wide = document.querySelector('.wide');"
+        "const [label, caption, cell] = ['tbody th', 'caption span', 'tbody td']"
+        ".map(s => wide.querySelector(s));"
+        "const left = () => [label, caption, cell].map(e => e.getBoundingClientRect().left);"
+        "const at = left(); wide.scrollLeft = 300;"
+        "const box = label.getBoundingClientRect();"
+        "const top = document.elementFromPoint(box.right - 5, box.top + 9);"
+        "return [at, left(), getComputedStyle(label).backgroundColor + (top === label)]"
+    )
+    assert after[:2] == before[:2]
+    assert after[2] == before[2] - 300
+    assert behind == "rgb(255, 255, 255)true"  # what is scrolled is under it, unseen
+
+
 def luminance(colour: str) -> float:
     parts = [float(x) / 255 for x in colour[colour.index("(") + 1 : -1].split(",")[:3]]
     linear = [x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]

@@ -1,0 +1,71 @@
+"""The headline: the answer first, then by version how it reads at equal bytes, and what it lacks.
+
+Perplexities are compared as people say it: per cent, or how many times as high.
+"""
+
+import math
+
+from infini.report.findings import nats, nearest, pays
+from infini.report.page import Card
+from infini.report.results import Figures
+
+SAME_BYTES = "perplexity than the untouched base with a plain window of the same bytes"
+
+
+def of_all(figures: dict[str, Figures]) -> list[Card]:
+    """The answer, versions that pay, the others, the untouched base."""
+    base, versions = figures["base"], {v: f for v, f in figures.items() if v != "base"}
+    ordered = sorted(versions, key=lambda version: not pays(versions[version]))
+    return [
+        _answer(versions),
+        *(_of_version(version, versions[version]) for version in ordered),
+        Card(
+            "Untouched base",
+            f"{base['full.ppl'].value:.2f}",
+            f"perplexity with full attention; {base['segmented.ppl'].value:.2f} in blind segments",
+        ),
+    ]
+
+
+def _answer(versions: dict[str, Figures]) -> Card:
+    question = "Does the memory pay?"
+    if paying := [version for version, found in versions.items() if pays(found)]:
+        note = "better than a plain window of the same bytes, and than the same version trained "
+        note += "with another document's memory, each beyond two standard errors"
+        return Card(question, f"Yes: {', '.join(paying)}", note)
+    if not versions:
+        return Card(question, "No", "there is no version")
+    name = nearest(versions)
+    return Card(question, "No", f"nearest is {name}; it lacks {lacking(versions[name])}")
+
+
+def _of_version(version: str, found: Figures) -> Card:
+    if pays(found):
+        note = f"{SAME_BYTES}; its memory is worth {nats(found['control.worth'])} over its control"
+        return Card(f"{version} pays", relative(found), note)
+    note = f"{SAME_BYTES}; it lacks {lacking(found)}"
+    return Card(f"{version} does not pay", relative(found), note)
+
+
+def relative(found: Figures) -> str:
+    """A version's perplexity by that of equal bytes: "0.53 % lower", "21.7 times higher"."""
+    ratio = math.exp(-found["equal_bytes.gain"].value)
+    if ratio >= 2:
+        return f"{ratio:,.3g} times higher"
+    change = f"{abs(100 * (ratio - 1)):.2g} %"
+    return f"{change} {'higher' if ratio > 1 else 'lower'}"
+
+
+def lacking(found: Figures) -> str:
+    """What a version that does not pay is short of."""
+    gain, worth = found["equal_bytes.gain"], found.get("control.worth")
+    lacks = []
+    if gain.value <= 0:
+        lacks.append(f"{nats(gain._replace(value=-gain.value))} to that window")
+    elif gain.is_noise:
+        lacks.append(f"a gain beyond noise ({nats(gain)})")
+    if worth is None:
+        lacks.append("a control, so its memory's worth is not known")
+    elif not worth.is_gain:
+        lacks.append(f"a worth beyond its control's ({nats(worth)})")
+    return " and ".join(lacks) or "the same result with every seed"
