@@ -76,18 +76,21 @@ class BaseTokenizer:
 
 
 def register_config() -> None:
+    """The config of a saved model."""
     from transformers import AutoConfig
 
     AutoConfig.register(MODEL_TYPE, InfiniConfig, exist_ok=True)
 
 
 def register_model() -> None:
+    """The model, by AutoModelForCausalLM."""
     from transformers import AutoModelForCausalLM
 
     AutoModelForCausalLM.register(InfiniConfig, SavedModel, exist_ok=True)
 
 
 def register_tokenizer() -> None:
+    """Its base's tokenizer."""
     from transformers import AutoTokenizer
 
     AutoTokenizer.register(InfiniConfig, tokenizer_class=BaseTokenizer, exist_ok=True)
