@@ -9,7 +9,7 @@ from infini.report.findings import nats, nearest, pays
 from infini.report.page import Card
 from infini.report.results import Figures
 
-SAME_BYTES = "perplexity than the untouched base with a plain window of the same bytes"
+SAME_BYTES = "in perplexity, against the untouched base with a plain window of the same bytes"
 
 
 def of_all(figures: dict[str, Figures]) -> list[Card]:
@@ -36,24 +36,31 @@ def _answer(versions: dict[str, Figures]) -> Card:
     if not versions:
         return Card(question, "No", "there is no version")
     name = nearest(versions)
-    return Card(question, "No", f"nearest is {name}; it lacks {lacking(versions[name])}")
+    return Card(question, "No", f"nearest is {name}: to pay it lacks {lacking(versions[name])}")
 
 
 def _of_version(version: str, found: Figures) -> Card:
     if pays(found):
         note = f"{SAME_BYTES}; its memory is worth {nats(found['control.worth'])} over its control"
         return Card(f"{version} pays", relative(found), note)
-    note = f"{SAME_BYTES}; it lacks {lacking(found)}"
+    note = f"{SAME_BYTES}; to pay it lacks {lacking(found)}"
     return Card(f"{version} does not pay", relative(found), note)
 
 
 def relative(found: Figures) -> str:
-    """A version's perplexity by that of equal bytes: "0.53 % lower", "21.7 times higher"."""
+    """A version's perplexity by that of equal bytes: "0.53 % lower", "21.7 times as high"."""
     ratio = math.exp(-found["equal_bytes.gain"].value)
     if ratio >= 2:
-        return f"{ratio:,.3g} times higher"
-    change = f"{abs(100 * (ratio - 1)):.2g} %"
+        return f"{_leading(ratio)} times as high"
+    change = f"{_leading(abs(100 * (ratio - 1)))} %"
     return f"{change} {'higher' if ratio > 1 else 'lower'}"
+
+
+def _leading(value: float) -> str:
+    """ "0.53", "4.0", "1,234": two digits or so."""
+    if value < 1:
+        return f"{value:.2g}"
+    return f"{value:,.{1 if value < 100 else 0}f}"
 
 
 def lacking(found: Figures) -> str:
@@ -61,11 +68,11 @@ def lacking(found: Figures) -> str:
     gain, worth = found["equal_bytes.gain"], found.get("control.worth")
     lacks = []
     if gain.value <= 0:
-        lacks.append(f"{nats(gain._replace(value=-gain.value))} to that window")
+        lacks.append(nats(gain._replace(value=-gain.value)))
     elif gain.is_noise:
-        lacks.append(f"a gain beyond noise ({nats(gain)})")
+        lacks.append("a gain beyond noise")
     if worth is None:
-        lacks.append("a control, so its memory's worth is not known")
+        lacks.append("a control to be held against")
     elif not worth.is_gain:
-        lacks.append(f"a worth beyond its control's ({nats(worth)})")
-    return " and ".join(lacks) or "the same result with every seed"
+        lacks.append("a memory that is worth more than noise over its control")
+    return " and ".join(lacks) or "the same with every seed"

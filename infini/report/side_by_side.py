@@ -61,7 +61,7 @@ def _card(study: Study) -> tuple[str, str]:
     if paying or not found:
         return f"Yes: {', '.join(paying)}" if paying else "–", study.about
     name = findings.nearest(found)
-    return "No", f"nearest is {name}; it lacks {cards.lacking(found[name])}"
+    return "No", f"nearest is {name}: to pay it lacks {cards.lacking(found[name])}"
 
 
 def headline(studies: list[Study]) -> pd.DataFrame:

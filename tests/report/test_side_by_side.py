@@ -114,7 +114,7 @@ def test_the_best_of_several_that_pay_is_named_by_window() -> None:
 
 def test_where_none_pays_the_nearest_is_named() -> None:
     (card,) = build([study({"v1": version(44.0, 44.0, -0.13)})]).cards
-    assert (card.value, card.note[:30]) == ("No", "nearest is v1; it lacks 0.130 ")
+    assert (card.value, card.note[:37]) == ("No", "nearest is v1: to pay it lacks 0.130 ")
 
 
 def test_without_any_study_it_says_so() -> None:
