@@ -11,7 +11,7 @@ OLDEST := transformers==5.23.0
 STUDIES := $(patsubst studies/%/params.yaml,%,$(wildcard studies/*/params.yaml))
 STUDY_FOLDER := studies/$(STUDY)
 
-.PHONY: setup run study links test test-oldest
+.PHONY: setup run study links test test-oldest test-faults fuzz licences
 setup: .venv/done
 
 .venv/done: pyproject.toml constraints.txt
@@ -62,3 +62,14 @@ test: setup
 test-oldest: setup
 	$(BIN)/$(PIP_INSTALL) --upgrade --no-deps --target .oldest $(OLDEST)
 	PYTHONPATH=.oldest $(BIN)/pytest -n auto tests/model
+
+# Every stage killed at twenty moments and on a full disk, DVC killed and run twice at once.
+test-faults: setup
+	$(BIN)/pytest -m faults
+
+# Loaders on files damaged at random, other ones every time; about ten minutes on two cores.
+fuzz: setup
+	FUZZ=fuzz $(BIN)/pytest -n auto tests/test_fuzz.py
+
+licences: setup
+	$(BIN)/python tests/licences.py > docs/licences.md

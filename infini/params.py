@@ -226,7 +226,8 @@ def _parse(text: str) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as invalid:
-        raise InputError(f"{FILE}: {explain(Params, _first(invalid))}") from None
+        message = explain(Params, _first(invalid))
+        raise InputError(f"{FILE}: {' '.join(message.split())}") from None  # a key may have lines
 
 
 def _first(invalid: ValidationError) -> Any:
