@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.errors import InputError
-from infini.model.auto import MODEL_TYPE
+from infini.model.announcing import MODEL_TYPE
 
 
 def load_base(model: str, revision: str | None = None, **options: Any) -> PreTrainedModel:
