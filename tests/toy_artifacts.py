@@ -76,6 +76,25 @@ def state_of_training(weight: float) -> tuple[dict[str, Any], list[torch.optim.O
     return {"w": parameter}, [optimizer]
 
 
+def table(here: Path, name: str) -> Callable[[], Any]:
+    return lambda: read_table(here / name, "nats").to_dict()
+
+
+def plain(here: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
+    """Those without a hash of their own: file and reader by name."""
+    return {
+        "passkey": ("passkey.csv", table(here, "passkey.csv")),
+        "metrics": ("base.json", lambda: read_json(here / "base.json", "short")),
+        "base": ("base/model.safetensors", lambda: load_base("base") and None),
+        "config": ("base/config.json", lambda: load_base("base") and None),
+        "tokenizer": ("base/tokenizer.json", lambda: load_tokenizer("base") and None),
+        "tokens": ("base/tokenizer_config.json", lambda: load_tokenizer("base") and None),
+        "rows": ("rows/a.jsonl", lambda: list(read_texts("rows"))),
+        "text": ("texts/a.txt", lambda: list(read_texts("texts"))),
+        "params": ("params.yaml", lambda: params.load() and None),
+    }
+
+
 def artifacts(here: Path, home: Path) -> dict[str, Artifact]:
     """By name, of a copy of `home` in the working directory, with a checkpoint."""
     base = load_base("base")
@@ -109,9 +128,6 @@ def artifacts(here: Path, home: Path) -> dict[str, Artifact]:
             return None
         return record, tensors["w"].tolist(), str(optimizers[0].state_dict())
 
-    def table(name: str) -> Callable[[], Any]:
-        return lambda: read_table(here / name, "nats").to_dict()
-
     sealed: dict[str, tuple[str, Callable[[], Any]]] = {
         "prepared": ("samples/train.parquet", pieces),
         "settings": ("saved/infini_config.json", logits("saved")),
@@ -121,22 +137,11 @@ def artifacts(here: Path, home: Path) -> dict[str, Artifact]:
         "memory": ("memory/memory.safetensors", remembered("saved", "memory/memory.safetensors")),
         "window": ("memory/window.safetensors", remembered("window", "memory/window.safetensors")),
         "checkpoint": (".checkpoints/toy-key.safetensors", resumed),
-        "losses": ("losses.parquet", table("losses.parquet")),
-    }
-    plain: dict[str, tuple[str, Callable[[], Any]]] = {
-        "passkey": ("passkey.csv", table("passkey.csv")),
-        "metrics": ("base.json", lambda: read_json(here / "base.json", "short")),
-        "base": ("base/model.safetensors", lambda: load_base("base") and None),
-        "config": ("base/config.json", lambda: load_base("base") and None),
-        "tokenizer": ("base/tokenizer.json", lambda: load_tokenizer("base") and None),
-        "tokens": ("base/tokenizer_config.json", lambda: load_tokenizer("base") and None),
-        "rows": ("rows/a.jsonl", lambda: list(read_texts("rows"))),
-        "text": ("texts/a.txt", lambda: list(read_texts("texts"))),
-        "params": ("params.yaml", lambda: params.load() and None),
+        "losses": ("losses.parquet", table(here, "losses.parquet")),
     }
     return {
         name: Artifact(here / file, read, name in sealed)
-        for name, (file, read) in (sealed | plain).items()
+        for name, (file, read) in (sealed | plain(here)).items()
     }
 
 

@@ -169,6 +169,8 @@ def _curves(step: str, versions: dict[str, Version]) -> pd.DataFrame:
             continue
         file = TRAINING / version / f"{step}.csv"
         table = read_table(file, *CURVE)
+        if table["seed"].isna().any():
+            raise InputError(f"{file}: a row without a seed; run the stage that writes it")
         summaries = _summaries(file.with_suffix(".json"), table["seed"])
         for seed, curve in table.groupby("seed"):
             name = version if len(summaries) == 1 else f"{version} seed {seed}"

