@@ -12,7 +12,8 @@ OLDEST := transformers==5.23.0
 STUDIES := $(patsubst studies/%/params.yaml,%,$(wildcard studies/*/params.yaml))
 STUDY_FOLDER := studies/$(STUDY)
 
-.PHONY: setup run study links test test-slow test-oldest coverage wheel-test docs
+.PHONY: setup run study links test test-slow test-oldest test-faults coverage wheel-test fuzz
+.PHONY: licences docs
 setup: .venv/done
 
 .venv/done: pyproject.toml constraints.txt
@@ -69,7 +70,7 @@ test-oldest: setup
 	PYTHONPATH=.oldest $(BIN)/pytest -n auto tests/model
 
 # What `test` leaves out.
-test-slow: test-oldest coverage wheel-test
+test-slow: test-oldest test-faults coverage wheel-test
 
 # All tests once more, lines counted, those that stages run in their own processes too; below 90 %
 # it fails (pyproject.toml).
@@ -89,3 +90,14 @@ wheel-test: setup
 
 docs: setup
 	$(BIN)/python -m docs.api docs/api
+
+# Every stage killed at twenty moments and on a full disk, DVC killed and run twice at once.
+test-faults: setup
+	$(BIN)/pytest -m faults
+
+# Loaders on files damaged at random, other ones every time; about ten minutes on two cores.
+fuzz: setup
+	FUZZ=fuzz $(BIN)/pytest -n auto tests/test_fuzz.py
+
+licences: setup
+	$(BIN)/python tests/licences.py > docs/licences.md

@@ -225,7 +225,8 @@ def _parse(text: str, file: Path) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as invalid:
-        raise InputError(f"{file}: {explain(Params, _first(invalid))}") from None
+        message = explain(Params, _first(invalid))
+        raise InputError(f"{file}: {' '.join(message.split())}") from None  # a key may have lines
 
 
 def _first(invalid: ValidationError) -> Any:

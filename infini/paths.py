@@ -1,6 +1,7 @@
 """Where every stage's files are."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,18 @@ def model_folder(version: str, step: str, seed: int) -> Path:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """One JSON file, its folder made if need be; InputError for a number that is not finite."""
+    """One JSON file, whole or not at all; InputError for a number that is not finite."""
     try:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError:
         raise InputError(f"{file}: a figure is not finite, nothing is written") from None
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text + "\n")
+    partial = file.with_suffix(".partial")
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_json(file: Path, *keys: str) -> dict[str, Any]:
@@ -67,6 +73,8 @@ def read_table(file: Path, *columns: str) -> Any:
         raise InputError(f"{file}: no readable table ({' '.join(str(error).split())})") from None
     if missing := [name for name in columns if name not in table]:
         raise InputError(f"{file}: no column {', '.join(missing)}; run the stage that writes it")
-    if "nats" in table and not table["nats"].abs().lt(float("inf")).all():
-        raise InputError(f"{file}: nats has values that are not finite")
+    if "nats" in table:
+        finite = pd.to_numeric(table["nats"], errors="coerce").abs() < float("inf")
+        if not finite.all():
+            raise InputError(f"{file}: nats has values that are not finite")
     return table

@@ -5,6 +5,7 @@ Also the one line that a wrong value gets: what is needed, with its range, read 
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterator, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -22,6 +23,11 @@ Name = Annotated[str, Field(pattern=NAME)]
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 WORDS |= {NoneType: "null", Any: "anything"}
+
+# A value in a message: of one that its anchors make endless, the beginning
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 4, 16, 16
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
 
 
 class Section(BaseModel):
@@ -68,7 +74,7 @@ def _message(kind: Any, error: ErrorDetails) -> str:
 def shown(value: Any) -> str:
     """A value as YAML has it, as far as a line holds it."""
     words = {None: "null", True: "true", False: "false"}
-    text = words[value] if value is None or isinstance(value, bool) else repr(value)
+    text = words[value] if value is None or isinstance(value, bool) else _SHORT.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 

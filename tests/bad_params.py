@@ -56,6 +56,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("replacements", None, "a block of names is needed, got null"),
     ("replacements.a b", {}, "a name of up to 64 letters, digits, - and _ is needed, got 'a b'"),
     ("replacements.$(ls)", {}, "a name of up to 64 letters, digits, - and _ is needed, got '$(l"),
+    ("replacements.v1\n", {}, "a name of up to 64 letters, digits, - and _ is needed, got 'v1\\n'"),
     (f"replacements.{'v' * 65}", {}, "a name of up to 64 letters, digits, - and _ is needed"),
     ("replacements.v1", None, "a block of layer, distill, finetune is needed, got null"),
     ("replacements.v1.layer.layers", 0, "a list of 1 or more (each a whole number from 0"),
@@ -150,6 +151,9 @@ BAD: list[tuple[str, Any, str]] = [
     ("sede", 1, "unknown key; did you mean seed? (known: seed, seeds, base"),
 ]
 
+# Ten lists of ten of the one before: whoever writes it out never ends.
+ENDLESS = ", ".join(f"&l{n} [{', '.join([f'*l{n - 1}' if n else '0'] * 10)}]" for n in range(10))
+
 # Whole files.
 BROKEN = {
     "": "a block of seed, seeds, base, pretrain, data",
@@ -162,4 +166,5 @@ BROKEN = {
     "a: &a [*a]\n": "",
     "[" * 400: "not YAML: ",
     f"seed: {'9' * 5000}\n": "not YAML: ",
+    f"seed: [{ENDLESS}]\n": "seed: a whole number from 0 to 4,294,967,295 is needed, got [[0, 0",
 }

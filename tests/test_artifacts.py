@@ -8,117 +8,44 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 import infini
+import toy_artifacts
 from infini.corpus.inputs import contents
-from infini.corpus.pieces import Pieces
-from infini.corpus.prepare import Piece, write
 from infini.errors import InputError
-from infini.model.architectures import CACHE, cache_of
-from infini.model.base import load_base, load_tokenizer
+from infini.model.architectures import cache_of
+from infini.model.base import load_base
 from infini.model.loading import loaded
-from infini.paths import read_json, read_table
-from infini.training.checkpoint import Checkpoint
-
-L = 8
-TOKENS = torch.arange(40)[None] * 7 % 300
-
-
-class Artifact(NamedTuple):
-    """A file, and what reading it gives, as something that can be compared."""
-
-    file: Path
-    read: Callable[[], Any]
+from infini.paths import read_json, write_json
+from toy_artifacts import TOKENS, Artifact, make, outcome
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
     """One of everything."""
     folder = tmp_path_factory.mktemp("home")
-    shutil.copytree(base_folder, folder / "base")
-    pieces = [Piece(f"text {i}", 0, [(5 * i + j) % 300 for j in range(16)], 60) for i in range(12)]
-    write({"train": pieces}, folder / "samples")
-    model = infini.retrofit(load_base(str(folder / "base")), layers=[1], segment_length=L, alpha=1)
-    model.save_pretrained(folder / "saved")
-    infini.remove(model)
-    torch.manual_seed(1)
-    other = infini.retrofit(model, layers=[0], segment_length=L, alpha=0.5, update="linear")
-    other.save_pretrained(folder / "other")
-    infini.save_memory(cache_of(other(TOKENS)), folder / "memory" / "other.safetensors")
-    infini.remove(other)
-    with torch.no_grad(), loaded(folder / "saved", model) as ours:
-        infini.save_memory(cache_of(ours(TOKENS)), folder / "memory" / "memory.safetensors")
-    losses = pd.DataFrame({"piece": [0, 0, 1], "nats": [1.0, 2.0, 3.0], "tokens": 1})
-    losses.to_parquet(folder / "losses.parquet", write_page_checksum=True)
-    losses.to_csv(folder / "passkey.csv", index=False)
-    (folder / "base.json").write_text(json.dumps({"short": {"ppl": 3.0}}))
+    make(folder, base_folder)
+    shutil.copy(ROOT / "params.yaml", folder)
     return folder
 
 
 @pytest.fixture
 def artifacts(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Artifact]:
-    """By name, in a folder of the test's own, and a checkpoint."""
+    """By name, in a folder of the test's own."""
     here = tmp_path / "home"
     shutil.copytree(home, here)
     monkeypatch.chdir(here)
-    base = load_base("base")
-
-    def pieces() -> Any:
-        read = Pieces.load(here / "samples/train.parquet", width=16).within(300)
-        return read.tokens.tolist(), read.bytes.tolist(), read.texts.tolist()
-
-    def logits() -> Any:
-        with torch.no_grad(), loaded(here / "saved", base) as model:
-            return model(TOKENS).logits.tolist()
-
-    def remembered() -> Any:
-        with torch.no_grad(), loaded(home / "saved", base) as model:
-            state = infini.load_memory(here / "memory/memory.safetensors", model)
-            return model(TOKENS, **{CACHE: state}).logits.tolist()
-
-    Checkpoint("toy", "key").save(*state_of_training(3.0), {"fit": {"seconds": 1.0}, "epoch": {}})
-
-    def resumed() -> Any:
-        tensors, optimizers = state_of_training(0.0)
-        record = Checkpoint("toy", "key").load(tensors, optimizers)
-        if record is None:  # it starts over
-            assert tensors["w"].tolist() == [0.0, 0.0]
-            return None
-        return record, tensors["w"].tolist(), str(optimizers[0].state_dict())
-
-    readers: dict[str, tuple[str, Callable[[], Any]]] = {
-        "prepared": ("samples/train.parquet", pieces),
-        "settings": ("saved/infini_config.json", logits),
-        "model": ("saved/infini.safetensors", logits),
-        "memory": ("memory/memory.safetensors", remembered),
-        "checkpoint": (".checkpoints/toy-key.safetensors", resumed),
-        "losses": ("losses.parquet", lambda: read_table(here / "losses.parquet", "nats").to_dict()),
-        "passkey": ("passkey.csv", lambda: read_table(here / "passkey.csv", "nats").to_dict()),
-        "metrics": ("base.json", lambda: read_json(here / "base.json", "short")),
-        "base": ("base/model.safetensors", lambda: load_base("base") and None),
-        "config": ("base/config.json", lambda: load_base("base") and None),
-        "tokenizer": ("base/tokenizer.json", lambda: load_tokenizer("base") and None),
-    }
-    return {name: Artifact(here / file, read) for name, (file, read) in readers.items()}
-
-
-def state_of_training(weight: float) -> tuple[dict[str, Any], list[torch.optim.Optimizer]]:
-    """A parameter, and its optimizer after a step."""
-    parameter = nn.Parameter(torch.full((2,), weight))
-    optimizer = torch.optim.AdamW([parameter], lr=0.0, weight_decay=0.0)
-    (parameter.sum() * weight).backward()
-    if weight:
-        optimizer.step()
-    return {"w": parameter}, [optimizer]
+    return toy_artifacts.artifacts(here, home)
 
 
 class Malice:
@@ -138,16 +65,10 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "zeros": lambda content: bytes(len(content)),
     "doubled": lambda content: content * 2,
 }
-# A CSV or JSON text has no end that tells.
-PLAUSIBLE = {("passkey", "half"), ("passkey", "short by one"), ("passkey", "doubled")}
-
-
-def outcome(artifact: Artifact) -> Any:
-    """What reading gives: a result, or the one line."""
-    try:
-        return artifact.read()
-    except InputError as error:
-        return str(error)
+# A CSV or a text has no end that tells.
+CUT = ("half", "short by one", "doubled")
+PLAUSIBLE = {*product(("passkey", "rows", "text"), CUT), ("rows", "empty")}
+PLAUSIBLE |= {("text", "empty"), ("text", "a web page")}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -172,7 +93,7 @@ def test_damaged_files_are_one_line_or_change_nothing(
 
 
 @pytest.mark.parametrize(
-    "name", ["prepared", "settings", "model", "memory", "checkpoint", "losses"]
+    "name", ["prepared", "settings", "model", "memory", "window", "checkpoint", "losses"]
 )
 def test_a_flipped_bit_is_seen_or_changes_nothing(
     artifacts: dict[str, Artifact], name: str
@@ -294,3 +215,21 @@ def test_what_cannot_be_written_is_one_line(artifacts: dict[str, Artifact]) -> N
                 model.save_pretrained(place)
             with pytest.raises(InputError, match="cannot be written"):
                 infini.save_memory(state, Path(place) / "memory")
+
+
+def test_figures_are_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "new/figures.json"
+    write_json(file, {"ppl": 3.0})
+    write = Path.write_text
+
+    def full(self: Path, text: str, **options: Any) -> None:
+        write(self, text[:3])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(file, {"ppl": 4.0})
+    assert read_json(file) == {"ppl": 3.0}
+    assert list(file.parent.iterdir()) == [file]

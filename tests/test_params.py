@@ -53,7 +53,7 @@ def test_one_line_names_key_and_range_and_value(project: Path, subtests: pytest.
             assert wanted in message
             of_a_block = ("must sum", "patience needs", "bptt_segments must")
             whole = key.rpartition(".")[0] if wanted.startswith(of_a_block) else key
-            assert message.startswith(f"{whole}: ")
+            assert message.startswith(" ".join(f"{whole}: ".split()))  # a key of two lines, too
 
 
 def test_a_file_that_is_no_yaml_of_ours_is_one_line(
@@ -114,9 +114,18 @@ def checked() -> str:
         ("data.corpus", "./nowhere", "data.corpus: sotu, kjv, a folder of .txt or .jsonl files or"),
         ("data.corpus", "~/nowhere", "data.corpus: sotu, kjv, a folder of .txt or .jsonl files or"),
         ("data.corpus", "params.yaml", "hub dataset's name is needed, got 'params.yaml'"),
+        ("data.corpus", "", "data.corpus: sotu, kjv, a folder of .txt or .jsonl files or a hub"),
+        ("data.corpus", "~nobody-here/text", "data.corpus: sotu, kjv, a folder of .txt or .jsonl"),
+        ("data.corpus", "x /" * 2000, "data.corpus: sotu, kjv, a folder of .txt or .jsonl files"),
         ("data.corpus", "empty", "data.corpus: no .txt or .jsonl file in folder 'empty'"),
         ("base.model", "./nowhere", "base.model: an existing folder or a hub name is needed, got"),
         ("base.model", "~/nowhere", "base.model: an existing folder or a hub name is needed, got"),
+        (
+            "base.model",
+            "~nobody-here/base",
+            "base.model: an existing folder or a hub name is needed",
+        ),
+        ("base.model", "x /" * 2000, "base.model: an existing folder or a hub name is needed, got"),
         ("base.model", "a b", "base.model: an existing folder or a hub name is needed, got 'a b'"),
         ("base.model", "text", "base.model: no config.json in 'text'"),
         ("base.model", "pickled", "base.model: no .safetensors file in 'pickled': no pickle is"),

@@ -2,14 +2,16 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from toy import read_params, write_params
+from toy import read_params, stage, write_params
 
 
 @pytest.fixture
@@ -29,13 +31,19 @@ def shell(*words: str) -> None:
     subprocess.run(words, check=True, capture_output=True)
 
 
-def repro(*targets: str) -> subprocess.CompletedProcess[str]:
+def begin(*targets: str) -> subprocess.Popen[str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", *targets],
-        env=os.environ | {"PATH": path, "PYTHONPATH": "."}, capture_output=True, text=True,
-        check=False,
+        env=os.environ | {"PATH": path, "PYTHONPATH": "."}, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def repro(*targets: str) -> subprocess.CompletedProcess[str]:
+    process = begin(*targets)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def test_text_changed_in_place_is_prepared_again(repository: Path) -> None:
@@ -56,3 +64,43 @@ def test_a_version_that_is_a_command_is_refused_before_a_shell_sees_it(repositor
     assert done.returncode != 0
     assert "params.yaml: adapters.$(touch${IFS}seen)" in done.stderr
     assert not Path("seen").exists()
+
+
+def prepared() -> dict[str, bytes]:
+    return {str(f): f.read_bytes() for f in Path("data/prepared").rglob("*.*") if f.is_file()}
+
+
+@pytest.mark.faults
+def test_of_two_runs_at_once_one_says_so_or_waits(repository: Path) -> None:
+    stage("check_inputs")
+    stage("prepare_data")
+    right = prepared()
+    runs = [begin("prepare_data") for _ in range(2)]
+    said = [run.communicate()[1] for run in runs]
+    assert any(run.returncode == 0 for run in runs), said
+    for run, errors in zip(runs, said, strict=True):
+        assert run.returncode == 0 or "lock" in errors
+        assert "Traceback" not in errors
+    assert "'prepare_data' didn't change" in repro("prepare_data").stdout
+    assert prepared() == right
+
+
+@pytest.mark.faults
+def test_a_run_killed_again_and_again_leaves_nothing_half_done(repository: Path) -> None:
+    stage("check_inputs")
+    stage("prepare_data")
+    right = prepared()
+    began = time.perf_counter()
+    assert repro("prepare_data").returncode == 0
+    seconds = time.perf_counter() - began
+    for moment in range(8):
+        Path("dvc.lock").unlink(missing_ok=True)
+        shutil.rmtree(".dvc/cache/runs", ignore_errors=True)  # or there is nothing left to do
+        run = begin("prepare_data")
+        time.sleep(seconds * (moment + 0.5) / 8)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+    done = repro("prepare_data")
+    assert done.returncode == 0, done.stderr
+    assert prepared() == right
+    assert "'prepare_data' didn't change" in repro("prepare_data").stdout

@@ -8,6 +8,7 @@ from pathlib import Path
 import vl_convert
 
 FILE = Path(".dvc/plots/page.html")
+VEGA_LITE = "5.21"  # DVC's templates and ours are of version 5
 
 # DVC fills in the names in braces.
 PAGE = """<!doctype html>
@@ -32,8 +33,8 @@ VEGA
 
 
 def write(file: Path = FILE) -> None:
-    """Vega, Vega-Lite and vega-embed, of the versions that vl-convert brings, in a page."""
-    script = vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    """Vega, Vega-Lite and vega-embed in a page."""
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(PAGE.replace("VEGA", script), encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """What a run is given from outside, as far as it is on this machine: so that a change is seen."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -15,8 +16,8 @@ def contents(name: str) -> dict[str, str]:
 
     Hidden files are nobody's input.
     """
-    folder, found = Path(name).expanduser(), {}
-    for path in _visible(folder) if folder.is_dir() else []:
+    folder, found = _folder(name), {}
+    for path in _visible(folder) if os.path.isdir(folder) else []:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         found[str(path.relative_to(folder))] = digest
@@ -28,19 +29,24 @@ def text_files(corpus: str) -> list[Path] | None:
 
     InputError where it is none of these.
     """
-    folder = Path(corpus).expanduser()
+    folder = _folder(corpus)
     if corpus in EMBEDDED:
         return None
-    if folder.is_dir():
+    if corpus and os.path.isdir(folder):
         if files := [file for file in _visible(folder) if file.suffix in (".txt", ".jsonl")]:
             return files
         raise InputError(f"data.corpus: no .txt or .jsonl file in folder {corpus!r}")
-    if folder.exists() or not HUB_NAME.fullmatch(corpus):
+    if os.path.exists(folder) or not HUB_NAME.fullmatch(corpus):
         raise InputError(
             f"data.corpus: {', '.join(EMBEDDED)}, a folder of .txt or .jsonl files or a hub "
-            f"dataset's name is needed, got {corpus!r}"
+            f"dataset's name is needed, got {corpus!r:.80}"
         )
     return None
+
+
+def _folder(name: str) -> Path:
+    """Where a name would be, were it a folder's; os.path takes names that no file can have."""
+    return Path(os.path.expanduser(name))
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -48,8 +48,7 @@ def _rows(corpus: str) -> Iterator[tuple[str, Any]]:
     except InputError as error:
         raise InputError(f"params.yaml: {error}") from None
     if files is None:
-        place = f"params.yaml: data.corpus: {corpus!r}"
-        yield from ((f"{place}: row {number}", row) for number, row in enumerate(_open(corpus), 1))
+        yield from _numbered(_open(corpus), f"params.yaml: data.corpus: {corpus!r}")
     for file in files or ():
         if file.suffix == ".txt":
             yield str(file), {"text": "".join(line for _, line in _lines(file))}
@@ -60,6 +59,19 @@ def _rows(corpus: str) -> Iterator[tuple[str, Any]]:
                     yield place, json.loads(line)
                 except (ValueError, RecursionError) as error:
                     raise InputError(f"{place}: not JSON: {error}") from None
+
+
+def _numbered(rows: Iterable[Any], place: str) -> Iterator[tuple[str, Any]]:
+    """Where each row is, and the row; InputError where a stream breaks off."""
+    number = 0
+    try:
+        for number, row in enumerate(rows, 1):
+            yield f"{place}: row {number}", row
+    except Exception as error:  # of many kinds: a connection's, a format's
+        raise InputError(
+            f"{place}: no row behind row {number} could be read, nothing is written: run again "
+            f"({_first_line(error)})"
+        ) from None
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
@@ -92,11 +104,16 @@ def _open(corpus: str) -> Iterable[dict[str, Any]]:
         return datasets.Dataset.from_list(_king_james_books())
     try:
         return datasets.load_dataset(corpus, split="train", streaming=True)
-    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, OSError) as error:
+    except Exception as error:  # of as many kinds as a hub can answer in
         raise InputError(
             f"params.yaml: data.corpus: {corpus!r} is no embedded corpus, folder or reachable hub "
-            f"dataset ({str(error).splitlines()[0]})"
+            f"dataset ({_first_line(error)})"
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    """What an error of another library says, as far as a line holds it."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _king_james_books() -> list[dict[str, str]]:

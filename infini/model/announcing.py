@@ -8,6 +8,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
+MODEL_TYPE = "infini"  # of our saved models, in config.json
 # Modules of transformers, and what of `infini.model.auto` each is followed by.
 FOLLOWED = {
     "transformers.models.auto.configuration_auto": "register_config",

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 
+from infini.model.announcing import MODEL_TYPE
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-MODEL_TYPE = "infini"  # in config.json
 # What transformers says of the folder itself, or to a class that looks for its own weights.
 OF_THE_FOLDER = (
     "_commit_hash",

@@ -3,16 +3,18 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.errors import InputError
-from infini.model.auto import MODEL_TYPE
+from infini.model.announcing import MODEL_TYPE
 
 
 def load_base(model: str, revision: str | None = None, **options: Any) -> PreTrainedModel:
@@ -39,6 +41,7 @@ def load_base(model: str, revision: str | None = None, **options: Any) -> PreTra
     if missing := sorted(found["missing_keys"]):  # transformers draws them at random
         raise InputError(f"base.model: {model!r}: its weights lack {', '.join(missing[:3])}")
     check_finite(base.state_dict(), f"base.model: {model!r}")
+    base.config._commit_hash = _commit(model, revision)  # from 5.24 transformers keeps none
     return base.eval().requires_grad_(False)
 
 
@@ -54,6 +57,14 @@ def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
             f"base.model: {model!r}: its tokenizer is not readable ({_first_line(error)})"
         ) from None
     return tokenizer
+
+
+def _commit(model: str, revision: str | None) -> str | None:
+    """The commit on the hub that a base just loaded is of; None for one in a folder."""
+    if os.path.isdir(os.path.expanduser(model)):
+        return None
+    cached = try_to_load_from_cache(model, "config.json", revision=revision or "main")
+    return Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def _check(model: str, revision: str | None) -> None:

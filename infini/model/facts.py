@@ -1,6 +1,7 @@
 """What a base in a folder is, read off its config.json: no weight is loaded, no torch needed."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,20 +24,22 @@ def facts_of(model: str, revision: str | None = None) -> Facts | None:
 
     InputError for what is neither a folder of a base nor a hub name.
     """
-    folder = Path(model).expanduser()
-    if folder.exists():
+    folder = Path(os.path.expanduser(model))
+    if os.path.exists(folder):  # False, too, of a name that no file can have
         file: Path | None = _in_folder(folder)
     elif HUB_NAME.fullmatch(model) and not model.startswith("."):
         file = _on_hub(model, revision or "main")
     else:
-        raise InputError(f"base.model: an existing folder or a hub name is needed, got {model!r}")
+        raise InputError(
+            f"base.model: an existing folder or a hub name is needed, got {model!r:.80}"
+        )
     if file is None:
         return None
     try:
         config = json.loads(file.read_text())
         config = config.get("text_config") or config
         kind = config["model_type"]
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
         raise InputError(f"base.model: {file}: not a model's config ({error!r})") from None
     return Facts(
         str(kind),

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
-from infini.model.auto import MODEL_TYPE
+from infini.model.announcing import MODEL_TYPE
 from infini.model.layers import our_tensors
 
 

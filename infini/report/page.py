@@ -126,7 +126,7 @@ def kind(part: Part) -> str:
 
 def html(report: Report) -> str:
     """One page that needs nothing else."""
-    render = MarkdownIt("commonmark", {"html": False}).renderInline
+    render = MarkdownIt("commonmark", {"html": False}).disable("image").renderInline
     environment = _environment(autoescape=True)
     environment.filters["inline"] = lambda text: Markup(render(text))
     environment.filters["svg"] = lambda drawing: Markup(drawing.svg(inline=True))

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import psutil
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
+from infini.errors import InputError
 from infini.paths import AUDITS_LOCK, INPUTS
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "dvc", "pandas", "matplotlib")
@@ -30,13 +32,14 @@ def of_other_inputs() -> set[str]:
 
     Their results are in Git: they may be there while this run is of something else.
     """
-    lock = YAML(typ="safe").load(AUDITS_LOCK) if AUDITS_LOCK.is_file() else {}
-    return {
-        name
-        for name, stage in lock.get("stages", {}).items()
-        for dep in stage["deps"]
-        if (file := Path(dep["path"])).parent == INPUTS and _md5(file) != dep["md5"]
-    }
+    if not AUDITS_LOCK.is_file():
+        return set()
+    try:
+        stages = YAML(typ="safe").load(AUDITS_LOCK)["stages"].items()
+        ran_on = {(name, Path(d["path"]), d["md5"]) for name, s in stages for d in s["deps"]}
+    except (YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{AUDITS_LOCK}: not a lock of DVC's ({type(error).__name__})") from None
+    return {name for name, file, md5 in ran_on if file.parent == INPUTS and _md5(file) != md5}
 
 
 def _md5(file: Path) -> str:

@@ -1,5 +1,6 @@
 """Everything that the stages left, read once: what tables, sentences and plots are made of."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from infini.corpus.config import Data
+from infini.errors import InputError
 from infini.evaluation.config import FullProtocol
 from infini.evaluation.estimates import (
     DIFFERENCES,
@@ -33,6 +35,14 @@ from infini.report.provenance import of_other_inputs
 from infini.training.config import Adapter, Audit, Replacement, Version
 
 STEPS = ("distill", "finetune")
+
+# Columns that a table must have.
+LOSSES = ("piece", "text", "bytes", "segment", "distance", "tokens", "nats", "protocol", "seed")
+QUESTIONS = ("segments", "depth", "log_prob", "exact")
+GATES = ("layer", "head", "gate")
+CURVE = ("epoch", "train_loss", "val_loss", "seed")
+COST = ("version", "length")
+SUMMARIES = ("epochs", "best_epoch", "stopped_early")  # keys of a training's
 
 Figures = dict[str, Estimate]  # by dotted name, as documents.ppl
 AT = re.compile(r"at\.w(\d+)\.(.+)")  # of the same weights, read with another window
@@ -76,7 +86,7 @@ class Results:
 def read_results(setup: Setup) -> Results:
     """From the stages' files."""
     names = ("base", *setup.versions)
-    metrics = {v: read_json(METRICS / f"{v}.json") for v in names}
+    metrics = {v: _metrics(METRICS / f"{v}.json") for v in names}
     on_demand = {"costs": COSTS} | {name: AUDITS / f"{name}.json" for name in setup.audits}
     found = {name for name, file in on_demand.items() if file.is_file()}
     others = of_other_inputs()
@@ -90,18 +100,29 @@ def read_results(setup: Setup) -> Results:
         figures={version: estimates_of(tree) for version, tree in metrics.items()},
         losses={v: _losses(EVALUATION / v / "losses.parquet") for v in names},
         passkey={v: _questions(EVALUATION / v / "passkey.csv") for v in names},
-        gates={v: read_table(EVALUATION / v / "gates.csv") for v in setup.versions},
+        gates={v: read_table(EVALUATION / v / "gates.csv", *GATES) for v in setup.versions},
         curves={step: _curves(step, setup.versions) for step in STEPS},
         audits={
-            name: estimates_of(read_json(on_demand[name]))
+            name: estimates_of(_metrics(on_demand[name]))
             for name in setup.audits
             if name in found - foreign
         },
-        costs=read_table(COSTS) if "costs" in found - foreign else pd.DataFrame(),
+        costs=read_table(COSTS, "version", "length")
+        if "costs" in found - foreign
+        else pd.DataFrame(),
         foreign=sorted(foreign),
         prepared=read_json(SUMMARY),
         padding=1 - samples.map(len).mean() / setup.data.segment_length,
     )
+
+
+def _metrics(file: Path) -> dict[str, Any]:
+    """Of a version or an audit; InputError for what is no finite number."""
+    tree = read_json(file)
+    for key, value in flatten(tree).items():
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise InputError(f"{file}: {key}: a finite number is needed, it holds {value!r:.40}")
+    return tree
 
 
 def at_windows(found: Figures) -> dict[int, Figures]:
@@ -128,12 +149,12 @@ def read_times(setup: Setup) -> dict[str, dict[str, float]]:
 
 
 def _losses(file: Path) -> pd.DataFrame:
-    return mean_over_seeds(read_table(file))
+    return mean_over_seeds(read_table(file, *LOSSES))
 
 
 def _questions(file: Path) -> pd.DataFrame:
     """Of an earlier evaluation, which asked for pass keys alone, all of that task."""
-    table = read_table(file)
+    table = read_table(file, *QUESTIONS)
     return table if "task" in table else table.assign(task="passkey")
 
 
@@ -147,11 +168,23 @@ def _curves(step: str, versions: dict[str, Version]) -> pd.DataFrame:
         if step not in recipe.steps:
             continue
         file = TRAINING / version / f"{step}.csv"
-        summaries, table = read_json(file.with_suffix(".json")), read_table(file)
+        table = read_table(file, *CURVE)
+        if table["seed"].isna().any():
+            raise InputError(f"{file}: a row without a seed; run the stage that writes it")
+        summaries = _summaries(file.with_suffix(".json"), table["seed"])
         for seed, curve in table.groupby("seed"):
             name = version if len(summaries) == 1 else f"{version} seed {seed}"
             parts.append(loss_curve(curve.drop(columns="seed"), summaries[str(seed)], name))
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+
+
+def _summaries(file: Path, seeds: pd.Series) -> dict[str, Any]:
+    """A training's figures by seed; InputError where one of `seeds` has none."""
+    found = read_json(file, *map(str, seeds.unique()))
+    for seed, summary in found.items():
+        if not isinstance(summary, dict) or not summary.keys() >= set(SUMMARIES):
+            raise InputError(f"{file}: {seed}: {', '.join(SUMMARIES)} are needed")
+    return found
 
 
 def loss_curve(curve: pd.DataFrame, summary: dict[str, Any], version: str) -> pd.DataFrame:

@@ -46,11 +46,12 @@ def test_the_page_fetches_nothing_and_draws(tmp_path: Path) -> None:
     assert "<script src" not in text
     assert "{plot_divs}" not in text
     with browser() as driver:
+        driver.set_script_timeout(300)  # however busy the machine
         show(driver, file.as_uri(), 1280)
         assert not [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
         drawn = driver.execute_async_script(
             "const done = arguments[0], look = () => {"
-            "const canvas = document.querySelector('canvas');"
-            "canvas ? done(canvas.getBoundingClientRect().width) : setTimeout(look, 50)}; look()"
+            "const drawn = document.querySelector('.vega-embed svg');"
+            "drawn ? done(drawn.getBoundingClientRect().width) : setTimeout(look, 50)}; look()"
         )
         assert drawn > 800  # two panels of 420

@@ -1,6 +1,7 @@
 """What a run is given from outside, by its content."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from infini.corpus.inputs import contents
@@ -21,3 +22,13 @@ def test_every_file_of_a_folder_has_its_hash_and_hidden_ones_have_none(tmp_path:
 
 def test_what_is_no_folder_has_no_contents() -> None:
     assert contents("sotu") == {}
+
+
+def test_a_change_is_seen_whatever_the_clock_and_the_size_say(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("one")
+    os.utime(file, (4e9, 4e9))
+    before = contents(str(tmp_path))
+    file.write_text("two")
+    os.utime(file, (4e9, 4e9))
+    assert contents(str(tmp_path)) != before

@@ -115,7 +115,7 @@ def test_fame_fades(block: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("favour", "lasts"), [(0.0, False), (0.5, False), (0.9, True), (-0.9, False)]
+    ("favour", "lasts"), [(0.0, False), (0.9, False), (1.4, True), (-1.4, False)]
 )
 def test_a_favour_does_not_fade(block: int, favour: float, lasts: bool) -> None:
     """One pair is asked for in a block, another half as much four blocks later."""

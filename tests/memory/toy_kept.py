@@ -62,7 +62,7 @@ class Keeper:
 
     def lasting(self, j: int) -> float:
         """What a pair's rank does not fall below."""
-        return self.favours[j] ** 2 if self.favours[j] > 0 else 0.0
+        return max(0.0, self.favours[j] - eviction.MARGIN)
 
 
 def turn_back(keys: Tensor, distances: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from infini.errors import InputError
 from infini.evaluation.estimates import Estimate
 from infini.paths import (
     AUDITS as AUDIT_FOLDER,
@@ -109,7 +112,7 @@ def test_costs_are_read_once_measured(folder: Path) -> None:
 
 def test_audits_and_costs_of_another_base_are_left_out(folder: Path) -> None:
     """audits/dvc.lock says what they were run on."""
-    pd.DataFrame({"version": ["base"]}).to_csv(COSTS, index=False)
+    pd.DataFrame({"version": ["base"], "length": [32]}).to_csv(COSTS, index=False)
     write_json(INPUTS / "base.json", {"model": "one"})
     md5 = hashlib.md5((INPUTS / "base.json").read_bytes()).hexdigest()
     stage = {"deps": [{"path": "data/inputs/base.json", "md5": md5}, {"path": "x", "md5": "0"}]}
@@ -125,6 +128,65 @@ def test_audits_and_costs_of_another_base_are_left_out(folder: Path) -> None:
     assert results.foreign == ["costs", "right"]
     assert not results.audits
     assert results.costs.empty
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "garbage": lambda content: b"\xff\xfe garbage \x00" * 20,
+    "of another kind": lambda content: b'{"a": {"b": "c"}}',
+    "a conflict": lambda content: b"<<<<<<< ours\n" + content + b"=======\n>>>>>>> theirs\n",
+    "other names": lambda content: content.replace(b"e", b"x"),
+    "not finite": lambda content: re.sub(rb"[0-9]+\.[0-9]+", b"NaN", content),
+}
+
+
+def refusal() -> str:
+    """What reading the results says; empty where it does."""
+    try:
+        read_results(ONE)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_damaged_results_are_one_line_or_read(folder: Path, subtests: pytest.Subtests) -> None:
+    pd.DataFrame({"version": ["base"], "length": [32]}).to_csv(COSTS, index=False)
+    AUDITS_LOCK.parent.mkdir(parents=True)
+    AUDITS_LOCK.write_text(yaml.safe_dump({"stages": {"measure_cost": {"deps": []}}}))
+    files = [file for file in Path().rglob("*") if file.is_file()]
+    assert len(files) >= 13
+    for file in files:
+        content = file.read_bytes()
+        for damage, damaged in DAMAGES.items():
+            with subtests.test(file=str(file), damage=damage):
+                file.write_bytes(damaged(content))
+                message = refusal()
+                assert not message or message.startswith(f"{file}: ")
+                assert "\n" not in message
+        file.write_bytes(content)
+    read_results(ONE)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (METRICS / "v3.json", '{"documents": {"ppl": NaN}}', "documents.ppl: a finite number is n"),
+        (METRICS / "v3.json", '{"documents": {"ppl": "3"}}', "documents.ppl: a finite number is n"),
+        (METRICS / "v3.json", "<<<<<<< ours", "not JSON"),
+        (AUDIT_FOLDER / "right.json", '{"before": null}', "before: a finite number is needed"),
+        (EVALUATION / "v3/gates.csv", "a,b\n1,2\n", "no column layer, head, gate"),
+        (TRAINING / "v3/finetune.json", '{"0": {}}', "no 1 in it"),
+        (AUDITS_LOCK, "<<<<<<< ours", "not a lock of DVC's"),
+    ],
+)
+def test_what_the_report_cannot_tell_of_is_named(
+    folder: Path, file: Path, content: str, message: str
+) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content)
+    with pytest.raises(InputError, match=f"^{file}: {message}"):
+        read_results(ONE)
 
 
 def test_times_are_of_the_versions_and_may_be_missing(folder: Path) -> None:

@@ -155,3 +155,24 @@ def test_what_is_of_another_base_is_said() -> None:
     report = build(results(foreign=["costs", "padding"]), {}, {}, {})
     (section,) = [s for s in report.sections if s.title == "What the research log measured"]
     assert "another base or corpus: costs, padding;" in section.parts[-1]
+
+
+def test_names_and_texts_of_the_user_are_no_markup() -> None:
+    """Names are checked where params.yaml is read; the page does not count on it."""
+    evil = "<img src=//x onerror=y>![z](http://z/z.png)[j](javascript:k)"
+    setup = replace(
+        SETUP,
+        base=SETUP.base.model_copy(update={"model": evil}),
+        data=SETUP.data.model_copy(update={"corpus": evil}),
+        replacements={f"v1{evil}": SETUP.replacements["v1"]},
+        adapters={f"v3{evil}": SETUP.adapters["v3"]},
+        audits={
+            name: audit.model_copy(update={"question": evil})
+            for name, audit in SETUP.audits.items()
+        },
+    )
+    made = replace(report(results(setup=setup, foreign=[evil])), title=evil)
+    page = html(made)
+    assert page.count("&lt;img src") > 20
+    assert "<img" not in page
+    assert 'href="javascript' not in page

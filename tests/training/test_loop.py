@@ -1,8 +1,11 @@
 """The one loop: early stopping, best weights, resuming to the same bits."""
 
 import math
+import os
 import signal
+import time
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,19 @@ def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
     with pytest.raises(Stopped, match="saved in epoch 4, step 3"):
         quadratic(6, fail_in=4, how=lambda: signal.raise_signal(number))
     assert signal.getsignal(number) is handlers
+    _, got = quadratic(6)
+    assert torch.equal(got, expected)
+
+
+def test_a_clock_that_jumps_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, expected = quadratic(6)
+    Checkpoint("quadratic", "key").remove()
+    times = cycle([0.0, 4e9, 1.0, -5.0])
+    monkeypatch.setattr(time, "time", lambda: next(times))
+    with pytest.raises(KeyboardInterrupt):
+        quadratic(6, fail_in=4)
+    (kept,) = Path(".checkpoints").iterdir()
+    os.utime(kept, (4e9, 4e9))
     _, got = quadratic(6)
     assert torch.equal(got, expected)
 
