@@ -1,6 +1,7 @@
 """The words of `python -m infini`; what a command needs is imported when it runs."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -32,7 +33,11 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{words.command} needs {error.name}: pip install 'infini[pipeline]'"
             ) from None
         configure_logging()
-        command.run(words)
+        try:
+            command.run(words)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `… | head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     if code := exit_code(work):
         sys.exit(code)

@@ -126,6 +126,7 @@ def kind(part: Part) -> str:
 
 def html(report: Report) -> str:
     """One page that needs nothing else."""
+    # an image would be fetched
     render = MarkdownIt("commonmark", {"html": False}).disable("image").renderInline
     environment = _environment(autoescape=True)
     environment.filters["inline"] = lambda text: Markup(render(text))

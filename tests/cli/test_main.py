@@ -56,3 +56,15 @@ def test_the_library_alone_says_what_a_command_needs(
     assert ended.value.code == 2
     wanted = "error: params needs pydantic: pip install 'infini[pipeline]'\n"
     assert capsys.readouterr().err == wanted
+
+
+def test_who_reads_only_the_beginning_sees_no_error() -> None:
+    code = (
+        "import sys, types; from infini.cli import main as m; many = lambda _: print('x' * 10**6)"
+    )
+    code += "; m.import_module = lambda name: types.SimpleNamespace(run=many); m.main(['params'])"
+    done = subprocess.run(
+        ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -c 3', sys.executable, code],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "xxx", "")
