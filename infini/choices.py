@@ -11,6 +11,7 @@ Init = Literal["teacher", "random"]  # weights of a replaced layer: the base's o
 Update = Literal["linear", "delta"]  # rule of the memory's write
 # of what leaves a window; "none": there is no matrix
 WindowUpdate = Literal["linear", "delta", "gated_delta", "none"]
+KEPT_BLOCK = 32  # tokens that see the same kept pairs behind a window
 LocalKind = Literal["softmax", "linear"]  # attention within a segment
 # whose memory a document reads: its own, another's of the batch, or none's
 MemoryUse = Literal["own", "swapped", "off"]

@@ -156,6 +156,8 @@ def audited(audit: Audit, versions: dict[str, Version]) -> Version:
     if "distill" not in version.steps and (audit.distill or audit.mistake == "padding_counted"):
         key = "distill" if audit.distill else "mistake"
         raise InputError(f"{key}: nothing of {audit.of!r} is distilled")
+    if audit.mistake in ("labels_shifted_twice", "memory_carried") and version.long.needles:
+        raise InputError(f"mistake: {audit.of!r} has needles, which the log had not")
     try:
         return version.changed(audit)
     except ValidationError as invalid:

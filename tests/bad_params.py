@@ -80,6 +80,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("replacements.v2.finetune.gate_lr", -1.0, "a number above 0 up to 1 is needed, got -1.0"),
     ("replacements.v2.finetune.update", "token", "one of 'segment', 'document' is needed"),
     ("replacements.v2.finetune.bptt_segments", 2, "bptt_segments must be 0 with update"),
+    ("replacements.v2.finetune.needles", 0.5, "needles need update: document, a segment"),
     ("replacements.v2.finetune.bptt_segments", -1, "a whole number from 0 on or null is needed"),
     ("replacements.v2.finetune.documents", 1, "a whole number from 2 to 1,000,000,000 or null is"),
     ("replacements.v2.finetune.documents", 7, "at most data.documents, 6, got 7"),

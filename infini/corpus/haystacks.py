@@ -97,13 +97,13 @@ def questioned(
     most = min(max(1, len(text) // SPACING), len(WORDS))
     wanted = int(torch.randint(1, most + 1, (1,), generator=generator))
     drawn = [facts.pass_key(generator), *facts.codes(wanted, generator)]
-    order = torch.randperm(len(drawn), generator=generator)[:wanted].tolist()
+    order = torch.randperm(len(drawn), generator=generator).tolist()
     chosen, left = list[Fact](), min(len(text) - apart, len(text) // 2)
     for fact in (drawn[i] for i in order):
-        left -= fact.size + len(facts.stop)
-        if left < 0:
-            break
-        chosen.append(fact)
+        size = fact.size + len(facts.stop)
+        if len(chosen) < wanted and size <= left:
+            chosen.append(fact)
+            left -= size
     if not chosen:
         raise InputError(
             f"needles: a document of {len(text)} tokens does not hold a fact and, {apart} tokens "

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from infini.choices import Init, Objective, Position
+from infini.choices import KEPT_BLOCK, Init, Objective, Position
 from infini.errors import InputError
 from infini.model.config import Placement, WindowPlacement
 from infini.schema import Name, Positive, Rate, Section, Seed, Share
@@ -120,6 +120,8 @@ class LongRecipe(DocumentRecipe):
     def _update(self) -> Self:
         if self.update == "segment" and self.bptt_segments != 0:
             raise InputError("bptt_segments must be 0 with update: segment")
+        if self.update == "segment" and self.needles:
+            raise InputError("needles need update: document, a segment may have no answer")
         return self
 
     def chunk(self, segment_length: int) -> int | None:
@@ -255,7 +257,8 @@ class WindowAdapter(Adapter):
         return self.windows
 
     def seen_exactly(self, segment_length: int, window: int | None) -> int:
-        return (window or self.layer.window) + self.layer.sinks
+        seen = (window or self.layer.window) + self.layer.sinks
+        return seen + (KEPT_BLOCK - 1 if self.layer.kept else 0)
 
     def retrofit_options(self, segment_length: int) -> dict[str, Any]:
         return {"method": self.method, **self.layer.model_dump()}

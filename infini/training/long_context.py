@@ -135,7 +135,8 @@ class Documents:
                 yield Loss(nats.sum(), count, count)
             else:
                 last = start + self.chunk >= length
-                yield Loss(nats.sum(), count, int(scored.sum()), step=last)
+                kind = "text" if batch.needles is None else "answers"
+                yield Loss(nats.sum(), count, int(scored.sum()), last, kind)
             states = detach(states)
 
     def nats(self, hidden: Tensor, targets: Tensor, said: Teacher | None) -> Tensor:

@@ -42,6 +42,7 @@ class Loss(NamedTuple):
     items: int  # that all processes scored
     step_items: int  # the same of all losses of the optimizer step
     step: bool = True  # take the optimizer step after this one
+    kind: str = ""  # of steps whose losses are alike
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Fit:
     curve: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     stopped_early: bool = False
-    first_loss: float = math.nan  # of the first step
+    first_losses: dict[str, float] = field(default_factory=dict)  # of the first step of a kind
     seconds: float = 0.0
 
     @property
@@ -219,7 +220,7 @@ class _Training(Generic[B]):
             asked = total.new_tensor(asked_to_stop())
             summed = processes.sum_gradients(self.parameters, torch.stack([total, asked]))
             whole, stops = summed.tolist()
-            self._check(whole / count)
+            self._check(whole / count, loss.kind)
             self._take_step()
             self.epoch.add(whole, count)
             for watcher in watchers:
@@ -227,11 +228,9 @@ class _Training(Generic[B]):
             total, count, stop = torch.zeros_like(total), 0, stop or stops > 0
         return stop
 
-    def _check(self, loss: float) -> None:
+    def _check(self, loss: float, kind: str) -> None:
         """InputError where the loss has diverged."""
-        if math.isnan(self.fit.first_loss):
-            self.fit.first_loss = loss
-        first = self.fit.first_loss
+        first = self.fit.first_losses.setdefault(kind, loss)
         if math.isfinite(loss) and loss <= EXPLODED * first:
             return
         kept = f"; the best weights so far are in {self.checkpoint.path}" if self.fit.curve else ""

@@ -79,14 +79,18 @@ def test_pairs_kept_and_their_scores_are_those_of_a_loop(
 ) -> None:
     length = 101
     q, k, v = tokens(length)
-    weight = 0.8 * V**-0.5 * torch.randn(G, V, dtype=torch.float64)
+    weight = 1.2 * V**-0.5 * torch.randn(G, V, dtype=torch.float64)
     favour = torch.stack([favours(v[:, g], weight[g]) for g in range(G)], 1)
     how = {"window": W, "sinks": S, "count": K, "context": context, "limit": limit}
     _, keepers = loop((q, k, v), torch.zeros(H), weight, how)
     room = min(x for x in (context, limit, length) if x is not None) >= W + eviction.BLOCK
     assert any(own.kept for row in keepers for own in row) == room
-    plain = keep(q, k, [length], Keeper(**how)).positions
-    assert plain.equal(keep(q, k, [length], Keeper(**how), favour).positions) == (not room)
+    plain, none, of_favour = (
+        keep(q, k, [length], Keeper(**how), some).positions
+        for some in (None, favour.clamp(max=eviction.MARGIN), favour)
+    )
+    assert plain.equal(none), "small ones decide nothing"
+    assert plain.equal(of_favour) == (not room)
     for chunks in ([length], [3, 14, 1, 40, length - 58], [1] * length):
         assert_known(keep(q, k, chunks, Keeper(**how), favour), keepers, length)
 
@@ -115,7 +119,7 @@ def test_fame_fades(block: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("favour", "lasts"), [(0.0, False), (0.9, False), (1.4, True), (-1.4, False)]
+    ("favour", "lasts"), [(0.0, False), (0.6, False), (1.3, True), (-1.3, False)]
 )
 def test_a_favour_does_not_fade(block: int, favour: float, lasts: bool) -> None:
     """One pair is asked for in a block, another half as much four blocks later."""
@@ -141,7 +145,7 @@ def test_a_pair_with_the_same_attention_stays_if_it_is_favoured(block: int) -> N
     q, k = (turn(x, -torch.arange(end)[None]) for x in (q, k))
     for favoured in pair:
         favours = torch.zeros(B, G, end)
-        favours[:, :, favoured] = 0.9
+        favours[:, :, favoured] = 1.3
         state = keep(q, k, [end], Keeper(block, 1, 1), favours)
         assert state.positions.eq(favoured).all()
 

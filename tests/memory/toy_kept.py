@@ -1,6 +1,6 @@
 """Which pairs stay behind a window, and what is read from them: a loop over tokens, in float64.
 
-It shares the definition of `infini.memory.eviction` and its two numbers, and no code.
+It shares the definition of `infini.memory.eviction` and its three numbers, and no code.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class Keeper:
         edge = begin - self.window + 1
         left = range(max(self.sinks, edge - eviction.BLOCK), edge)
         asked_for = [j for j in left if self.scores.get(j, 0) > 0]
-        ranks = {j: max(self.scores[j], self.lasting(j)) for j in (*self.kept, *asked_for)}
+        ranks = {j: self.scores[j] + self.lasting(j) for j in (*self.kept, *asked_for)}
         candidates = [j for j, rank in ranks.items() if rank > 0]
         last = begin + eviction.BLOCK - 1  # of the tokens that will see them
         for reach in (self.context, self.limit):

@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
+from infini.choices import KEPT_BLOCK
 from infini.corpus.haystacks import Facts
+from infini.corpus.pieces import Pieces
 from infini.errors import InputError
 from infini.evaluation import perplexity
 from infini.evaluation.config import FullProtocol
@@ -18,6 +20,7 @@ from infini.model.base import load_base
 from infini.model.layers import our_tensors
 from infini.model.reading import memory_used, read_documents
 from infini.model.retrofit import retrofit
+from infini.paths import DOCUMENTS, TEACHER
 from infini.training import loop
 from infini.training.config import DocumentRecipe, LongRecipe
 from infini.training.long_context import Batch, Control, Documents, linear, train_on_documents
@@ -235,6 +238,7 @@ def test_answers_are_learnt_by_cross_entropy_beside_a_teacher(
         (window_recipe(), None, 10),
         (window_recipe(layer={"window": 20, "sinks": 3}), None, 23),
         (window_recipe(windows=WINDOWS), 62, 64),
+        (window_recipe(layer={"window": 8, "sinks": 2, "kept": 4}), None, 10 + KEPT_BLOCK - 1),
     ],
 )
 def test_questions_are_beyond_what_is_seen_exactly(
@@ -250,6 +254,21 @@ def test_questions_are_beyond_what_is_seen_exactly(
         first, *_, last = torch.where(tokens != filler)[0].tolist()
         gaps.append(int((tokens[first:last] == filler).sum()))
     assert seen <= min(gaps) < 1.2 * seen < 100 < max(gaps)
+
+
+def test_answers_that_cost_more_than_what_a_teacher_says_are_no_divergence(
+    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_documents([256] * 6)
+    text = Pieces.load(DOCUMENTS / "train.parquet")
+    # Windows of nearly all the text: what the base says is said at once
+    record(model, text, FullProtocol(context=64, stride=64)).save(TEACHER)
+    retrofit(model, "window", window=60, sinks=2)
+    how = window_recipe(objective="distillation", needles=0.5)
+    fit = train_on_documents(model, how, L, Job("toy", 0)).fit
+    said, answered = fit.first_losses["text"], fit.first_losses["answers"]
+    assert answered > loop.EXPLODED * said > 0
 
 
 def test_a_killed_training_with_needles_continues_to_the_same_bits(
