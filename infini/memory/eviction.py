@@ -8,10 +8,11 @@ block's last token, of every key-value head on its own:
     kept  ← the K of the highest rank among those kept and those that have left the window
 
 A pair's rank is its score and what its favour is above MARGIN: favour is learnt (`kept`) and does
-not fade; small ones, as all training leaves, decide nothing. Attention is the softmax of q·k over all that the query sees: no favour of ours, no cap of the base's in it. It
-counts from token W + S on, where the window begins to move; a pair that has had none when it
-leaves is not kept. Dropped is a pair that the next block's last token would see from further back
-than the base's context, or its own window, so that positions stay the base's own.
+not fade; small ones, as all training leaves, decide nothing. Attention is the softmax of q·k over
+all that the query sees: no favour of ours, no cap of the base's in it. It counts from token W + S
+on, where the window begins to move; a pair that has had none when it leaves is not kept. Dropped is
+a pair that the next block's last token would see from further back than the base's context, or its
+own window, so that positions stay the base's own.
 
 Shapes: as in `kept`.
 """
