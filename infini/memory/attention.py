@@ -151,8 +151,9 @@ class InfiniAttention(nn.Module):
         slopes = alibi_slopes(self.num_heads) if self.position == "alibi" else None
         if self.position == "rope":
             slots = torch.arange(k.shape[2], device=k.device)[None]
-            k = rotate(k, *self.rotary(k, slots))
-            q = rotate(q, *self.rotary(q, slots if at is None else at))
+            like = k.to(self.beta.dtype)  # of angles: under autocast products alone are rounded
+            k = rotate(k, *self.rotary(like, slots))
+            q = rotate(q, *self.rotary(like, slots if at is None else at))
         if self.local == "linear":
             return linear_attention(q, k, v, at, slopes)
         return softmax_attention(q, k, v, at, self.scale, slopes)

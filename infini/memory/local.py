@@ -99,7 +99,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     width = cos.shape[-1]
     turned, rest = x[..., :width], x[..., width:]
     first, second = turned.chunk(2, -1)
-    cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
+    cos, sin = cos[:, None], sin[:, None]
     turned = turned * cos + torch.cat([-second, first], -1) * sin
     return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
 
@@ -114,7 +114,7 @@ class RotaryEmbedding:
         """x: of the type and device wanted; position_ids: (N, t). Returns two of (N, t, D)."""
         angles = position_ids[..., None] * self.frequencies.to(x.device)  # (N, t, D/2)
         angles = torch.cat([angles, angles], -1)
-        return angles.cos(), angles.sin()
+        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
 
 def _distance(q: Tensor, k: Tensor, at: Tensor | None) -> Tensor:

@@ -29,6 +29,16 @@ def test_a_taught_replacement_is_the_base_within_a_segment(name: str, segmented:
         assert module.infini_attention.beta.tolist() == [GATE] * 4
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_so_it_is_bit_for_bit_with_products_in_bfloat16(name: str) -> None:
+    model, tokens = tiny(name), text(2, L)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(tokens).logits
+        infini.retrofit(model, "replace", [0, 2], L, init="teacher")
+        assert torch.equal(model(tokens).logits, expected)
+
+
 @torch.no_grad()
 def test_a_taught_replacement_is_the_embedded_base_within_a_segment() -> None:
     model = load_base(str(DATA_BASE))
