@@ -12,8 +12,8 @@ OLDEST := transformers==5.23.0
 STUDIES := $(patsubst studies/%/params.yaml,%,$(wildcard studies/*/params.yaml))
 STUDY_FOLDER := studies/$(STUDY)
 
-.PHONY: setup run study links test test-slow test-oldest test-faults coverage wheel-test fuzz
-.PHONY: licences docs
+.PHONY: setup run study links test test-slow test-oldest test-faults test-readme coverage wheel-test
+.PHONY: fuzz licences docs
 setup: .venv/done
 
 .venv/done: pyproject.toml constraints.txt
@@ -70,7 +70,7 @@ test-oldest: setup
 	PYTHONPATH=.oldest $(BIN)/pytest -n auto tests/model
 
 # What `test` leaves out.
-test-slow: test-oldest test-faults coverage wheel-test
+test-slow: test-oldest test-faults test-readme coverage wheel-test
 
 # All tests once more, lines counted, those that stages run in their own processes too; below 90 %
 # it fails (pyproject.toml).
@@ -96,6 +96,10 @@ test-faults: setup
 	$(BIN)/pytest -m faults
 
 # Loaders on files damaged at random, other ones every time; about ten minutes on two cores.
+# What the README says one can do, on a clean clone, with short runs.
+test-readme: setup
+	$(BIN)/pytest -m readme
+
 fuzz: setup
 	FUZZ=fuzz $(BIN)/pytest -n auto tests/test_fuzz.py
 

@@ -1,0 +1,71 @@
+"""The README's commands, found by the heading that they stand under, and a clone to run them in."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(heading: str, language: str = "bash") -> list[str]:
+    """The code under a heading, up to the next one of its level."""
+    level = heading.split()[0]
+    section = README.split(f"\n{heading}\n")[1].split(f"\n{level} ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+
+
+class Clone:
+    """A clean clone of what is committed, its environment that of the tests, its runs short."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        who = {"NAME": "A reader", "EMAIL": "reader@example.org"}
+        named = {f"GIT_{role}_{k}": v for role in ("AUTHOR", "COMMITTER") for k, v in who.items()}
+        path = f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"
+        self.env = os.environ | named | {"PATH": path, "PYTHONPATH": "."}
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+        (folder / ".venv").symlink_to(ROOT / ".venv")
+        (folder / ".git/info/exclude").write_text(".venv\n")
+        self.shorten()
+        self.run("git commit -qam 'Shorter runs'")
+
+    def shorten(self) -> None:
+        """The same versions on a few short documents."""
+        yaml, file = YAML(), self.folder / "params.yaml"
+        content = yaml.load(file)
+        content["data"] |= {
+            "samples": 16, "documents": 6, "document_length": 512, "segment_length": 64,
+            "test": {"samples": 6, "documents": 3},
+        }  # fmt: skip
+        for version in content["replacements"].values():
+            if version["distill"] is not None:
+                version["distill"]["epochs"] = 1
+            version["finetune"] |= {"epochs": 1, "documents": 3}
+        for version in content["adapters"].values():
+            version["epochs"] = 1
+        content["evaluate"] |= {
+            "short": {"samples": 6}, "documents": 3, "double_shift": {"documents": 2},
+            "full": {"context": 256, "stride": 128},
+            "window": {"sizes": [16, 64], "sinks": 4},
+            "passkey": {"lengths": [2], "depths": [0.0], "samples": 1},
+            "recall": {"pairs": [4], "questions": 2, "segments": 4, "samples": 1},
+        }  # fmt: skip
+        yaml.dump(content, file)
+
+    def run(self, commands: str, folder: Path | None = None) -> str:
+        """What they print, warnings too; AssertionError where one of them fails."""
+        done = subprocess.run(
+            ["bash", "-ec", commands], cwd=folder or self.folder, env=self.env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{commands}\n{done.stdout[-4000:]}"
+        return done.stdout
+
+    def give(self, name: str, source: Path) -> None:
+        """A folder beside what is committed."""
+        shutil.copytree(source, self.folder / name)
