@@ -53,7 +53,7 @@ class Keeper:
         edge = begin - self.window + 1
         left = range(max(self.sinks, edge - eviction.BLOCK), edge)
         asked_for = [j for j in left if self.scores.get(j, 0) > 0]
-        ranks = {j: self.scores[j] + self.lasting(j) for j in (*self.kept, *asked_for)}
+        ranks = {j: max(self.scores[j], self.lasting(j)) for j in (*self.kept, *asked_for)}
         candidates = [j for j, rank in ranks.items() if rank > 0]
         last = begin + eviction.BLOCK - 1  # of the tokens that will see them
         for reach in (self.context, self.limit):
@@ -62,7 +62,7 @@ class Keeper:
 
     def lasting(self, j: int) -> float:
         """What a pair's rank does not fall below."""
-        return max(0.0, self.favours[j] - eviction.MARGIN)
+        return self.favours[j] - eviction.MARGIN
 
 
 def turn_back(keys: Tensor, distances: Tensor) -> Tensor:
