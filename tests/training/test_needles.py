@@ -1,0 +1,181 @@
+"""Documents with questions in them: what is learnt of these, and what is not."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from infini.choices import KEPT_BLOCK
+from infini.corpus.haystacks import Facts
+from infini.corpus.pieces import Pieces
+from infini.errors import InputError
+from infini.evaluation.config import FullProtocol
+from infini.model.base import load_base
+from infini.model.layers import our_tensors
+from infini.model.retrofit import retrofit
+from infini.paths import DOCUMENTS, TEACHER
+from infini.training import loop
+from infini.training.config import DocumentRecipe
+from infini.training.long_context import Batch, Documents, train_on_documents
+from infini.training.loop import Loss
+from infini.training.seeds import Job
+from infini.training.teacher import record
+from toy import long_recipe, some_pieces, window_recipe, write_documents
+
+L = 16
+WINDOWS = [8, 32, 62]
+
+
+@pytest.fixture
+def facts(base_folder: Path) -> Facts:
+    return Facts(AutoTokenizer.from_pretrained(base_folder))
+
+
+def batch(*rows: int, window: int | None = None, needles: int | None = None) -> Batch:
+    return Batch(torch.tensor(rows), window, needles)
+
+
+@pytest.mark.parametrize(("share", "counts"), [(0.0, {0}), (0.4, {1, 2}), (1.0, {3})])
+def test_a_share_of_the_batches_has_needles(
+    model: PreTrainedModel, share: float, counts: set[int]
+) -> None:
+    documents = Documents(model, some_pieces([64] * 3, 64), L, long_recipe(needles=share))
+    epochs = [[one.needles is not None for one in documents.batches(i)] for i in range(300)]
+    assert {sum(epoch) for epoch in epochs} == counts
+    for batches in zip(*epochs, strict=True):  # the first of an epoch as often as the last
+        assert sum(batches) / 300 == pytest.approx(share, abs=0.1)
+
+
+def test_of_a_batch_with_needles_the_answers_alone_are_learnt(
+    model: PreTrainedModel, facts: Facts
+) -> None:
+    text = some_pieces([300, 280, 300], 300)
+    retrofit(model, "window", window=8, sinks=2, kept=4)
+    how = window_recipe(needles=0.5, batch_size=2)
+    documents, plain = Documents(model, text, L, how, None, facts), Documents(model, text, L, how)
+    asking = batch(1, 2, needles=7)
+    filled = documents.filled(asking)
+    assert torch.equal(filled.tokens[0], text.tokens[0]), "of another batch"
+    changed = filled.tokens != text.tokens
+    assert changed[1:].any(1).all()
+    assert not (changed & ~text.mask).any(), "padding stays"
+    answers = filled.mask[1:]
+    assert re.fullmatch(r"( \d{5})+", facts.tokenizer.decode(filled.tokens[1:][answers]))
+    (loss,) = documents.losses(asking)
+    assert (loss.items, loss.step_items, loss.step) == (int(answers.sum()), loss.items, True)
+    with torch.no_grad():
+        logits = model(filled.tokens[1:], use_cache=False).logits[:, :-1].log_softmax(-1)
+    own = logits.gather(2, filled.tokens[1:, 1:, None])[..., 0]
+    torch.testing.assert_close(loss.total.detach(), -own[answers[:, 1:]].sum())
+    assert torch.equal(next(documents.losses(asking)).total, loss.total), "by the batch's seed"
+    assert not torch.equal(documents.filled(batch(1, 2, needles=8)).tokens, filled.tokens)
+    # A batch without is what it is without facts
+    (loss,), (same,) = documents.losses(batch(1, 2)), plain.losses(batch(1, 2))
+    assert torch.equal(loss.total, same.total)
+    assert loss.items == same.items == 279 + 299
+    assert torch.equal(text.tokens, some_pieces([300, 280, 300], 300).tokens)
+
+
+def test_answers_are_learnt_by_cross_entropy_beside_a_teacher(
+    model: PreTrainedModel, facts: Facts
+) -> None:
+    text = some_pieces([300, 300], 300)
+    teacher = record(model, text, FullProtocol(context=64, stride=64))
+    retrofit(model, "window", window=8, sinks=2)
+    how = window_recipe(objective="distillation", needles=0.5)
+    taught = Documents(model, text, L, how, teacher, facts)
+    alone = Documents(model, text, L, how, None, facts)
+    for asking, same in ((batch(0, needles=3), True), (batch(0), False)):
+        one, other = (next(documents.losses(asking)) for documents in (taught, alone))
+        assert one.items == other.items
+        assert torch.equal(one.total, other.total) == same
+
+
+@pytest.mark.parametrize(
+    ("how", "window", "seen"),
+    [
+        (long_recipe(), None, L),
+        (window_recipe(), None, 10),
+        (window_recipe(layer={"window": 20, "sinks": 3}), None, 23),
+        (window_recipe(windows=WINDOWS), 62, 64),
+        (window_recipe(layer={"window": 8, "sinks": 2, "kept": 4}), None, 10 + KEPT_BLOCK - 1),
+    ],
+)
+def test_questions_are_beyond_what_is_seen_exactly(
+    model: PreTrainedModel, facts: Facts, how: DocumentRecipe, window: int | None, seen: int
+) -> None:
+    assert how.seen_exactly(L, window) == seen
+    text, gaps = some_pieces([250], 250), []  # room for one fact
+    (filler,) = facts.tokenizer("#")["input_ids"]
+    text.tokens.fill_(filler)
+    documents = Documents(model, text, L, how, None, facts)
+    for seed in range(60):
+        (tokens,) = documents.filled(batch(0, window=window, needles=seed)).tokens
+        first, *_, last = torch.where(tokens != filler)[0].tolist()
+        gaps.append(int((tokens[first:last] == filler).sum()))
+    assert seen <= min(gaps) < 1.2 * seen < 100 < max(gaps)
+
+
+def test_answers_that_cost_more_than_what_a_teacher_says_are_no_divergence(
+    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_documents([256] * 6)
+    text = Pieces.load(DOCUMENTS / "train.parquet")
+    # Windows of nearly all the text: what the base says is said at once
+    record(model, text, FullProtocol(context=64, stride=64)).save(TEACHER)
+    retrofit(model, "window", window=60, sinks=2)
+    how = window_recipe(objective="distillation", needles=0.5)
+    fit = train_on_documents(model, how, L, Job("toy", 0)).fit
+    said, answered = fit.first_losses["text"], fit.first_losses["answers"]
+    assert answered > loop.EXPLODED * said > 0
+
+
+def test_a_killed_training_with_needles_continues_to_the_same_bits(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_documents([256, 230, 256, 256])
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    real, asked = Documents.losses, list[bool]()
+    how = window_recipe(needles=0.5, windows=[8, 16], epochs=2, lr=1e-2)
+
+    def train(fail_at: int | None = None) -> dict[str, torch.Tensor]:
+        def losses(self: Documents, batch: Batch) -> Iterator[Loss]:
+            asked.append(batch.needles is not None)
+            if len(asked) == fail_at:
+                raise KeyboardInterrupt
+            yield from real(self, batch)
+
+        asked.clear()
+        monkeypatch.setattr(Documents, "losses", losses)
+        torch.manual_seed(0)
+        model = retrofit(load_base(str(base_folder)), "window", window=8, sinks=2, kept=4)
+        done = train_on_documents(model, how, L, Job("toy", 0))
+        assert [len(done.fit.curve), done.train_size, done.val_size] == [2, 4, 4]
+        done.checkpoint.remove()
+        return {name: tensor.detach().clone() for name, tensor in our_tensors(model).items()}
+
+    expected = train()
+    assert (len(asked), sum(asked)) == (8, 4)
+    learnt = [bool(t.any()) for name, t in expected.items() if name.endswith("kept.weight")]
+    assert learnt == [True, True], "which pairs to favour"
+    for fail_at in (4, 7):
+        with pytest.raises(KeyboardInterrupt):
+            train(fail_at)
+        got = train()
+        assert len(asked) == 8 - fail_at + 1
+        assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+
+
+def test_documents_too_short_for_needles_are_one_line(
+    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_documents([64, 64])
+    retrofit(model, "window", window=8, sinks=2)
+    with pytest.raises(InputError, match=r"^needles: a document of 64 tokens does not hold"):
+        train_on_documents(model, window_recipe(needles=1.0), L, Job("toy", 0))
