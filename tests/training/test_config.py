@@ -1,4 +1,4 @@
-"""Documents with questions in them: what is learnt of these, and what is not."""
+"""Recipes with needles: what is learnt of the questions in a document, and what is not."""
 
 import re
 from collections.abc import Iterator
