@@ -95,11 +95,11 @@ docs: setup
 test-faults: setup
 	$(BIN)/pytest -m faults
 
-# Loaders on files damaged at random, other ones every time; about ten minutes on two cores.
 # What the README says one can do, on a clean clone, with short runs.
 test-readme: setup
 	$(BIN)/pytest -m readme
 
+# Loaders on files damaged at random, other ones every time; about ten minutes on two cores.
 fuzz: setup
 	FUZZ=fuzz $(BIN)/pytest -n auto tests/test_fuzz.py
 

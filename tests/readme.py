@@ -59,10 +59,10 @@ class Clone:
         }  # fmt: skip
         yaml.dump(content, file)
 
-    def run(self, commands: str, folder: Path | None = None) -> str:
+    def run(self, commands: str) -> str:
         """What they print, warnings too; AssertionError where one of them fails."""
         done = subprocess.run(
-            ["bash", "-ec", commands], cwd=folder or self.folder, env=self.env, text=True,
+            ["bash", "-ec", commands], cwd=self.folder, env=self.env, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert done.returncode == 0, f"{commands}\n{done.stdout[-4000:]}"

@@ -12,6 +12,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 from infini.corpus.pieces import Pieces
 from infini.paths import DOCUMENTS
 from infini.training.config import LongRecipe, WindowAdapter
+from infini.training.long_context import Batch
 
 WORDS = ("union", "report", "congress", "state", "trade", "peace", "nation", "of", "the", "to")
 
@@ -51,6 +52,11 @@ def write_documents(lengths: list[int]) -> None:
         tokens = [row[:n].tolist() for row, n in zip(pieces.tokens, lengths, strict=True)]
         table = {"text_id": list(map(str, range(len(lengths)))), "tokens": tokens, "bytes": lengths}
         pd.DataFrame(table).to_parquet(DOCUMENTS / f"{split}.parquet")
+
+
+def batch(*rows: int, window: int | None = None, needles: int | None = None) -> Batch:
+    """Documents of a step."""
+    return Batch(torch.tensor(rows), window, needles)
 
 
 def long_recipe(**changed: object) -> LongRecipe:

@@ -23,7 +23,7 @@ from infini.training.long_context import Batch, Documents, train_on_documents
 from infini.training.loop import Loss
 from infini.training.seeds import Job
 from infini.training.teacher import record
-from toy import long_recipe, some_pieces, window_recipe, write_documents
+from toy import batch, long_recipe, some_pieces, window_recipe, write_documents
 
 L = 16
 WINDOWS = [8, 32, 62]
@@ -32,10 +32,6 @@ WINDOWS = [8, 32, 62]
 @pytest.fixture
 def facts(base_folder: Path) -> Facts:
     return Facts(AutoTokenizer.from_pretrained(base_folder))
-
-
-def batch(*rows: int, window: int | None = None, needles: int | None = None) -> Batch:
-    return Batch(torch.tensor(rows), window, needles)
 
 
 @pytest.mark.parametrize(("share", "counts"), [(0.0, {0}), (0.4, {1, 2}), (1.0, {3})])

@@ -14,14 +14,10 @@ from infini.model.retrofit import retrofit
 from infini.training.config import DocumentRecipe, LongRecipe
 from infini.training.long_context import Batch, Control, Documents, linear
 from infini.training.teacher import record
-from toy import long_recipe, some_pieces, window_recipe
+from toy import batch, long_recipe, some_pieces, window_recipe
 
 L = 16
 WINDOWS = [8, 32, 62]
-
-
-def batch(*rows: int, window: int | None = None, needles: int | None = None) -> Batch:
-    return Batch(torch.tensor(rows), window, needles)
 
 
 def told(batches: list[Batch]) -> list[tuple[list[int], int | None, int | None]]:
