@@ -56,6 +56,14 @@ def test_one_line_names_key_and_range_and_value(project: Path, subtests: pytest.
             assert message.startswith(" ".join(f"{whole}: ".split()))  # a key of two lines, too
 
 
+def test_a_mistake_of_the_logs_loop_needs_a_loop_like_the_logs(project: Path) -> None:
+    content = read_params()
+    content["adapters"]["v3"]["needles"] = 0.5
+    write_params(content)
+    wanted = "audits.carried_memory.mistake: 'v3' has needles, which the log had not"
+    assert refusal() == wanted
+
+
 def test_a_file_that_is_no_yaml_of_ours_is_one_line(
     project: Path, subtests: pytest.Subtests
 ) -> None:

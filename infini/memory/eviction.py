@@ -7,12 +7,12 @@ block's last token, of every key-value head on its own:
     score ← FADING · score + the most attention that one of the block's queries paid
     kept  ← the K of the highest rank among those kept and those that have left the window
 
-A pair's rank is its score, but no less than what its favour is above MARGIN: favour is learnt
-(`kept`) and does not fade; small ones, as all training leaves, decide nothing. Attention is the
-softmax of q·k over all that the query sees: no favour of ours, no cap of the base's in it. It
-counts from token W + S on, where the window begins to move; a pair that has had none when it
-leaves is not kept. Dropped is a pair that the next block's last token would see from further back
-than the base's context, or its own window, so that positions stay the base's own.
+A pair's rank is its score plus what its favour exceeds MARGIN by: favour is learnt (`kept`) and
+does not fade; small ones, as all training leaves, decide nothing. Attention is the softmax of q·k
+over all that the query sees: no favour of ours, no cap of the base's in it. It counts from token
+W + S on, where the window begins to move; a pair that has had none when it leaves is not kept.
+Dropped is a pair that the next block's last token would see from further back than the base's
+context, or its own window, so that positions stay the base's own.
 
 Shapes: as in `kept`.
 """
@@ -192,7 +192,7 @@ def _choose(
     to_sinks.masked_fill_(~sight.seen_sinks(q.device).repeat(1, heads, 1), -torch.inf)
     hidden = ~sight.seen(q.device).repeat(1, heads, 1)  # (N, r·C, W - 1 + C)
     counted = sight.counted(q.device).repeat(1, heads)[..., None]  # (N, r·C, 1)
-    lasting = favours - MARGIN  # (B, G, P)
+    lasting = (favours - MARGIN).clamp(min=0)  # (B, G, P)
     windows = sight.windows(pairs[:, :, K:])
     places = torch.arange(K, device=q.device).expand(B, G, -1)
     numbers, there = state.positions, state.positions >= 0
@@ -215,7 +215,7 @@ def _choose(
             real = torch.cat([there, leaves], 2)
             if sight.reach is not None:
                 real &= sight.first(block + 1) + C - numbers <= sight.reach
-            ranks = scores[..., : K + C].maximum(lasting.gather(2, places))
+            ranks = scores[..., : K + C] + lasting.gather(2, places)
             best, order = ranks.where(real, 0).topk(K, -1)
             places, numbers, there = places.gather(2, order), numbers.gather(2, order), best > 0
             own = scores.gather(2, order).where(there, 0)

@@ -53,7 +53,7 @@ class Keeper:
         edge = begin - self.window + 1
         left = range(max(self.sinks, edge - eviction.BLOCK), edge)
         asked_for = [j for j in left if self.scores.get(j, 0) > 0]
-        ranks = {j: max(self.scores[j], self.lasting(j)) for j in (*self.kept, *asked_for)}
+        ranks = {j: self.scores[j] + self.lasting(j) for j in (*self.kept, *asked_for)}
         candidates = [j for j, rank in ranks.items() if rank > 0]
         last = begin + eviction.BLOCK - 1  # of the tokens that will see them
         for reach in (self.context, self.limit):
@@ -61,8 +61,8 @@ class Keeper:
         self.kept = sorted(candidates, key=lambda j: -ranks[j])[: self.count]
 
     def lasting(self, j: int) -> float:
-        """What a pair's rank does not fall below."""
-        return self.favours[j] - eviction.MARGIN
+        """What favour adds to a pair's rank."""
+        return max(0.0, self.favours[j] - eviction.MARGIN)
 
 
 def turn_back(keys: Tensor, distances: Tensor) -> Tensor:
