@@ -77,7 +77,7 @@ def state_of_training(weight: float) -> tuple[dict[str, Any], list[torch.optim.O
 
 
 def table(here: Path, name: str) -> Callable[[], Any]:
-    return lambda: read_table(here / name, "nats").to_dict()
+    return lambda: read_table(here / name, "piece", "nats", "tokens").to_dict()
 
 
 def plain(here: Path) -> dict[str, tuple[str, Callable[[], Any]]]:

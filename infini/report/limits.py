@@ -4,6 +4,8 @@ Nats are a token's. "Left" by a window is what full attention is below it: all t
 what lies behind the window could win.
 """
 
+from typing import Any
+
 from infini.evaluation.estimates import Estimate
 from infini.report import findings
 from infini.report.cells import Rounded, show, show_estimate
@@ -118,11 +120,16 @@ def of_adaptation(study: Study, reading: Reading) -> str | None:
 
 
 def of_parts(study: Study, window: int) -> str | None:
-    """What kept pairs alone and the matrix alone reach of what both together do."""
+    """What kept pairs alone and the matrix alone, trained alike, reach of what both together do."""
     by_gain = sorted(study.at(window), key=lambda r: r.figures["equal_bytes.gain"].value)
-    by_kind = {reading.kind: reading for reading in by_gain}  # the best of each
-    both, alone = by_kind.get(BOTH), [by_kind[kind] for kind in (KEPT, MATRIX) if kind in by_kind]
-    if both is None or not alone or (won := below(study, both)) is None or won <= 0:
+    both = {reading.kind: reading for reading in by_gain}.get(BOTH)  # the best one
+    if both is None or (won := below(study, both)) is None or won <= 0:
+        return None
+    recipe = _recipe(study, both)
+    by_kind = {
+        r.kind: r for r in by_gain if r.kind in (KEPT, MATRIX) and _recipe(study, r) == recipe
+    }
+    if not (alone := [by_kind[kind] for kind in (KEPT, MATRIX) if kind in by_kind]):
         return None
     names = {KEPT: "the kept pairs alone", MATRIX: "the matrix alone"}
     parts = [
@@ -197,6 +204,12 @@ def of_far_keys(study: Study) -> str | None:
         f"Aimed at: {_share(AIM_KEYS)} of pass keys {FAR} windows back. Best is {best.version}: "
         f"{_share(found)}, its window alone {_share(off)}. The aim is {so}."
     )
+
+
+def _recipe(study: Study, reading: Reading) -> dict[str, Any]:
+    """How an adapter is trained."""
+    settings = study.params["adapters"][reading.version]
+    return {key: x for key, x in settings.items() if key not in ("layer", "control", "seeds")}
 
 
 def _equal_bytes(found: Figures) -> float:

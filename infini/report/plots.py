@@ -94,7 +94,8 @@ def retrieval(tables: dict[str, pd.DataFrame]) -> Figure:
         table = cases[cases["task"] == "passkey"]
         if version != "base" and len(table):
             gain = table.assign(gain=table["log_prob"] - table["log_prob_off"])
-            maps[version] = gain.pivot_table("gain", "depth", "segments", aggfunc="mean")
+            by_place = gain.pivot_table("gain", "depth", "segments", aggfunc="mean")
+            maps[version] = by_place.rename(columns=int)  # a mean over seeds has made it 5.0
     rows = max(1, len(maps))  # no version: one empty panel
     figure, panels = _figure(2.2 * rows + 0.4, nrows=rows, squeeze=False)
     largest = max((table.abs().max().max() for table in maps.values()), default=0) or 1.0

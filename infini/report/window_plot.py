@@ -19,6 +19,8 @@ from infini.report.window_curve import WindowCurve
 
 FAR = 0.5  # nats above the curve: out of the picture
 APART = 1.3  # times the bytes, between two windows whose sizes are written
+SHAPES = "osDv"  # of points: the next one where the ten colours begin again
+COLUMNS, LINE = 3, 0.22  # of the legend, and a line's height in inches
 
 
 class Mark(NamedTuple):
@@ -27,13 +29,14 @@ class Mark(NamedTuple):
     version: str
     is_control: bool
     color: str
+    shape: str
     carried: float  # bytes
     nats: float  # a token
     error: float
 
     @property
     def label(self) -> str:
-        """What the legend calls it."""
+        """What it is called outside of the legend."""
         return f"{self.version}, its control" if self.is_control else self.version
 
 
@@ -41,11 +44,11 @@ def carried(
     figures: dict[str, Figures], losses: dict[str, pd.DataFrame], curve: WindowCurve
 ) -> Figure:
     """A point a version, a hollow one its control; what is far above the curve is an arrow."""
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axes = figure.subplots()
     marks = _marks(figures, losses)
     far = [mark for mark in marks if mark.nats > curve.nats_at(mark.carried) + FAR]
     near = [mark for mark in marks if mark not in far]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     _draw_curve(axes, curve, [_error(losses, "base", point.protocol) for point in curve.points])
     blind = figures["base"]["bytes.total"].value, figures["base"]["segmented.nats"].value
     axes.plot(*blind, "x", color="black", label="base, blind segments")
@@ -58,7 +61,8 @@ def carried(
     axes.set(xlabel="bytes carried from one token to the next", ylabel="nats a token")
     axes.grid(alpha=0.3)
     _draw_far(axes, far)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    legend = figure.legend(loc="outside lower center", ncols=COLUMNS, frameon=False)
+    figure.set_figheight(4 + LINE * math.ceil(len(legend.get_texts()) / COLUMNS))
     return figure
 
 
@@ -68,7 +72,8 @@ def _marks(figures: dict[str, Figures], losses: dict[str, pd.DataFrame]) -> list
         Mark(
             version,
             protocol == "control",
-            f"C{i}",
+            f"C{i % 10}",
+            SHAPES[i // 10 % len(SHAPES)],
             carried=figures[version]["bytes.total"].value,
             nats=figures[version][key].value,
             error=_error(losses, version, protocol),
@@ -107,12 +112,16 @@ def _draw_near(axes: Axes, marks: list[Mark]) -> None:
             mark.carried,
             mark.nats,
             mark.error,
-            fmt="o",
+            fmt=mark.shape,
             color=mark.color,
             markersize=9 if mark.is_control else 5,
             markerfacecolor="none" if mark.is_control else mark.color,
-            label=mark.label,
+            # the legend leaves out what begins with _
+            label=f"_{mark.label}" if mark.is_control else mark.version,
         )
+    if any(mark.is_control for mark in marks):
+        hollow: dict[str, Any] = {"markersize": 9, "markerfacecolor": "none"}
+        axes.plot([], [], "o", color="gray", label="a version's control", **hollow)
     for _, pair in groupby(marks, key=lambda mark: mark.version):
         ends = list(pair)
         axes.plot(

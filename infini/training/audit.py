@@ -104,7 +104,8 @@ def run_audit(
         MISTAKEN.get(audit.mistake, Documents),
     )
     losses = _losses(model, text)
-    own = read_table(EVALUATION / audit.of / "losses.parquet").query("seed == @job.seed")
+    own = read_table(EVALUATION / audit.of / "losses.parquet", *losses.columns, "seed")
+    own = own.query("seed == @job.seed")
     metrics = {
         "epochs": len(training.fit.curve),
         "best_epoch": training.fit.best_epoch,

@@ -3,6 +3,7 @@
 The base has 3.9 nats with 16 tokens, 3.65 with 64, 3.6 with 256, log 36 = 3.58352 with all.
 """
 
+import copy
 import math
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import pytest
 from infini.report import limits
 from infini.report.studies import Reading
 from report.toy_results import BASE, version
-from report.toy_studies import read_with, reads, study
+from report.toy_studies import PARAMS, read_with, reads, study
 
 LEFT = 3.65 - math.log(36)  # 0.0665 behind a window of 64
 
@@ -65,6 +66,13 @@ def test_what_both_win_is_set_beside_each_alone() -> None:
         "v5 0.0010 ± 0.0010."
     )
     assert not [s for s in limits.of_study(study({"v7": trees["v7"]})) if "alone" in s]
+
+
+def test_only_what_is_trained_alike_is_set_beside_both() -> None:
+    trees = {"v6": reads(37.5, 0.02, 0.002), "v7": reads(37.0, 0.03, 0.003)}
+    other = copy.deepcopy(PARAMS)
+    other["adapters"]["v6"]["needles"] = 1.0
+    assert not [s for s in limits.of_study(study(trees, params=other)) if "alone" in s]
 
 
 def test_other_windows_of_the_same_weights() -> None:
