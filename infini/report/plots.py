@@ -21,6 +21,9 @@ COSTS = {
     "peak_mib": "peak memory, MiB",
 }
 FULL_ATTENTION = "base, full attention"
+FEW = 8  # names that find room within the axes, or side by side
+HEADS = 64  # that are named, side by side
+COLUMNS, LINE = 3, 0.22  # of a legend below, and a line's height in inches
 
 
 def training_curves(table: pd.DataFrame, unit: str) -> Figure:
@@ -41,7 +44,7 @@ def training_curves(table: pd.DataFrame, unit: str) -> Figure:
     axes.set(xlabel="epoch", ylabel=unit)
     axes.grid(alpha=0.3)
     if len(table):
-        axes.legend(framealpha=0)
+        _legend(figure, axes)
     return figure
 
 
@@ -55,13 +58,15 @@ def perplexity(figures: dict[str, Figures]) -> Figure:
         heights = [100 * (figures[version][row].value / base - 1) for version in versions]
         at = [i + offset for i in range(len(versions))]
         bars = axes.bar(at, heights, width=0.38, label=label)
-        axes.bar_label(bars, fmt="%+.1f %%", padding=2, fontsize=8)
+        turn = 90 if len(versions) > FEW else 0
+        axes.bar_label(bars, fmt="%+.1f %%", padding=2, fontsize=8, rotation=turn)
     ceiling = 100 * (figures["base"]["full.ppl"].value / base - 1)
     axes.axhline(ceiling, color="black", linestyle=":", label=FULL_ATTENTION)
     _relative_scale(axes)
     axes.margins(y=0.15)
-    axes.set_xticks(range(len(versions)), versions)
-    axes.legend(framealpha=0)
+    slanted: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(versions) > FEW else {}
+    axes.set_xticks(range(len(versions)), versions, **slanted)
+    _legend(figure, axes)
     return figure
 
 
@@ -83,7 +88,7 @@ def perplexity_by(losses: dict[str, pd.DataFrame], place: str, label: str) -> Fi
     axes.set_ylim(bottom=max(-100, axes.get_ylim()[0]))  # no perplexity is less than none
     axes.set_xlabel(label)
     axes.grid(alpha=0.3)
-    axes.legend(framealpha=0)
+    _legend(figure, axes)
     return figure
 
 
@@ -121,11 +126,12 @@ def gates(tables: dict[str, pd.DataFrame]) -> Figure:
             label = version if head == 0 and layer == table["layer"].min() else None
             axes.scatter([len(at)] * len(rows), rows["gate"], color=f"C{i}", label=label, zorder=2)
             at.append(f"{layer}.{head}")
-    axes.set_xticks(range(len(at)), at, rotation=90, fontsize=8)
-    axes.set(xlabel="layer.head", ylabel="gate of the memory")
+    if len(at) <= HEADS:
+        axes.set_xticks(range(len(at)), at, rotation=90, fontsize=8)
+    axes.set(xlabel="layer.head" if len(at) <= HEADS else "heads", ylabel="gate of the memory")
     axes.grid(alpha=0.3)
     if at:
-        axes.legend(framealpha=0)
+        _legend(figure, axes)
     return figure
 
 
@@ -146,9 +152,24 @@ def costs(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def legend_below(figure: Figure) -> None:
+    """The figure grows by a legend of any length."""
+    legend = figure.legend(loc="outside lower center", ncols=COLUMNS, frameon=False)
+    lines = math.ceil(len(legend.get_texts()) / COLUMNS)
+    figure.set_figheight(figure.get_figheight() + LINE * lines)
+
+
 def _figure(height: float = 3.6, **axes: Any) -> tuple[Figure, Any]:
     figure = Figure(figsize=(7, height), layout="constrained")
     return figure, figure.subplots(**axes)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Within the axes where there is room, else below."""
+    if len(axes.get_legend_handles_labels()[1]) > FEW:
+        legend_below(figure)
+    else:
+        axes.legend(framealpha=0)
 
 
 def _style(i: int) -> dict[str, str]:

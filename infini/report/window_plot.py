@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from infini.evaluation.estimates import difference
+from infini.report.plots import legend_below
 from infini.report.results import Figures
 from infini.report.window_curve import WindowCurve
 
 FAR = 0.5  # nats above the curve: out of the picture
 APART = 1.3  # times the bytes, between two windows whose sizes are written
 SHAPES = "osDv"  # of points: the next one where the ten colours begin again
-COLUMNS, LINE = 3, 0.22  # of the legend, and a line's height in inches
 
 
 class Mark(NamedTuple):
@@ -61,8 +61,7 @@ def carried(
     axes.set(xlabel="bytes carried from one token to the next", ylabel="nats a token")
     axes.grid(alpha=0.3)
     _draw_far(axes, far)
-    legend = figure.legend(loc="outside lower center", ncols=COLUMNS, frameon=False)
-    figure.set_figheight(4 + LINE * math.ceil(len(legend.get_texts()) / COLUMNS))
+    legend_below(figure)
     return figure
 
 
