@@ -57,20 +57,21 @@ def test_a_variant_beside_it(clone: Clone) -> None:
 def test_own_text_and_own_base(clone: Clone, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.mkdir()
-    for i in range(30):
-        (text / f"{i}.txt").write_text(sentence(4000, i))
+    for i in range(200):
+        (text / f"{i}.txt").write_text(sentence(400, i))
     clone.give("my-text", text)
     clone.give("my-base", clone.folder / "data/base")
     own = blocks("## Your own variant")[1]
-    said = clone.run(own)
-    assert ran(said).count("prepare_data") == len(own.splitlines())
-    clone.run("git restore . && rm -r my-text my-base")
+    try:
+        assert ran(clone.run(own)).count("prepare_data") == len(own.splitlines())
+    finally:
+        clone.run("git restore . && rm -r my-text my-base")
 
 
 def test_a_queued_grid(clone: Clone) -> None:
     queue = blocks("## Your own variant")[2]
-    *_, table = queue.splitlines()
-    clone.run(queue)
+    *start, table = queue.splitlines()
+    clone.run("\n".join(start))
     while re.search(r"Queued|Running", clone.run("dvc queue status")):
         time.sleep(2)
     clone.run(table)
