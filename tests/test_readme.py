@@ -58,7 +58,7 @@ def test_own_text_and_own_base(clone: Clone, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.mkdir()
     for i in range(200):
-        (text / f"{i}.txt").write_text(sentence(400, i))
+        (text / f"{i}.txt").write_text(sentence(1000, i))
     clone.give("my-text", text)
     clone.give("my-base", clone.folder / "data/base")
     own = blocks("## Your own variant")[1]
