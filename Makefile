@@ -84,8 +84,8 @@ wheel-test: setup
 	$(BIN)/pip wheel --quiet --no-deps -w .wheel .
 	$(BIN)/python tests/wheel.py save .wheel/model
 	$(PYTHON) -m venv .wheel/venv
-	.wheel/venv/$(PIP_INSTALL) torch==2.13.0
-	.wheel/venv/$(PIP_INSTALL) -c constraints.txt .wheel/*.whl
+	.wheel/venv/bin/$(PIP_INSTALL) torch==2.13.0
+	.wheel/venv/bin/$(PIP_INSTALL) -c constraints.txt .wheel/*.whl
 	cd .wheel && venv/bin/python ../tests/wheel.py load model
 
 docs: setup
