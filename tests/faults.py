@@ -37,13 +37,14 @@ def attempt(
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        os.setsid()
+        os.setpgid(0, 0)
         os.dup2(writer, 2)
         os.close(reader)
         if limit is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         _stage(module, words)
+    os.setpgid(child, child)  # whoever comes first: a kill may be sooner than the child's own
     os.close(writer)
     if kill is not None:
         time.sleep(kill)
