@@ -12,6 +12,7 @@ from infini.report.cells import Rounded, show, show_estimate
 from infini.report.findings import listed, nats
 from infini.report.results import Figures
 from infini.report.studies import BOTH, KEPT, MATRIX, Reading, Study
+from infini.training.config import Adapter
 
 # Recovery that is aimed at, by tokens of the window.
 AIM = {64: 0.30, 256: 0.20}
@@ -209,7 +210,7 @@ def of_far_keys(study: Study) -> str | None:
 def _recipe(study: Study, reading: Reading) -> dict[str, Any]:
     """How an adapter is trained."""
     settings = study.params["adapters"][reading.version]
-    return {key: x for key, x in settings.items() if key not in ("layer", "control", "seeds")}
+    return {key: x for key, x in settings.items() if key not in Adapter.own}
 
 
 def _equal_bytes(found: Figures) -> float:

@@ -53,20 +53,20 @@ def perplexity(figures: dict[str, Figures]) -> Figure:
     base = figures["base"]["segmented.ppl"].value
     versions = [version for version in figures if version != "base"]
     figure, axes = _figure()
+    crowded = len(versions) > FEW
     rows = {"documents.ppl": "with its memory", "memory_off.ppl": "memory kept empty"}
     for offset, (row, label) in zip((-0.2, 0.2), rows.items(), strict=True):
         heights = [100 * (figures[version][row].value / base - 1) for version in versions]
         at = [i + offset for i in range(len(versions))]
         bars = axes.bar(at, heights, width=0.38, label=label)
-        turn = 90 if len(versions) > FEW else 0
-        axes.bar_label(bars, fmt="%+.1f %%", padding=2, fontsize=8, rotation=turn)
+        axes.bar_label(bars, fmt="%+.1f %%", padding=2, fontsize=8, rotation=90 * crowded)
     ceiling = 100 * (figures["base"]["full.ppl"].value / base - 1)
     axes.axhline(ceiling, color="black", linestyle=":", label=FULL_ATTENTION)
     _relative_scale(axes)
     axes.margins(y=0.15)
-    slanted: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(versions) > FEW else {}
+    slanted: dict[str, Any] = {"rotation": 30, "ha": "right"} if crowded else {}
     axes.set_xticks(range(len(versions)), versions, **slanted)
-    _legend(figure, axes)
+    axes.legend(framealpha=0)
     return figure
 
 
