@@ -71,12 +71,12 @@ def _stage(module: str, words: list[str]) -> None:
 
 
 def outputs(places: list[Path]) -> dict[str, str]:
-    """SHA-256 of every file in these places, but for what holds times."""
+    """SHA-256 of every file in these places; of what holds times, that it is there."""
     files = [file for p in places for file in ([p] if p.is_file() else sorted(p.rglob("*")))]
     return {
-        str(file): hashlib.sha256(file.read_bytes()).hexdigest()
+        str(file): hashlib.sha256(b"" if file.name in OTHERWISE else file.read_bytes()).hexdigest()
         for file in files
-        if file.is_file() and file.name not in OTHERWISE
+        if file.is_file()
     }
 
 

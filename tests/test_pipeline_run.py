@@ -19,7 +19,7 @@ def repository(project: Path) -> Path:
     """The project with this package's code, under Git and DVC."""
     for name in ("infini", "stages"):
         shutil.copytree(ROOT / name, name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".dvcignore"):
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, name)
     shutil.copytree(ROOT / "data/base", "data/base")  # a dep, whatever the base is
     shell("git", "init", "-q")

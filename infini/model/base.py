@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.errors import InputError
 from infini.model.announcing import MODEL_TYPE
+
+DEEPEST = 1_000  # layers; a damaged config that says more would fill the memory
 
 
 def load_base(model: str, revision: str | None = None, **options: Any) -> PreTrainedModel:
@@ -34,7 +35,7 @@ def load_base(model: str, revision: str | None = None, **options: Any) -> PreTra
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # of many kinds, as a config has keys of any type
         raise InputError(
             f"base.model: {model!r}: its weights are not readable ({_first_line(error)})"
         ) from None
@@ -80,6 +81,11 @@ def _check(model: str, revision: str | None) -> None:
         ) from None
     if config.model_type == MODEL_TYPE:
         raise InputError(f"base.model: {model!r}: a saved memory, not a base: infini.load reads it")
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > DEEPEST:
+        raise InputError(
+            f"base.model: {model!r}: its config has {layers} layers, {DEEPEST} are the most"
+        )
 
 
 def _first_line(error: Exception) -> str:

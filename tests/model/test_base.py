@@ -1,5 +1,6 @@
 """The base as it is loaded, and told apart from another."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -39,6 +40,27 @@ def test_a_base_that_is_not_there_is_named(base_folder: Path, tmp_path: Path) ->
     (tmp_path / "other/config.json").write_text('{"model_type": "unheard-of"}')
     with pytest.raises(InputError, match=r"base.model: no model at '.*other'"):
         load_base(str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("num_hidden_layers", 10**9, "its config has 1000000000 layers, 1000 are the most"),
+        (
+            "rope_parameters",
+            {"rope_type": "default", "rope_theta": "x"},
+            "weights are not readable",
+        ),
+    ],
+)
+def test_a_damaged_config_is_one_line(
+    base_folder: Path, tmp_path: Path, key: str, value: object, said: str
+) -> None:
+    shutil.copytree(base_folder, tmp_path / "base")
+    file = tmp_path / "base/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(InputError, match=f"base.model: '{tmp_path}/base': .*{said}"):
+        load_base(str(tmp_path / "base"))
 
 
 def test_a_base_with_a_broken_weight_is_refused(model: PreTrainedModel, tmp_path: Path) -> None:
