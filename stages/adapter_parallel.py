@@ -1,5 +1,7 @@
 """Train a memory in frozen layers; or its control, whose memory is another document's."""
 
+from typing import Literal
+
 from infini import params, processes
 from infini.console.stage import run
 from infini.model.base import load_base
@@ -10,7 +12,7 @@ from infini.training.long_context import train_control, train_on_documents
 from infini.training.seeds import Job, Trained, train_seeds
 
 
-def main(version: str, step: str = "finetune") -> None:
+def main(version: str, step: Literal["finetune", "control"] = "finetune") -> None:
     base = params.read("base", Base)
     processes.compute_in(base.precision)
     length = params.read("data.segment_length", int)

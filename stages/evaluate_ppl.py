@@ -3,6 +3,7 @@
 from infini import params, processes
 from infini.console.stage import run
 from infini.console.stopwatch import Stopwatch
+from infini.errors import InputError
 from infini.evaluation.config import Evaluate
 from infini.evaluation.protocols import HeldOutText
 from infini.evaluation.version import evaluate_base, evaluate_seeds, write
@@ -11,6 +12,8 @@ from infini.model.config import Base
 
 
 def main(version: str) -> None:
+    if version not in (known := ["base", *params.versions()]):
+        raise InputError(f"{version}: no such version: one of {', '.join(known)} is needed")
     watch = Stopwatch(f"{version}-evaluate")
     base, seed = params.read("base", Base), params.read("seed", int)
     processes.compute_in(base.precision)

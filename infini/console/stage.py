@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 from infini.console.progress import configure_logging
 from infini.console.signals import Stopped
@@ -79,17 +80,30 @@ def help_first(folder: Path) -> None:
 
 
 def _signature_in(script: ast.Module) -> inspect.Signature:
-    """Of main, as far as it has words: names and literal defaults."""
+    """Of main, as far as it has words: names, literal defaults, Literal annotations."""
     functions = (node for node in script.body if isinstance(node, ast.FunctionDef))
     words = next(node.args for node in functions if node.name == "main")
     defaults: list[object] = [ast.literal_eval(node) for node in words.defaults]
     required = len(words.args) - len(defaults)
     values = [inspect.Parameter.empty] * required + defaults
     parameters = [
-        inspect.Parameter(word.arg, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=value)
+        inspect.Parameter(
+            word.arg,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=value,
+            annotation=_choice(word),
+        )
         for word, value in zip(words.args, values, strict=True)
     ]
     return inspect.Signature(parameters)
+
+
+def _choice(word: ast.arg) -> Any:
+    """Of `Literal["a", "b"]` just that; of any other annotation none."""
+    match word.annotation:
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
+            return Literal[ast.literal_eval(values)]
+    return inspect.Parameter.empty
 
 
 def _words(main: Callable[..., None]) -> list[str]:
@@ -110,7 +124,16 @@ def _parser(
         elif parameter.default is parameter.empty:
             parser.add_argument(name)
         else:
-            parser.add_argument(name, nargs="?", help=f"without it {parameter.default}")
+            choices = get_args(parameter.annotation)
+            about = [" or ".join(choices)] * bool(choices) + [f"without it {parameter.default}"]
+            parser.add_argument(
+                name,
+                nargs="?",
+                default=parameter.default,
+                choices=choices or None,
+                metavar=name,
+                help="; ".join(about),
+            )
     return parser
 
 

@@ -13,7 +13,8 @@ class Release(NamedTuple):
     """What a card says besides, where it is known."""
 
     licence: str  # of our tensors, as the hub writes it, say "mit"
-    base: str  # the base in words
+    base: str  # the base's name on the hub
+    about: str  # the base in words
     data: str  # what it was trained on
     measured: str  # the results, in Markdown
 

@@ -51,7 +51,8 @@ class StatefulDecoder(nn.Module):
         if not isinstance(cache, self.cache_type) or cache.fingerprint != self.fingerprint():
             raise InputError(
                 f"the memory was written by other memory layers (fingerprint {cache.fingerprint}, "
-                f"this model's is {self.fingerprint()}): load the adapter that wrote it"
+                f"this model's is {self.fingerprint()}): load the model that wrote it, or give "
+                "this one its settings"
             )
         cache.to(next(self.parameters()).device).checked = True
 

@@ -13,6 +13,7 @@ from infini.errors import InputError
 from infini.model.card import CARD, Release, render
 from infini.paths import read_json
 from infini.report.cells import LEGEND, Cell
+from infini.report.findings import of_retrieval
 from infini.report.page import Table
 from infini.report.studies import Reading, Study, read_studies
 from infini.report.tables import HEADLINE, frame, row_of
@@ -24,11 +25,13 @@ COLUMNS = {
 } | HEADLINE
 
 
-def write(folder: str | Path, version: str, licence: str, run: str | Path = ".") -> None:
+def write(
+    folder: str | Path, version: str, *, licence: str, base: str, run: str | Path = "."
+) -> None:
     """The README.md of the saved model in `folder`: a version of the run whose folder is `run`.
 
-    licence: of the tensors, as the hub writes it, say "mit". InputError where the version was not
-    measured, or the model has other settings than it.
+    licence: of the tensors, as the hub writes it, say "mit"; base: what the model's base is called
+    there. InputError where the version was not measured, or the model has other settings than it.
     """
     folder = Path(folder)
     settings = read_json(folder / "infini_config.json", "method", "layers", "base")
@@ -39,7 +42,7 @@ def write(folder: str | Path, version: str, licence: str, run: str | Path = ".")
     block = {**study.params["replacements"], **study.params["adapters"]}[version]
     _check(settings, study.params, block, folder / "infini_config.json")
     release = Release(
-        licence, study.about, _data(study, block, readings[0]), _measured(study, readings)
+        licence, base, study.about, _data(study, block, readings[0]), _measured(study, readings)
     )
     (folder / CARD).write_text(render(settings, _parameters(folder), release))
 
@@ -83,6 +86,7 @@ def _measured(study: Study, readings: list[Reading]) -> str:
     rows: dict[str, dict[str, Cell]] = {r.label: row_of(r.figures, COLUMNS) for r in readings}
     rows["the base, full attention"] = row_of(study.base, base)
     table = Table(frame(rows), "version", "Measured").markdown()
+    retrieved = of_retrieval({"base": study.base, own.version: own.figures})
     several = (
         f"Means of {own.seeds} trainings that differ in their seed; these weights are one of them. "
         if own.seeds > 1
@@ -95,5 +99,5 @@ def _measured(study: Study, readings: list[Reading]) -> str:
         "token below a control of the same parameters and training, whose memory is always another "
         "document's. **Recovery**: that worth as a share of what lies between that window and full "
         "attention. A version **pays** where gain and worth are both above two standard errors. "
-        f"{LEGEND}\n\n{table}"
+        f"{LEGEND}\n\n{table}\n\n{retrieved}"
     )

@@ -5,20 +5,27 @@ Perplexities are compared as people say it: per cent, or how many times as high.
 
 import math
 
-from infini.report.findings import nats, nearest, pays
+from infini.report.findings import nats, nearest, pays, share
 from infini.report.page import Card
 from infini.report.results import Figures
 
 SAME_BYTES = "in perplexity, against the untouched base with a plain window of the same bytes"
 
 
+MOST = 6  # versions with a card; the tables have them all
+
+
 def of_all(figures: dict[str, Figures]) -> list[Card]:
-    """The answer, versions that pay, the others, the untouched base."""
+    """The answer, versions that pay, the nearest others, the untouched base."""
     base, versions = figures["base"], {v: f for v, f in figures.items() if v != "base"}
-    ordered = sorted(versions, key=lambda version: not pays(versions[version]))
+
+    def rank(version: str) -> tuple[bool, float]:
+        return pays(versions[version]), versions[version]["equal_bytes.gain"].value
+
+    ordered = sorted(versions, key=rank, reverse=True)
     return [
         _answer(versions),
-        *(_of_version(version, versions[version]) for version in ordered),
+        *(_of_version(version, versions[version]) for version in ordered[:MOST]),
         Card(
             "Untouched base",
             f"{base['full.ppl'].value:.2f}",
@@ -41,10 +48,19 @@ def _answer(versions: dict[str, Figures]) -> Card:
 
 def _of_version(version: str, found: Figures) -> Card:
     if pays(found):
-        note = f"{SAME_BYTES}; its memory is worth {nats(found['control.worth'])} over its control"
-        return Card(f"{version} pays", relative(found), note)
-    note = f"{SAME_BYTES}; to pay it lacks {lacking(found)}"
-    return Card(f"{version} does not pay", relative(found), note)
+        verb = "pays"
+        note = f"its memory is worth {nats(found['control.worth'])} over its control"
+    else:
+        verb, note = "does not pay", f"to pay it lacks {lacking(found)}"
+    return Card(f"{version} {verb}", relative(found), f"{SAME_BYTES}; {note}{_retrieves(found)}")
+
+
+def _retrieves(found: Figures) -> str:
+    """What it is good for besides: whatever its memory alone finds."""
+    exact, empty = (found.get(f"passkey.{name}") for name in ("exact", "exact_off"))
+    if exact is None or empty is None or exact.value <= empty.value:
+        return ""
+    return f"; of pass keys it finds {share(exact)}, with its memory empty {share(empty)}"
 
 
 def relative(found: Figures) -> str:
@@ -59,7 +75,7 @@ def relative(found: Figures) -> str:
 def _leading(value: float) -> str:
     """ "0.53", "4.0", "1,234": two digits or so."""
     if value < 1:
-        return f"{value:.2g}"
+        return f"{value:#.2g}"
     return f"{value:,.{1 if value < 100 else 0}f}"
 
 

@@ -15,7 +15,11 @@ LEGEND = (
 
 
 class Change(NamedTuple):
-    """From a figure to another: their difference for counts, per cent for the rest."""
+    """From a figure to another, in per cent; of counts and of differences, which may be near none,
+    what the last is above the first.
+
+    It has no error: both are of the same texts, so that the errors of the two say little of it.
+    """
 
     first: Estimate | None
     last: Estimate | None
@@ -80,21 +84,18 @@ def _show_change(change: Change) -> str:
     if first is None or last is None:
         return MISSING
     amount, form = _amount(change)
-    noise = False
-    if first.error is not None and last.error is not None:
-        error = math.hypot(first.error, last.error)
-        noise = Estimate(last.value - first.value, error).is_noise
-    return _minus(form.format(amount)) + (" (within noise)" if noise and amount else "")
+    return _minus(form.format(amount))
 
 
 def _amount(change: Change) -> tuple[float, str]:
     """A change between two known figures, and its format."""
-    first, last = (estimate.value for estimate in change if estimate is not None)
+    known = [estimate for estimate in change if estimate is not None]
+    first, last = (estimate.value for estimate in known)
     if _is_count(first) and _is_count(last):
         return last - first, "{:+,}"
-    if first > 0:
+    if first > 0 and not any(estimate.difference for estimate in known):
         return 100 * (last - first) / first, "{:+,.1f} %"
-    return last - first, "{:+.4g}"
+    return last - first, "{:+,.4g}"
 
 
 def _is_count(value: float) -> bool:

@@ -2,24 +2,21 @@
 
 from collections.abc import Callable
 
-import pandas as pd
-
 from infini.report import findings
 from infini.report.cells import Rounded, show
 from infini.report.findings import LOG_AFTER, LOG_BEFORE, nats
 from infini.report.results import Figures
 from infini.report.studies import LOSSLESS, PARALLEL, REPLACED, Study
-from infini.report.tables import frame
 
 
-def table(studies: list[Study]) -> pd.DataFrame:
-    """A row a conclusion, a column a study; empty where it has no version that tells."""
-    return frame(
-        {
-            claim: {study.name: measured(study) for study in studies}
-            for claim, measured in CONCLUSIONS.items()
-        }
-    )
+def beside_the_log(studies: list[Study]) -> dict[str, list[str]]:
+    """By conclusion of the log, a sentence of every study that has a version that tells."""
+    return {
+        claim: [
+            f"{study.name}: {said}" for study in studies if (said := measured(study)) is not None
+        ]
+        for claim, measured in CONCLUSIONS.items()
+    }
 
 
 def of_distillation(study: Study) -> str | None:

@@ -144,15 +144,16 @@ def of_retrieval(figures: dict[str, Figures]) -> str:
     said = []
     for task, facts in (("passkey", "Passkeys"), ("recall", "Codes")):
         key, full = f"{task}.exact", figures["base"].get(f"{task}.exact_full")
-        each = [f"{v} {_share(f[key])}" for v, f in figures.items() if v != "base" and key in f]
+        each = [f"{v} {share(f[key])}" for v, f in figures.items() if v != "base" and key in f]
         if each and full is not None:
-            each.append(f"and the base with full attention, of those that it holds, {_share(full)}")
+            each.append(f"and the base with full attention, of those that it holds, {share(full)}")
         if each or task == "passkey":
             said.append(f"{facts} retrieved: {', '.join(each) or 'none were asked for'}.")
     return " ".join(said)
 
 
-def _share(figure: Estimate) -> str:
+def share(figure: Estimate) -> str:
+    """ "90 %"."""
     return f"{100 * figure.value:.0f} %"
 
 
@@ -187,6 +188,8 @@ def of_the_log(base: Figures, audited: dict[str, Figures], audits: dict[str, Aud
         f"latter and of {math.exp(far):,.0f} from the former: it measured {what}, on whatever "
         "model."
     )
+    if not audits:
+        return [before]
     pair = shifted_and_right({name: audits[name] for name in audited})
     if pair is None:
         after = (

@@ -17,6 +17,7 @@ from infini.report.cells import show, sort_key
 
 # Black follows the page's text, in light and in dark.
 INK = re.compile(r"#000000\b")
+_BREAK = Markup("_<wbr>")  # where a long name may be broken
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,17 @@ class Table:
     def _bold_if_marked(self, row: str) -> str:
         return f"**{_in_one_cell(row)}**" if row in self.marked else _in_one_cell(row)
 
-    def rows(self) -> list[tuple[str, bool, list[tuple[str, str]]]]:
-        """Row label, whether it is marked, and each cell as printed with what it is sorted by."""
+    def rows(self) -> list[tuple[str, bool, list[tuple[str, str, bool]]]]:
+        """Row label, whether it is marked, and each cell.
+
+        A cell: as it is printed, what it is sorted by, whether it is words.
+        """
         return [
-            (str(row), row in self.marked, [(show(cell), sort_key(cell)) for cell in cells])
+            (
+                str(row),
+                row in self.marked,
+                [(show(cell), sort_key(cell), isinstance(cell, str)) for cell in cells],
+            )
             for row, cells in zip(self.cells.index, self.cells.to_numpy().tolist(), strict=True)
         ]
 
@@ -129,6 +137,7 @@ def html(report: Report) -> str:
     # an image would be fetched
     render = MarkdownIt("commonmark", {"html": False}).disable("image").renderInline
     environment = _environment(autoescape=True)
+    environment.filters["breakable"] = lambda text: Markup.escape(text).replace("_", _BREAK)
     environment.filters["inline"] = lambda text: Markup(render(text))
     environment.filters["svg"] = lambda drawing: Markup(drawing.svg(inline=True))
     return environment.get_template("index.html.j2").render(report=report)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from infini.evaluation.estimates import Estimate, difference_curve
 from infini.report.results import Figures
@@ -23,6 +23,7 @@ COSTS = {
 FULL_ATTENTION = "base, full attention"
 FEW = 8  # names that find room within the axes, or side by side
 HEADS = 64  # that are named, side by side
+MAPS = 3  # of retrieval, side by side
 COLUMNS, LINE = 3, 0.22  # of a legend below, and a line's height in inches
 
 
@@ -42,9 +43,9 @@ def training_curves(table: pd.DataFrame, unit: str) -> Figure:
             best = curve[curve["event"] == "best"]
             axes.plot(best["epoch"], best["loss"], "o", color=f"C{i}")
     axes.set(xlabel="epoch", ylabel=unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    if len(table):
-        _legend(figure, axes)
+    _legend(figure, axes)
     return figure
 
 
@@ -59,11 +60,11 @@ def perplexity(figures: dict[str, Figures]) -> Figure:
         heights = [100 * (figures[version][row].value / base - 1) for version in versions]
         at = [i + offset for i in range(len(versions))]
         bars = axes.bar(at, heights, width=0.38, label=label)
-        axes.bar_label(bars, fmt="%+.1f %%", padding=2, fontsize=8, rotation=90 * crowded)
+        axes.bar_label(bars, fmt="%+.1f %%", padding=2, fontsize=8, rotation=90)
     ceiling = 100 * (figures["base"]["full.ppl"].value / base - 1)
     axes.axhline(ceiling, color="black", linestyle=":", label=FULL_ATTENTION)
     _relative_scale(axes)
-    axes.margins(y=0.15)
+    axes.margins(y=0.3)
     slanted: dict[str, Any] = {"rotation": 30, "ha": "right"} if crowded else {}
     axes.set_xticks(range(len(versions)), versions, **slanted)
     axes.legend(framealpha=0)
@@ -101,19 +102,22 @@ def retrieval(tables: dict[str, pd.DataFrame]) -> Figure:
             gain = table.assign(gain=table["log_prob"] - table["log_prob_off"])
             by_place = gain.pivot_table("gain", "depth", "segments", aggfunc="mean")
             maps[version] = by_place.rename(columns=int)  # a mean over seeds has made it 5.0
-    rows = max(1, len(maps))  # no version: one empty panel
-    figure, panels = _figure(2.2 * rows + 0.4, nrows=rows, squeeze=False)
+    rows = max(1, math.ceil(len(maps) / MAPS))  # no version: one empty row
+    figure, panels = _figure(1.9 * rows + 0.6, nrows=rows, ncols=MAPS, sharey=True, squeeze=False)
     largest = max((table.abs().max().max() for table in maps.values()), default=0) or 1.0
     mesh = None
-    for axes, (version, table) in zip(panels[:, 0], maps.items(), strict=False):
+    for axes, (version, table) in zip(panels.flat, maps.items(), strict=False):
         mesh = axes.pcolormesh(table, cmap="RdBu", vmin=-largest, vmax=largest, edgecolors="none")
         axes.set_xticks(np.arange(table.shape[1]) + 0.5, table.columns)
         axes.set_yticks(np.arange(len(table)) + 0.5, [f"{100 * d:.0f} %" for d in table.index])
-        axes.invert_yaxis()
-        axes.set(title=version, xlabel="segments", ylabel="depth of the key")
+        axes.set(title=version, ylim=(len(table), 0))
         _write_values(axes, table.to_numpy(), dark_from=0.6 * largest)
+    for axes in panels.flat[len(maps) :]:
+        axes.set_visible(False)
+    figure.supxlabel("segments", fontsize="medium")
+    figure.supylabel("depth of the key", fontsize="medium")
     if mesh is not None:
-        figure.colorbar(mesh, ax=panels[:, 0], label="nats with the memory")
+        figure.colorbar(mesh, ax=panels, label="nats with the memory")
     return figure
 
 

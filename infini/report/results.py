@@ -107,9 +107,7 @@ def read_results(setup: Setup) -> Results:
             for name in setup.audits
             if name in found - foreign
         },
-        costs=read_table(COSTS, "version", "length")
-        if "costs" in found - foreign
-        else pd.DataFrame(),
+        costs=read_table(COSTS, *COST) if "costs" in found - foreign else pd.DataFrame(),
         foreign=sorted(foreign),
         prepared=read_json(SUMMARY),
         padding=1 - samples.map(len).mean() / setup.data.segment_length,

@@ -21,6 +21,7 @@ from infini.evaluation.estimates import Estimate, estimates_of, flatten
 from infini.paths import METRICS
 from infini.report.cells import LEGEND, Cell, Change
 from infini.report.page import Table
+from infini.report.tables import HEADLINE
 
 Names = tuple[str, str]
 
@@ -66,7 +67,7 @@ def _reading(revision: str) -> Iterator[tuple[Any, Path]]:
 
 def table(first: dict[str, Estimate], last: dict[str, Estimate], names: Names) -> Table:
     """A row a metric that differs: both figures and the change."""
-    keys = _differing(first, last)
+    keys = sorted(_differing(first, last), key=_is_minor)
     columns: dict[str, list[Cell]] = {
         name: [found.get(key) for key in keys]
         for name, found in zip(_distinct(names), (first, last), strict=True)
@@ -83,6 +84,11 @@ def settings(first: dict[str, Any], last: dict[str, Any], names: Names) -> Table
         for name, found in zip(_distinct(names), (first, last), strict=True)
     }
     return Table(pd.DataFrame(columns, index=keys, dtype=object), "setting", "Settings that differ")
+
+
+def _is_minor(key: str) -> bool:
+    """Whether a metric, `<version>: <name>`, is none of those that say whether a memory pays."""
+    return key.partition(": ")[2] not in HEADLINE.values()
 
 
 def _differing(first: dict[str, Any], last: dict[str, Any]) -> list[str]:

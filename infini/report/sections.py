@@ -177,7 +177,10 @@ def _training(results: Results) -> Section:
     parts: list[Part] = []
     for step, unit in UNITS.items():
         curves, figures = results.curves[step], tables.block(results.figures, step)
-        parts.append(Drawing(step, plots.training_curves(curves, unit), f"Loss by epoch: {step}"))
+        if len(curves):
+            parts.append(
+                Drawing(step, plots.training_curves(curves, unit), f"Loss by epoch: {step}")
+            )
         if len(figures):
             parts.append(Table(figures, step, f"Training: {step}"))
     return Section("Training", parts)

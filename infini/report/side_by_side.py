@@ -69,7 +69,7 @@ def headline(studies: list[Study]) -> pd.DataFrame:
     rows: dict[str, dict[str, Cell]] = {}
     for study in studies:
         full = {"nats a token": "full.nats", "bytes": "full.bytes"}
-        rows[f"{study.name}: base, full attention"] = {"made of": "", **row_of(study.base, full)}
+        rows[f"{study.name}: base, full attention"] = {"pays": "", **row_of(study.base, full)}
         rows |= {f"{study.name}: {r.label}": _row(study, r) for r in study.readings}
     return frame(rows)
 
@@ -79,12 +79,12 @@ def _row(study: Study, reading: Reading) -> dict[str, Cell]:
     rest = limits.share_of_rest(study, reading.figures)
     worth, pays = shown.pop("recovery, %"), shown.pop("pays")
     return {
-        "made of": reading.kind,
-        "seeds": reading.seeds,
+        "pays": pays,
         **shown,
         "recovery by worth, %": worth,
         "by gain, %": rest.scaled(100) if rest is not None and rest.value > -1 else None,
-        "pays": pays,
+        "seeds": reading.seeds,
+        "made of": reading.kind,
     }
 
 
@@ -190,10 +190,10 @@ def _asked(study: Study) -> str:
 
 
 def _the_log(studies: list[Study]) -> Section:
-    return Section("The research log's conclusions", [
-        "Each beside what was measured here.",
-        Table(conclusions.table(studies), "the log", "The log's conclusions"),
-    ])  # fmt: skip
+    parts: list[Part] = ["Each beside what was measured here."]
+    for claim, measured in conclusions.beside_the_log(studies).items():
+        parts += [f"**{claim}**", measured or ["No study has a version that tells."]]
+    return Section("The research log's conclusions", parts)
 
 
 def _again(studies: list[Study]) -> Section:

@@ -16,7 +16,7 @@ from infini.report.results import Figures, at_windows
 from infini.report.window_curve import WindowCurve
 from infini.training.config import Audit
 
-STUDIES = Path("studies")
+STUDIES, BASE = Path("studies"), Path("data/base")
 EMBEDDED = "embedded"  # the default run's name where its base is the one in Git
 
 # What a version is made of.
@@ -106,7 +106,10 @@ def read_studies(root: Path = Path(".")) -> list[Study]:
 def _read(folder: Path, name: str | None) -> Study:
     params, base = _yaml(folder / "params.yaml"), folder / METRICS / "base.json"
     model = params["base"]["model"]
-    made = _yaml(folder / "base/dvc.yaml").get("stages", {}) if model == "data/base" else {}
+    place = folder / model
+    made = {}
+    if Path(model).parts[-2:] == BASE.parts:  # a stage beside it writes it
+        made = _yaml(place.parents[1] / "base/dvc.yaml").get("stages", {})
     return Study(
         name=name or (EMBEDDED if made else model),
         folder=folder,

@@ -201,7 +201,7 @@ def settings(versions: Mapping[str, Version]) -> tuple[pd.DataFrame, frozenset[s
 def _setting(value: Any) -> Cell:
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    return "none" if value is None else value
+    return "unset" if value is None else value
 
 
 def double_shift(figures: dict[str, Figures], replacements: list[str]) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import pytest
 import torch
@@ -60,7 +61,8 @@ def test_a_stage_gets_the_command_lines_words_once_logging_is_set_up(
     [
         (["--help"], 0, "usage: python -m stages.toy [-h] version [step]"),
         ([], 2, "the following arguments are required: version"),
-        (["v1", "finetune", "more"], 2, "unrecognized arguments: more"),
+        (["v1", "distill", "more"], 2, "unrecognized arguments: more"),
+        (["v1", "finetune"], 2, "argument step: invalid choice: 'finetune' (choose from "),
     ],
 )
 def test_help_and_a_wrong_number_of_words_end_before_any_work(
@@ -71,7 +73,7 @@ def test_help_and_a_wrong_number_of_words_end_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def main(version: str, step: str = "distill") -> None:
+    def main(version: str, step: Literal["distill"] = "distill") -> None:
         configured.append(version)
 
     monkeypatch.setattr(sys, "argv", ["toy.py", *argv])

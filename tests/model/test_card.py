@@ -14,7 +14,7 @@ SETTINGS = {
     "method": "window", "layers": [0, 1, 2, 5], "window": 64, "sinks": 4, "update": "gated_delta",
     "kept": 128, "base": {"model": "some/base", "revision": "abc", "fingerprint": "0123"},
 }  # fmt: skip
-RELEASE = Release("mit", "A small base", "16 documents", "| nats |\n|--|\n| 3.2 |")
+RELEASE = Release("mit", "toy/base", "A small base", "16 documents", "| nats |\n|--|\n| 3.2 |")
 
 
 def front_matter(card: str) -> dict[str, object]:
@@ -26,7 +26,10 @@ def test_a_card_has_the_settings_and_of_a_release_what_was_measured() -> None:
     card, released = render(SETTINGS, 12), render(SETTINGS, 12, RELEASE)
     assert front_matter(card)["base_model"] == "some/base"
     assert "license" not in front_matter(card)
-    assert front_matter(released) == front_matter(card) | {"license": "mit"}
+    assert front_matter(released) == front_matter(card) | {
+        "base_model": "toy/base",
+        "license": "mit",
+    }
     for text in (card, released):
         assert "12 parameters" in text
         assert "revision abc, fingerprint `0123`" in text

@@ -34,9 +34,12 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_the_card_has_what_was_measured(run: Path) -> None:
-    write(run / "weights", "v7", "mit", run)
+    write(run / "weights", "v7", licence="mit", base="toy/toy-lm", run=run)
     card = (run / "weights/README.md").read_text()
     assert "\nlicense: mit\n" in card
+    assert "\nbase_model: toy/toy-lm\n" in card
+    assert "# Infini-attention for toy/toy-lm\n" in card
+    assert "Passkeys retrieved: v7 " in card
     assert "11 parameters" in card
     assert "| trained on | 16 documents of `toy`, up to 512 tokens each |" in card
     assert "On 4 held-out documents of `toy`, up to 512 tokens each. Means of 2 trainings" in card
@@ -57,7 +60,7 @@ def test_a_model_of_another_version_gets_no_figures(run: Path) -> None:
     def refused(message: str, **changed: object) -> None:
         (run / "weights/infini_config.json").write_text(json.dumps(SETTINGS | changed))
         with pytest.raises(InputError, match=message):
-            write(run / "weights", "v7", "mit", run)
+            write(run / "weights", "v7", licence="mit", base="toy/base", run=run)
 
     refused("infini_config.json: kept is 16, of the version 8", kept=16)
     refused("method is 'parallel', of the version 'window'", method="parallel")
@@ -65,10 +68,10 @@ def test_a_model_of_another_version_gets_no_figures(run: Path) -> None:
     (run / "weights/infini_config.json").write_text(json.dumps(SETTINGS))
     for name, folder in (("v5", run), ("v9", run), ("v7", run / "weights")):
         with pytest.raises(InputError, match=f"{name}: no metrics of it in {folder}: dvc repro"):
-            write(run / "weights", name, "mit", folder)
+            write(run / "weights", name, licence="mit", base="toy/base", run=folder)
     (run / "weights/infini.safetensors").write_bytes(b"pickle")
     with pytest.raises(InputError, match=r"infini.safetensors: no readable safetensors file"):
-        write(run / "weights", "v7", "mit", run)
+        write(run / "weights", "v7", licence="mit", base="toy/base", run=run)
     assert not (run / "weights/README.md").exists()
 
 
@@ -77,6 +80,12 @@ def test_the_cards_in_git_are_of_the_figures_in_git(folder: Path, tmp_path: Path
     for name in ("infini_config.json", "infini.safetensors"):
         (tmp_path / name).symlink_to(folder / name)
     card = (folder / "README.md").read_text()
-    licence = yaml.safe_load(card.split("---\n")[1])["license"]
-    write(tmp_path, folder.name, licence, folder.parents[1])
+    front = yaml.safe_load(card.split("---\n")[1])
+    write(
+        tmp_path,
+        folder.name,
+        licence=front["license"],
+        base=front["base_model"],
+        run=folder.parents[1],
+    )
     assert (tmp_path / "README.md").read_text() == card

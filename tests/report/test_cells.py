@@ -77,9 +77,9 @@ def test_only_differences_are_marked_as_noise() -> None:
     [
         (Estimate(10), Estimate(50), "+40"),
         (Estimate(20.0), Estimate(10.0), "−50.0 %"),
-        (Estimate(10.0, 1.0), Estimate(11.0, 1.0), "+10.0 % (within noise)"),
-        (Estimate(10.0, 0.1), Estimate(11.0, 0.1), "+10.0 %"),
-        (Estimate(10.0, 1.0), Estimate(11.0), "+10.0 %"),
+        (Estimate(10.0, 1.0), Estimate(11.0, 1.0), "+10.0 %"),
+        (Estimate(0.01, 0.1, True), Estimate(0.03, 0.1, True), "+0.02"),
+        (Estimate(-100.0, 1.0, True), Estimate(1900.0, 1.0, True), "+2,000"),
         (Estimate(-1.0, 0.1), Estimate(-2.0, 0.1), "−1"),
         (None, Estimate(1.0), "–"),
     ],

@@ -34,9 +34,9 @@ FOUND = study(
 
 
 def test_every_conclusion_is_beside_what_was_measured() -> None:
-    table = conclusions.table([FOUND, study({}, name="bare")])
-    assert list(table) == ["toy", "bare"]
-    gap, before, after, memory, dead_end, hope = table["toy"]
+    beside = conclusions.beside_the_log([FOUND]).values()
+    assert all(said[0].startswith("toy: ") for said in beside)
+    gap, before, after, memory, dead_end, hope = (said[0][5:] for said in beside)
     assert gap == (
         "v1: 40.00 → 54.00 (+20.00); v2: 40.00 → 48.00 (+10.00); v4: 40.00 → 40.00 (0.00)."
     )
@@ -60,11 +60,11 @@ def test_every_conclusion_is_beside_what_was_measured() -> None:
 
 
 def test_a_study_without_the_versions_has_nothing_to_say() -> None:
-    gap, before, *others = conclusions.table([study({}, name="bare"), FOUND])["bare"]
-    assert [gap, *others] == [None] * 5
-    assert before.startswith("The untouched base")
+    gap, before, *others = conclusions.beside_the_log([study({}, name="bare")]).values()
+    assert [gap, *others] == [[]] * 5
+    assert before[0].startswith("bare: The untouched base")
     silent = {name: tree for name, tree in BASE.items() if name != "double_shift"}
-    assert conclusions.table([study({"base": silent})])["toy"].tolist() == [None] * 6
+    assert not any(conclusions.beside_the_log([study({"base": silent})]).values())
 
 
 def test_the_audit_tells_where_it_was_run() -> None:

@@ -34,26 +34,26 @@ def test_a_row_a_study_version_and_window() -> None:
         "bare: base, full attention",
     ]
     assert table.loc["toy: v1"].to_dict() == {
-        "made of": "layer replaced",
-        "seeds": "1",
+        "pays": "no",
         "nats a token": "3.78 ± 0.10",
         "bytes": "60,000",
         "gain at equal bytes": "−0.900 ± 0.010",
         "worth": "–",
         "recovery by worth, %": "–",
         "by gain, %": "–",  # more than all of it is lost
-        "pays": "no",
+        "seeds": "1",
+        "made of": "layer replaced",
     }
     # by gain: 0.05 of log 36.5 + 0.05 − log 36; the error is a fifth
     assert table.loc["toy: v5 at window 256"].tolist()[1:] == [
         "3.60 ± 0.10",
         "88,000",
-        "1",
         "0.050 ± 0.010",
         "0.0050 ± 0.0010",
         "5.0 ± 1.0",
         "78 ± 16",
-        "yes",
+        "1",
+        "window, matrix",
     ]
     assert table.loc["bare: base, full attention", "bytes"] == "1,024,000"
 

@@ -149,13 +149,13 @@ def test_perplexity_by_place(place: str, rows: list[str]) -> None:
 
 def test_settings_that_differ_are_marked() -> None:
     table, differ = tables.settings(SETUP.versions)
-    assert shown(table).loc["distill.patience"].tolist() == ["none", "2", "–"]
+    assert shown(table).loc["distill.patience"].tolist() == ["unset", "2", "–"]
     assert shown(table).loc["distill.hold_out"].tolist() == ["no", "yes", "–"]
     assert shown(table).loc["finetune.lr"].tolist() == ["0.0001", "1e-05", "0.01"]
     assert table.loc["layer.layers"].tolist() == ["0", "0", "0"]
     assert table.loc["finetune.epochs"].tolist() == [10, 50, 5]
     assert {"distill.patience", "layer.update", "finetune.lr"} <= differ
-    assert "layer.position" not in differ
+    assert "layer.layers" not in differ
     assert "alpha" not in differ  # one version alone has it
     assert table.loc["alpha"].tolist() == [None, None, 0.0]
 
