@@ -17,11 +17,12 @@ from ruamel.yaml.error import YAMLError
 from infini.choices import REPLACEABLE
 from infini.corpus.config import Data
 from infini.corpus.inputs import text_files
+from infini.corpus.splits import train_val_sizes
 from infini.errors import InputError
 from infini.evaluation.config import Cost, Evaluate
 from infini.model.config import Base
 from infini.model.facts import facts_of
-from infini.schema import Name, Section, Seed, explain
+from infini.schema import Name, Section, Seed, explain, printable
 from infini.training.config import (
     Adapter,
     AnyAdapter,
@@ -113,6 +114,10 @@ class Params(Section):
             f"{self.section(name)}.{name}{'.finetune' * (name in self.replacements)}.documents": n
             for name, version in self.versions.items()
             if (n := version.long.documents) is not None
+        } | {
+            f"audits.{name}.finetune.documents": n
+            for name, audit in self.audits.items()
+            if type(n := audit.finetune.get("documents")) is int
         }
         limits: dict[tuple[str, int], dict[str, int]] = {
             ("data.document_length", data.document_length): {
@@ -130,12 +135,36 @@ class Params(Section):
             for key, value in wanted.items():
                 if value > most:
                     raise InputError(f"{key}: at most {other}, {most}, got {value}")
+        for name, adapter in self.adapters.items():
+            self._read(f"adapters.{name}", adapter)
         if self.pretrain is not None and self.pretrain.width % self.pretrain.heads:
             raise InputError(
                 f"pretrain.width: a multiple of pretrain.heads, {self.pretrain.heads}, is needed, "
                 f"got {self.pretrain.width}"
             )
         return self
+
+    def _read(self, key: str, adapter: Adapter) -> None:
+        """A control has another document to read, a window leaves something to remember."""
+        documents, data = adapter.documents or self.data.documents, self.data
+        train = train_val_sizes(documents)[0] if adapter.hold_out else documents
+        if adapter.control and train < 2:
+            raise InputError(
+                f"{key}.documents: 3 or more are needed with control: true, whose memory is "
+                f"another document's, got {documents}"
+            )
+        if isinstance(adapter, WindowAdapter):
+            length = min(adapter.length or data.document_length, data.document_length)
+            seen = max(
+                adapter.seen_exactly(data.segment_length, window)
+                for window in adapter.windows or [None]
+            )
+            if length <= seen:
+                raise InputError(
+                    f"{key}: documents of {length} tokens leave nothing for a memory behind the "
+                    f"{seen} that are seen exactly (window, sinks, a block): a smaller window is "
+                    "needed, or longer documents"
+                )
 
     @model_validator(mode="after")
     def _audits(self) -> "Params":
@@ -156,13 +185,18 @@ def audited(audit: Audit, versions: dict[str, Version]) -> Version:
     if "distill" not in version.steps and (audit.distill or audit.mistake == "padding_counted"):
         key = "distill" if audit.distill else "mistake"
         raise InputError(f"{key}: nothing of {audit.of!r} is distilled")
-    if audit.mistake in ("labels_shifted_twice", "memory_carried") and version.long.needles:
-        raise InputError(f"mistake: {audit.of!r} has needles, which the log had not")
+    if isinstance(version, Adapter) and (own := audit.finetune.keys() & {*version.own}):
+        raise InputError(f"finetune.{min(own)}: is the version's own, no setting of a training")
     try:
-        return version.changed(audit)
+        changed = version.changed(audit)
     except ValidationError as invalid:
         place = "finetune." if isinstance(version, Adapter) else ""
         raise InputError(f"{place}{explain(type(version), _first(invalid))}") from None
+    if audit.mistake in ("labels_shifted_twice", "memory_carried") and changed.long.needles:
+        raise InputError("mistake: not with needles, which the log had not")
+    if audit.mistake == "labels_shifted_twice" and changed.long.objective == "distillation":
+        raise InputError("mistake: a teacher gives no labels that could be shifted")
+    return changed
 
 
 def read(key: str, kind: type[T]) -> T:
@@ -228,7 +262,7 @@ def _parse(text: str, file: Path) -> Params:
         return Params.model_validate(content)
     except ValidationError as invalid:
         message = explain(Params, _first(invalid))
-        raise InputError(f"{file}: {' '.join(message.split())}") from None  # a key may have lines
+        raise InputError(f"{file}: {printable(message)}") from None
 
 
 def _first(invalid: ValidationError) -> Any:

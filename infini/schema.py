@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -20,6 +20,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
+
+
+def _different(values: list[Any]) -> list[Any]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"different ones are needed, got {shown(values)}")
+    return values
+
+
+Different = AfterValidator(_different)  # of a list: none twice
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 WORDS |= {NoneType: "null", Any: "anything"}
@@ -50,11 +59,17 @@ def explain(kind: Any, error: ErrorDetails) -> str:
     return f"{place}{'.' if within and within[0].split('.')[0] in known else ': '}{message}"
 
 
+def printable(text: str) -> str:
+    """A text, which a key of the user may be in, as one line without control characters."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 def _message(kind: Any, error: ErrorDetails) -> str:
     match error["type"]:
         case "extra_forbidden":
             known = next(_blocks(kind)).model_fields
-            close = difflib.get_close_matches(str(error["loc"][-1]), known, 1, 0.5)
+            close = difflib.get_close_matches(str(error["loc"][-1]).lower(), known, 1, 0.5)
             meant = f"did you mean {close[0]}?" if close else "remove it"
             return f"unknown key; {meant} (known: {', '.join(known)})"
         case "missing":

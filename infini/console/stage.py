@@ -79,6 +79,18 @@ def help_first(folder: Path) -> None:
         _parser(module, ast.get_docstring(script), _signature_in(script)).parse_args()
 
 
+def quiet_when_stopped() -> None:
+    """From here on Ctrl-C ends the process without a traceback."""
+
+    def tell(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("stopped by SIGINT; run again to go on", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = tell
+
+
 def _signature_in(script: ast.Module) -> inspect.Signature:
     """Of main, as far as it has words: names, literal defaults, Literal annotations."""
     functions = (node for node in script.body if isinstance(node, ast.FunctionDef))

@@ -7,8 +7,34 @@ from pathlib import Path
 
 from infini.errors import InputError
 
+SUFFIXES = (".txt", ".jsonl")  # in upper case too
 EMBEDDED = ("sotu", "kjv")
-HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+HUB_NAME = re.compile(r"\w[\w.-]{0,95}(/[\w.-]{1,96})?")
+# names that 🤗 Datasets takes for its readers of local files: it would read what lies around
+READERS = frozenset(
+    [
+        "arrow",
+        "audiofolder",
+        "cache",
+        "csv",
+        "eval",
+        "generator",
+        "hdf5",
+        "imagefolder",
+        "json",
+        "lance",
+        "niftifolder",
+        "pandas",
+        "parquet",
+        "pdffolder",
+        "spark",
+        "sql",
+        "text",
+        "videofolder",
+        "webdataset",
+        "xml",
+    ]
+)
 
 
 def contents(name: str) -> dict[str, str]:
@@ -33,10 +59,10 @@ def text_files(corpus: str) -> list[Path] | None:
     if corpus in EMBEDDED:
         return None
     if corpus and os.path.isdir(folder):
-        if files := [file for file in _visible(folder) if file.suffix in (".txt", ".jsonl")]:
+        if files := [file for file in _visible(folder) if file.suffix.lower() in SUFFIXES]:
             return files
         raise InputError(f"data.corpus: no .txt or .jsonl file in folder {corpus!r}")
-    if os.path.exists(folder) or not HUB_NAME.fullmatch(corpus):
+    if os.path.exists(folder) or not HUB_NAME.fullmatch(corpus) or corpus in READERS:
         raise InputError(
             f"data.corpus: {', '.join(EMBEDDED)}, a folder of .txt or .jsonl files or a hub "
             f"dataset's name is needed, got {corpus!r:.80}"

@@ -14,8 +14,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.corpus.config import Data
-from infini.corpus.pieces import train_val_sizes
-from infini.corpus.splits import SPLITS, Text, split_of
+from infini.corpus.splits import SPLITS, Text, split_of, train_val_sizes
 from infini.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -156,7 +155,7 @@ def prepare(texts: Iterable[Text], tokenizer: Tokenizer, data: Data) -> Prepared
                 raise InputError(
                     f"params.yaml: data.{kind}: {data.corpus!r} has {len(pieces)} pieces of "
                     f"{lengths[kind][0]} tokens for split {split!r}, {wanted} are needed; "
-                    f"lower data.{kind} or data.test.{kind}, or change data.shares"
+                    f"lower data.{kind}, data.test.{kind} or data.test.skip, or change data.shares"
                 )
             kept[kind][split] = pieces
     counts = {split: dict(count) for split, count in read.items()}

@@ -8,6 +8,8 @@ a line), or any hub dataset with a `text` column, which 🤗 Datasets streams.
 import hashlib
 import importlib.metadata
 import json
+import logging
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from infini.corpus.inputs import text_files
 from infini.corpus.splits import Text, split_of
 from infini.errors import InputError
 
+log = logging.getLogger(__name__)
+
 
 def content_id(text: str) -> str:
     """An id for a text that has none: equal texts get equal ids, hence the same split."""
@@ -28,8 +32,10 @@ def content_id(text: str) -> str:
 def read_texts(corpus: str) -> Iterator[Text]:
     """Yield the documents of `corpus`: "sotu", "kjv", a folder, or a hub dataset's name.
 
-    InputError for what is none, and for a file that is no text: with its name and line.
+    A copy of an earlier one, white space aside, is left out: it would be in two splits. InputError
+    for what is none, and for a file that is no text: with its name and line.
     """
+    seen: set[bytes] = set()
     for place, row in _rows(corpus):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise InputError(f"{place}: an object with a string `text` is needed")
@@ -37,8 +43,19 @@ def read_texts(corpus: str) -> Iterator[Text]:
             row["text"].encode()
         except UnicodeEncodeError:
             raise InputError(f"{place}: half a surrogate pair is no text") from None
-        if row["text"].strip():
+        if "\0" in row["text"]:
+            raise InputError(f"{place}: NUL characters: no text")
+        if (digest := _digest(row["text"])) in seen:
+            log.info("%s: a copy of an earlier text, left out", place)
+        elif row["text"].strip():
+            seen.add(digest)
             yield Text(str(row.get("id") or content_id(row["text"])), row["text"])
+
+
+def _digest(text: str) -> bytes:
+    """The same for texts that differ in white space, or in how accents are put together."""
+    words = " ".join(unicodedata.normalize("NFC", text).split())
+    return hashlib.blake2b(words.encode(), digest_size=16).digest()
 
 
 def _rows(corpus: str) -> Iterator[tuple[str, Any]]:
@@ -50,7 +67,7 @@ def _rows(corpus: str) -> Iterator[tuple[str, Any]]:
     if files is None:
         yield from _numbered(_open(corpus), f"params.yaml: data.corpus: {corpus!r}")
     for file in files or ():
-        if file.suffix == ".txt":
+        if file.suffix.lower() == ".txt":
             yield str(file), {"text": "".join(line for _, line in _lines(file))}
             continue
         for place, line in _lines(file):

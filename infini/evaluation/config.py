@@ -5,7 +5,9 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from infini.errors import InputError
-from infini.schema import Positive, Section, Share
+from infini.schema import Different, Positive, Section, Share
+
+Segments = Annotated[int, Field(ge=2, le=10**5)]
 
 
 class ShortProtocol(Section):
@@ -45,7 +47,7 @@ class WindowProtocol(Section):
     # first tokens of a text that are always seen
     sinks: Annotated[int, Field(ge=0)]
     # windows that versions of method: window are read with besides their own
-    also: list[Positive] = Field(default_factory=list)
+    also: Annotated[list[Positive], Different] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _sizes(self) -> "WindowProtocol":
@@ -58,9 +60,9 @@ class PasskeyProtocol(Section):
     """Passkey retrieval: a number hidden in test text, asked for at its end."""
 
     # segments a text
-    lengths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
+    lengths: Annotated[list[Segments], Field(min_length=1), Different]
     # where the number is: 0 the start, 1 right before the question
-    depths: Annotated[list[Share], Field(min_length=1)]
+    depths: Annotated[list[Share], Field(min_length=1), Different]
     # texts for each length and depth
     samples: Positive
 
@@ -68,12 +70,12 @@ class PasskeyProtocol(Section):
 class RecallProtocol(Section):
     """Recall: the codes of several words hidden in test text, some asked for at its end."""
 
-    # codes in a text
-    pairs: Annotated[list[Positive], Field(min_length=1)]
+    # codes in a text; there are 64 words
+    pairs: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1), Different]
     # codes asked for in each text; their answers fit into a segment
     questions: Positive
     # segments a text
-    segments: Annotated[int, Field(ge=2)]
+    segments: Segments
     # texts for each number of pairs
     samples: Positive
 
@@ -114,6 +116,6 @@ class Cost(Section):
     """Stage measure_cost: what a memory costs against a full cache of keys and values."""
 
     # tokens read
-    lengths: Annotated[list[Positive], Field(min_length=1)]
+    lengths: Annotated[list[Annotated[int, Field(ge=1, le=10**7)]], Field(min_length=1), Different]
     # runs of each, the fastest counts
     repeats: Positive

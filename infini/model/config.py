@@ -2,10 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infini.choices import LocalKind, Position, Precision, Update, WindowUpdate
-from infini.schema import Positive, Section
+from infini.errors import InputError
+from infini.schema import Different, Positive, Section
+
+Layers = Annotated[list[Annotated[int, Field(ge=0, le=1_000)]], Field(min_length=1), Different]
 
 
 class Base(Section):
@@ -23,7 +26,7 @@ class Placement(Section):
     """Where the memory goes, and what its attention is like."""
 
     # decoder layers, from 0
-    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    layers: Layers
     # rule of the memory's write
     update: Update = "delta"
     # attention within a segment
@@ -36,12 +39,18 @@ class WindowPlacement(Section):
     """A window in every layer, and which layers have a memory of what has left it."""
 
     # decoder layers with a memory, from 0; null: all
-    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    layers: Layers | None = None
     # tokens that a layer sees, the own one included
     window: Positive
     # first tokens of a text, seen for ever
-    sinks: Annotated[int, Field(ge=0)]
+    sinks: Annotated[int, Field(ge=0, le=10**6)]
     # rule of the memory's write; none: no matrix
     update: WindowUpdate = "delta"
     # pairs of key and value a head that stay exact behind the window
-    kept: Annotated[int, Field(ge=0)] = 0
+    kept: Annotated[int, Field(ge=0, le=2**16)] = 0
+
+    @model_validator(mode="after")
+    def _memory(self) -> "WindowPlacement":
+        if self.update == "none" and not self.kept:
+            raise InputError("update: none needs kept pairs: there is no memory to train otherwise")
+        return self

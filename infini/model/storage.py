@@ -55,7 +55,7 @@ def read(folder: Path) -> Saved:
     tensors, _ = read_tensors(folder / TENSORS)
     wanted = settings.pop(HASH, None)
     try:
-        intact = wanted in (None, _hash(settings, tensors))
+        intact = wanted == _hash(settings, tensors)
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / CONFIG}: incomplete: {error}") from None
     return Saved(settings, tensors, intact)

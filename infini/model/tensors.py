@@ -55,6 +55,6 @@ def read_tensors(file: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise InputError(f"{file}: no readable safetensors file ({error})") from None
     wanted = metadata.pop(HASH, None)
-    if wanted and wanted != content_hash(tensors, json.dumps(metadata, sort_keys=True)):
+    if metadata and wanted != content_hash(tensors, json.dumps(metadata, sort_keys=True)):
         raise InputError(f"{file}: damaged, it is not what was written (its {HASH} differs)")
     return tensors, metadata

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from infini.choices import KEPT_BLOCK, Init, Objective, Position
 from infini.errors import InputError
 from infini.model.config import Placement, WindowPlacement
-from infini.schema import Name, Positive, Rate, Section, Seed, Share
+from infini.schema import Different, Name, Positive, Rate, Section, Seed, Share
 
 # What the research log did wrong, as far as an audit can put it into a training of ours.
 Mistake = Literal["none", "labels_shifted_twice", "memory_carried", "padding_counted"]
@@ -18,7 +18,7 @@ class Phase(Section):
 
     corpora: Annotated[list[str], Field(min_length=1)]
     # tokens a sequence
-    context: Positive
+    context: Annotated[int, Field(ge=2, le=10**6)]
     # passes over the corpora's `base` documents
     epochs: Positive
 
@@ -27,18 +27,27 @@ class Pretrain(Section):
     """Stage pretrain_base: the embedded base model."""
 
     # size of the byte-level BPE vocabulary
-    vocab_size: Annotated[int, Field(ge=257)]
-    width: Positive
-    layers: Positive
-    heads: Positive
+    vocab_size: Annotated[int, Field(ge=257, le=10**6)]
+    width: Annotated[int, Field(ge=1, le=2**16)]
+    layers: Annotated[int, Field(ge=1, le=1_000)]
+    heads: Annotated[int, Field(ge=1, le=2**16)]
     # peak learning rate, for Muon and AdamW alike
     lr: Rate
     weight_decay: Annotated[float, Field(ge=0)]
     # optimizer steps of linear warm-up
     warmup: Positive
-    # tokens an optimizer step
+    # tokens an optimizer step; one sequence at least
     batch_tokens: Positive
     phases: Annotated[list[Phase], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _batch(self) -> Self:
+        if self.batch_tokens < self.context:
+            raise InputError(
+                f"batch_tokens: the longest context, {self.context}, at least, "
+                f"got {self.batch_tokens}"
+            )
+        return self
 
     @property
     def context(self) -> int:
@@ -237,7 +246,7 @@ class ParallelAdapter(Adapter, LongRecipe):
     method: Literal["parallel"]
     layer: Placement
     # where α starts; 0: as the base
-    alpha: float
+    alpha: Annotated[float, Field(ge=-100, le=100)]
 
     def retrofit_options(self, segment_length: int) -> dict[str, Any]:
         own = {"method": self.method, "segment_length": segment_length, "alpha": self.alpha}
@@ -250,7 +259,7 @@ class WindowAdapter(Adapter):
     method: Literal["window"]
     layer: WindowPlacement
     # of which every batch draws its window, instead of the layer's
-    windows: list[Positive] = Field(default_factory=list)
+    windows: Annotated[list[Positive], Different] = Field(default_factory=list)
 
     @property
     def drawn_windows(self) -> list[int]:

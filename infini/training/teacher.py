@@ -38,6 +38,9 @@ class Teacher(NamedTuple):
             teacher = cls(tensors["log_probs"][:documents], tensors["ids"][:documents])
         except KeyError as error:
             raise InputError(f"{file}: no {error} in it; run stage record_teacher") from None
+        shapes = {teacher.log_probs.shape, teacher.ids.shape}
+        if len(shapes) > 1 or teacher.ids.ndim != 3:
+            raise InputError(f"{file}: shapes differ: {shapes}; run stage record_teacher")
         if len(teacher.ids) < documents:
             raise InputError(
                 f"{file}: of {len(teacher.ids)} documents, {documents} are needed; "
