@@ -17,7 +17,6 @@ from ruamel.yaml.error import YAMLError
 from infini.choices import REPLACEABLE
 from infini.corpus.config import Data
 from infini.corpus.inputs import text_files
-from infini.corpus.splits import train_val_sizes
 from infini.errors import InputError
 from infini.evaluation.config import Cost, Evaluate
 from infini.model.config import Base
@@ -27,11 +26,11 @@ from infini.training.config import (
     Adapter,
     AnyAdapter,
     Audit,
-    Pretrain,
     Replacement,
     Version,
     WindowAdapter,
 )
+from infini.training.pretraining_config import Pretrain
 
 FILE = Path("params.yaml")
 
@@ -136,35 +135,14 @@ class Params(Section):
                 if value > most:
                     raise InputError(f"{key}: at most {other}, {most}, got {value}")
         for name, adapter in self.adapters.items():
-            self._read(f"adapters.{name}", adapter)
+            if lack := adapter.lack(data.documents, data.document_length, data.segment_length):
+                raise InputError(f"adapters.{name}.{lack}")
         if self.pretrain is not None and self.pretrain.width % self.pretrain.heads:
             raise InputError(
                 f"pretrain.width: a multiple of pretrain.heads, {self.pretrain.heads}, is needed, "
                 f"got {self.pretrain.width}"
             )
         return self
-
-    def _read(self, key: str, adapter: Adapter) -> None:
-        """A control has another document to read, a window leaves something to remember."""
-        documents, data = adapter.documents or self.data.documents, self.data
-        train = train_val_sizes(documents)[0] if adapter.hold_out else documents
-        if adapter.control and train < 2:
-            raise InputError(
-                f"{key}.documents: 3 or more are needed with control: true, whose memory is "
-                f"another document's, got {documents}"
-            )
-        if isinstance(adapter, WindowAdapter):
-            length = min(adapter.length or data.document_length, data.document_length)
-            seen = max(
-                adapter.seen_exactly(data.segment_length, window)
-                for window in adapter.windows or [None]
-            )
-            if length <= seen:
-                raise InputError(
-                    f"{key}: documents of {length} tokens leave nothing for a memory behind the "
-                    f"{seen} that are seen exactly (window, sinks, a block): a smaller window is "
-                    "needed, or longer documents"
-                )
 
     @model_validator(mode="after")
     def _audits(self) -> "Params":
@@ -234,6 +212,17 @@ def versions() -> dict[str, Version]:
         **read("replacements", dict[str, Replacement]),
         **read("adapters", dict[str, Adapter]),
     }
+
+
+def options_of(version: str) -> dict[str, Any]:
+    """What a version gives to `infini.retrofit`, to hold what was trained against it.
+
+    No stage's figures depend on it. InputError where there is no such version.
+    """
+    known = load().versions
+    if version not in known:
+        raise InputError(f"{version}: no such version in {FILE}: base or one of {', '.join(known)}")
+    return known[version].retrofit_options(load().data.segment_length)
 
 
 def load(file: Path = FILE) -> Params:

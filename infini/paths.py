@@ -16,6 +16,7 @@ EVALUATION = Path("data/evaluation")
 TIMES = Path("data/times")  # of the last run of each stage here; not in Git
 REPORTS = Path("reports")
 METRICS, AUDITS, COSTS = REPORTS / "metrics", REPORTS / "audits", REPORTS / "costs.csv"
+NO_NUMBERS = ("text_id", "tokens", "protocol", "version")  # columns: words, or lists
 AUDITS_LOCK = Path("audits/dvc.lock")
 PLOTS, PAGE = REPORTS / "plots", REPORTS / "index.html"
 
@@ -58,7 +59,8 @@ def read_json(file: Path, *keys: str) -> dict[str, Any]:
 def read_table(file: Path, *columns: str) -> Any:
     """The pandas table in a Parquet or CSV file, which has these columns.
 
-    InputError where it is missing, is no such table, or where nats are not finite.
+    InputError where it is missing, is no such table, or where one of them has other than finite
+    numbers, but for words and lists.
     """
     import pandas as pd  # the library alone has none
 
@@ -73,8 +75,12 @@ def read_table(file: Path, *columns: str) -> Any:
         raise InputError(f"{file}: no readable table ({' '.join(str(error).split())})") from None
     if missing := [name for name in columns if name not in table]:
         raise InputError(f"{file}: no column {', '.join(missing)}; run the stage that writes it")
-    if "nats" in table:
-        finite = pd.to_numeric(table["nats"], errors="coerce").abs() < float("inf")
-        if not finite.all():
-            raise InputError(f"{file}: nats has values that are not finite")
+    for name in columns:
+        if name not in NO_NUMBERS and not _finite(table[name]):
+            raise InputError(f"{file}: {name} has values that are not finite numbers")
     return table
+
+
+def _finite(column: Any) -> bool:
+    """Whether a pandas column holds finite numbers alone."""
+    return column.dtype.kind in "iufb" and bool((column.abs() < float("inf")).all())

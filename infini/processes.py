@@ -29,7 +29,8 @@ Items = TypeVar("Items", bound="Sequence[Any] | Tensor")
 @cache
 def accelerator() -> Accelerator:
     """Joins the other processes, if there are any, when it is first asked for."""
-    return Accelerator()
+    # or it would start as many runs of one process, where a launcher found no accelerator
+    return Accelerator(cpu=not torch.accelerator.is_available())
 
 
 def device() -> torch.device:

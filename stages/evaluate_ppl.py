@@ -3,7 +3,6 @@
 from infini import params, processes
 from infini.console.stage import run
 from infini.console.stopwatch import Stopwatch
-from infini.errors import InputError
 from infini.evaluation.config import Evaluate
 from infini.evaluation.protocols import HeldOutText
 from infini.evaluation.version import evaluate_base, evaluate_seeds, write
@@ -12,8 +11,7 @@ from infini.model.config import Base
 
 
 def main(version: str) -> None:
-    if version not in (known := ["base", *params.versions()]):
-        raise InputError(f"{version}: no such version: one of {', '.join(known)} is needed")
+    options = {} if version == "base" else params.options_of(version)
     watch = Stopwatch(f"{version}-evaluate")
     base, seed = params.read("base", Base), params.read("seed", int)
     processes.compute_in(base.precision)
@@ -24,7 +22,7 @@ def main(version: str) -> None:
     if version == "base":
         evaluations = {seed: evaluate_base(model, text)}
     else:
-        evaluations = evaluate_seeds(model, version, text)
+        evaluations = evaluate_seeds(model, version, options, text)
     if not processes.is_main():
         return
     write(version, evaluations)

@@ -9,8 +9,8 @@ from infini.corpus.config import Shares
 from infini.corpus.sources import base_texts, read_texts
 from infini.corpus.splits import split_of
 from infini.training.checkpoint import Checkpoint, fingerprint
-from infini.training.config import Pretrain
 from infini.training.pretraining import pretrain
+from infini.training.pretraining_config import Pretrain
 
 FOLDER = Path("data/base")
 

@@ -93,11 +93,14 @@ class Conversation:
         prompt = encode(self.tokenizer, before + question + self.frame.after)
         if not prompt:
             raise InputError("--prompt: at least one character is needed")
-        inputs = torch.tensor([prompt], device=self.model.device)
+        inputs, memory = torch.tensor([prompt], device=self.model.device), None
+        if self.memory is not None:
+            memory = copy.deepcopy(self.memory)
+            memory.seen, memory.digest = 0, None  # a question is new, however it begins
         self.model.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=tokens,
             streamer=TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True),
-            **{CACHE: copy.deepcopy(self.memory)},
+            **{CACHE: memory},
         )

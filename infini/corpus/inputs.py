@@ -11,30 +11,12 @@ SUFFIXES = (".txt", ".jsonl")  # in upper case too
 EMBEDDED = ("sotu", "kjv")
 HUB_NAME = re.compile(r"\w[\w.-]{0,95}(/[\w.-]{1,96})?")
 # names that 🤗 Datasets takes for its readers of local files: it would read what lies around
-READERS = frozenset(
-    [
-        "arrow",
-        "audiofolder",
-        "cache",
-        "csv",
-        "eval",
-        "generator",
-        "hdf5",
-        "imagefolder",
-        "json",
-        "lance",
-        "niftifolder",
-        "pandas",
-        "parquet",
-        "pdffolder",
-        "spark",
-        "sql",
-        "text",
-        "videofolder",
-        "webdataset",
-        "xml",
-    ]
-)
+READERS = (
+    "arrow", "audiofolder", "cache", "conll", "csv", "eval", "fasta", "fastq", "genbank",
+    "generator", "harbor", "hdf5", "iceberg", "imagefolder", "json", "lance", "meshfolder",
+    "mmcif", "niftifolder", "pandas", "parquet", "pdb", "pdffolder", "spark", "sql", "text",
+    "tsfile", "videofolder", "vortex", "webdataset", "xml",
+)  # fmt: skip
 
 
 def contents(name: str) -> dict[str, str]:

@@ -45,7 +45,7 @@ class Pieces:
             raise InputError(f"{file}: {limit} pieces asked for, it has {len(table)}")
         table = table[:limit]
         if not all(isinstance(row, np.ndarray) and row.ndim == 1 for row in table["tokens"]):
-            raise InputError(f"{file}: tokens must be lists; run stage prepare_data again")
+            raise InputError(f"{file}: tokens and bytes must be whole numbers")
         if not all(isinstance(name, str) for name in table["text_id"]):
             raise InputError(f"{file}: text_id must be text; run stage prepare_data again")
         columns = [np.asarray(column) for column in (*table["tokens"], table["bytes"])]
@@ -107,3 +107,9 @@ def _check(file: Path, rows: list[Tensor], sizes: Tensor, width: int) -> None:
 def shuffled(count: int, size: int, seed: int) -> Sequence[Tensor]:
     """The indices below `count` in the order that `seed` gives, `size` at a time."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).split(size)
+
+
+def train_val_sizes(total: int) -> tuple[int, int]:
+    """Nine parts train and one part val, as the seed split; at least one val."""
+    val = max(1, round(total / 10))
+    return total - val, val

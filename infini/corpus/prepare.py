@@ -14,7 +14,8 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.corpus.config import Data
-from infini.corpus.splits import SPLITS, Text, split_of, train_val_sizes
+from infini.corpus.pieces import train_val_sizes
+from infini.corpus.splits import SPLITS, Text, split_of
 from infini.errors import InputError
 
 log = logging.getLogger(__name__)

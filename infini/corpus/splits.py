@@ -24,9 +24,3 @@ def split_of(text_id: str, shares: Shares) -> str:
         if point < total:
             return split
     return SPLITS[-1]
-
-
-def train_val_sizes(total: int) -> tuple[int, int]:
-    """Nine parts train and one part val, as the seed split; at least one val."""
-    val = max(1, round(total / 10))
-    return total - val, val

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from infini.errors import InputError
+
 Metrics = dict[str, Any]
 
 # Metrics that are differences between two scores of the same text: noise may explain them.
@@ -35,7 +37,7 @@ DIFFERENCES = frozenset(
 
 
 class Estimate(NamedTuple):
-    """A figure and its error: over seeds where there are several, else over test texts."""
+    """A figure and its error, over test texts and, where there are several, over seeds."""
 
     value: float
     error: float | None = None  # None: not known, as of one text alone
@@ -49,7 +51,9 @@ class Estimate(NamedTuple):
     @property
     def is_noise(self) -> bool:
         """Whether it is within two errors of none, or no error is known."""
-        return self.error is None or (self.error > 0 and abs(self.value) <= 2 * self.error)
+        if self.error is None or math.isnan(self.error):
+            return True
+        return self.error > 0 and abs(self.value) <= 2 * self.error
 
     def scaled(self, factor: float) -> "Estimate":
         """It in another unit, say per cent."""
@@ -125,7 +129,9 @@ def _merge_pieces(pieces: pd.DataFrame, other: pd.DataFrame, suffix: str) -> pd.
 def _both(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """Two scores of the same text by piece, the other's with `_other` behind the names."""
     pieces = _merge_pieces(by_piece(table), by_piece(other), "_other")
-    assert (pieces["tokens"] == pieces["tokens_other"]).all(), "not the same tokens are scored"
+    for name in ("tokens", "bytes"):
+        if not (pieces[name] == pieces[f"{name}_other"]).all():
+            raise InputError("two losses are not of the same text: run stage evaluate_ppl again")
     return pieces
 
 
@@ -165,12 +171,18 @@ def with_errors(**estimates: Estimate) -> Metrics:
 def estimates_of(metrics: Metrics) -> dict[str, Estimate]:
     """The inverse of `with_errors`, nested names joined by dots.
 
-    A figure's error is its `spread` over seeds where there is one, else its `_se` over texts.
+    A figure's error: its `_se` over texts and its `spread` over seeds, which know nothing of each
+    other, so that their squares add up.
     """
     flat = flatten({key: value for key, value in metrics.items() if key != "spread"})
     spread = flatten(metrics.get("spread", {}))
+
+    def error(key: str) -> float | None:
+        known = [x for x in (flat.get(f"{key}_se"), spread.get(key)) if x is not None]
+        return math.hypot(*known) if known else None
+
     return {
-        key: Estimate(value, spread.get(key, flat.get(f"{key}_se")), key in DIFFERENCES)
+        key: Estimate(value, error(key), key in DIFFERENCES)
         for key, value in flat.items()
         if not key.endswith("_se")
     }

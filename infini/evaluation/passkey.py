@@ -174,7 +174,7 @@ def retrieval(model: PreTrainedModel, haystacks: Haystacks, full: int = 0) -> pd
     """One row a question: `PLACE`; log_prob, rank, exact; the same with `_off`, with `_full`.
 
     log_prob: nats of the whole answer given what precedes it; rank: mean over its tokens, 0 the
-    likeliest; exact: all of rank 0, which is when greedy decoding gives the answer. `_off`: the
+    likeliest alone; exact: all of rank 0: greedy decoding gives the answer. `_off`: the
     memory kept empty, all that an untouched base has; of a window version that is the base's plain
     window. `_full`: by full attention, on texts of at most `full` tokens; an untouched base's
     ceiling.
@@ -216,7 +216,7 @@ def _measure(head: Head, hidden: Tensor, tokens: Tensor, question: Question) -> 
     if not log_p.isfinite().all():
         raise InputError("passkey: a probability is not finite: the model's weights are broken")
     own = log_p.gather(1, answer[:, None])  # (n, 1)
-    ranks = (log_p > own).sum(1)
+    ranks = (log_p >= own).sum(1) - 1  # a tie is no answer
     return {
         "log_prob": own.sum().item(),
         "rank": ranks.double().mean().item(),

@@ -4,18 +4,19 @@
 `data/evaluation/<version>/` holds what figures and plots are computed from.
 """
 
-import math
+from pathlib import Path
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
 from infini import processes
+from infini.errors import InputError
 from infini.evaluation import estimates
 from infini.evaluation.cost import Carried, itemised
-from infini.evaluation.estimates import Metrics, mean_and_spread, rounded
+from infini.evaluation.estimates import Estimate, Metrics, exp, mean_and_spread, rounded
 from infini.evaluation.layer_error import mean_squared_error, record_layer
 from infini.evaluation.opponents import (
     WINDOW,
@@ -31,13 +32,13 @@ from infini.evaluation.opponents import (
 from infini.evaluation.passkey import retrieval, summary
 from infini.evaluation.protocols import HeldOutText
 from infini.evaluation.score import Score
+from infini.evaluation.trained import check_settings, figures_of, seeds_of
 from infini.model.layers import added_parameters, frozen_layers, memory_modules
 from infini.model.loading import loaded
 from infini.model.window_layer import window_layers
 from infini.paths import (
     EVALUATION,
     METRICS,
-    TRAINING,
     model_folder,
     read_json,
     read_table,
@@ -94,9 +95,16 @@ def evaluate_base(base: PreTrainedModel, text: HeldOutText) -> Evaluation:
     return Evaluation(metrics, losses, found, _gates(base))
 
 
-def evaluate_seeds(base: PreTrainedModel, version: str, text: HeldOutText) -> dict[int, Evaluation]:
-    """`evaluate_version` with every seed that it was trained with; in full with the first."""
-    seeds = [int(seed) for seed in read_json(TRAINING / version / "finetune.json")]
+def evaluate_seeds(
+    base: PreTrainedModel, version: str, options: dict[str, Any], text: HeldOutText
+) -> dict[int, Evaluation]:
+    """`evaluate_version` with every seed that it was trained with; in full with the first.
+
+    options: what the version gives to `retrofit`. InputError where its models are not that.
+    """
+    seeds = seeds_of(version)
+    for seed in seeds:
+        check_settings(model_folder(version, "finetune", seed), options)
     return {
         seed: evaluate_version(base, version, seed, text, in_full=seed == seeds[0])
         for seed in seeds
@@ -111,7 +119,7 @@ def evaluate_version(
     in_full: also short samples, the log's loop, the memory kept empty or another's, retrieval.
     """
     text.check(base)
-    untouched, metrics = read_json(METRICS / "base.json", "short", "segmented"), Metrics()
+    untouched, metrics = _untouched(METRICS / "base.json"), Metrics()
     before = untouched | {"documents": untouched["segmented"]}
     if model_folder(version, "distill", seed).is_dir():
         before, distilled = _distilled(base, version, seed, text)
@@ -124,7 +132,7 @@ def evaluate_version(
         scores = _scores(model, text, in_full)
         found = retrieval(model, text.haystacks) if in_full else pd.DataFrame()
     losses = text.tables(scores)
-    theirs = read_table(EVALUATION / "base/losses.parquet", *losses.columns)[losses.columns]
+    theirs = _losses_of_base(EVALUATION / "base/losses.parquet", losses)
     control = model_folder(version, "control", seed)
     losses = pd.concat([losses, opponents(base, control, text, kept.total, theirs)])
     final = protocol_metrics(losses)
@@ -140,6 +148,26 @@ def evaluate_version(
         metrics["at"], others = at_other_windows(base, folders, text, theirs)
         losses = pd.concat([losses, *others])
     return Evaluation(metrics, losses.reset_index(drop=True), found, gates)
+
+
+def _untouched(file: Path) -> Metrics:
+    """The base's figures; InputError without the perplexities that versions are held against."""
+    found = read_json(file, "short", "segmented")
+    for protocol in ("short", "segmented"):
+        ppl = found[protocol].get("ppl") if isinstance(found[protocol], dict) else None
+        if type(ppl) not in (int, float):
+            raise InputError(f"{file}: no {protocol}.ppl in it; run stage evaluate_ppl base")
+    return found
+
+
+def _losses_of_base(file: Path, ours: pd.DataFrame) -> pd.DataFrame:
+    """The base's loss tables; InputError where they are not of the documents of `ours`."""
+    theirs: pd.DataFrame = read_table(file, *ours.columns)[ours.columns]
+    pieces = [of(t, p) for t, p in ((ours, "documents"), (theirs, "segmented"))]
+    sizes = [table.groupby("piece")[["bytes", "tokens"]].agg(["first", "sum"]) for table in pieces]
+    if not sizes[0].equals(sizes[1]):
+        raise InputError(f"{file}: of other test documents; run stage evaluate_ppl base")
+    return theirs
 
 
 def _scores(model: PreTrainedModel, text: HeldOutText, in_full: bool) -> dict[str, Score]:
@@ -199,11 +227,6 @@ def _weights(model: PreTrainedModel) -> Metrics:
     return metrics
 
 
-def _trained(version: str, step: str, seed: int) -> Metrics:
-    summary: Metrics = read_json(TRAINING / version / f"{step}.json", str(seed))[str(seed)]
-    return {name: rounded(value) for name, value in summary.items()}
-
-
 def _distilled(
     base: PreTrainedModel, version: str, seed: int, text: HeldOutText
 ) -> tuple[Metrics, Metrics]:
@@ -221,7 +244,7 @@ def _distilled(
         mean_squared_error(layer, record_layer(base, index, text.samples))
         for index, layer in layers.items()
     ]
-    figures = {"test_loss": rounded(mean(errors)), **_trained(version, "distill", seed)}
+    figures = {"test_loss": rounded(mean(errors)), **figures_of(version, "distill", seed)}
     return protocol_metrics(text.tables(scores)), figures
 
 
@@ -233,8 +256,10 @@ def _gap(untouched: Metrics, distilled: Metrics) -> Metrics:
 
 def _finetuned(version: str, seed: int, before: Metrics, final: Metrics) -> Metrics:
     """The long-document training's figures, perplexity on test documents before and after."""
-    summary = _trained(version, "finetune", seed)
-    val = {"val_ppl": rounded(math.exp(summary.pop("val_loss")))} if "val_loss" in summary else {}
+    summary = figures_of(version, "finetune", seed)
+    val = {}
+    if "val_loss" in summary:
+        val = {"val_ppl": rounded(exp(Estimate(summary.pop("val_loss"))).value)}
     metrics = summary | val
     metrics["ppl_after"] = last = final["documents"]["ppl"]
     if "documents" in before:

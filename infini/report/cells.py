@@ -8,9 +8,9 @@ from infini.evaluation.estimates import Estimate
 MISSING = "–"
 NOISE = " ~"  # behind a difference that noise may explain
 LEGEND = (
-    "± is one standard error over test texts, paired with the base where it is a difference; with "
-    "several seeds it is one standard deviation over seeds. ~ marks a difference within two errors "
-    "of none: noise."
+    "± is one standard error over test texts, paired where it is a difference; with several seeds "
+    "the standard deviation over seeds is in it too (their squares add up). ~ marks a difference "
+    "within two errors of none: noise."
 )
 
 

@@ -10,6 +10,7 @@ from infini.training.config import Audit
 
 # What the research log reports of its long documents, before and after finetuning (its v2).
 LOG_BEFORE, LOG_AFTER = 19701.1, 587.6
+APART = 3  # a factor between two readings of it that tells which it is
 
 
 def of_all(figures: dict[str, Figures], curve: WindowCurve) -> list[str]:
@@ -182,11 +183,13 @@ def of_the_log(base: Figures, audited: dict[str, Figures], audits: dict[str, Aud
     shifted = base["double_shift.ppl"].value
     near, far = (abs(math.log(LOG_BEFORE / x)) for x in (shifted, next_token))
     what = "the token after next" if near < far else "the next token"
+    so = f"it measured {what}, on whatever model"
+    if abs(near - far) < math.log(APART):
+        so = "the two are too near each other to tell which it measured"
     before = (
         f"The untouched base, {_show(next_token)} on the next token, scores {_show(shifted)} by "
         f"the log's loop. The log's {LOG_BEFORE:,} is a factor of {math.exp(near):.1f} from the "
-        f"latter and of {math.exp(far):,.0f} from the former: it measured {what}, on whatever "
-        "model."
+        f"latter and of {math.exp(far):,.0f} from the former: {so}."
     )
     if not audits:
         return [before]

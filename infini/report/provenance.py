@@ -9,11 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import psutil
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from infini.errors import InputError
-from infini.paths import AUDITS_LOCK, INPUTS
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "dvc", "pandas", "matplotlib")
 CODE = ("infini", "stages", "params.yaml")
@@ -25,25 +20,6 @@ def of_results(params: Path, data: Iterable[Path]) -> dict[str, str]:
         params.name: _hash([params]),
         "prepared data": _hash(sorted(f for folder in data for f in folder.rglob("*.parquet"))),
     }
-
-
-def of_other_inputs() -> set[str]:
-    """Stages of audits/dvc.yaml, as `audit@padding`, last run on another base or corpus.
-
-    Their results are in Git: they may be there while this run is of something else.
-    """
-    if not AUDITS_LOCK.is_file():
-        return set()
-    try:
-        stages = YAML(typ="safe").load(AUDITS_LOCK)["stages"].items()
-        ran_on = {(name, Path(d["path"]), d["md5"]) for name, s in stages for d in s["deps"]}
-    except (YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{AUDITS_LOCK}: not a lock of DVC's ({type(error).__name__})") from None
-    return {name for name, file, md5 in ran_on if file.parent == INPUTS and _md5(file) != md5}
-
-
-def _md5(file: Path) -> str:
-    return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def of_this_run() -> dict[str, str]:

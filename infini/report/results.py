@@ -1,6 +1,5 @@
 """Everything that the stages left, read once: what tables, sentences and plots are made of."""
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,21 +30,33 @@ from infini.paths import (
     read_json,
     read_table,
 )
-from infini.report.provenance import of_other_inputs
+from infini.report.on_demand import of_other_runs
 from infini.training.config import Adapter, Audit, Replacement, Version
 
 STEPS = ("distill", "finetune")
 
 # Columns that a table must have.
 LOSSES = ("piece", "text", "bytes", "segment", "distance", "tokens", "nats", "protocol", "seed")
-QUESTIONS = ("segments", "depth", "log_prob", "exact")
+QUESTIONS = ("segments", "depth", "log_prob", "log_prob_off", "exact")
 GATES = ("layer", "head", "gate")
-CURVE = ("epoch", "train_loss", "val_loss", "seed")
-COST = ("version", "length")
+CURVE = ("epoch", "train_loss", "seed")
+COST = ("version", "length", "state_bytes", "tokens_per_second", "peak_mib")
 SUMMARIES = ("epochs", "best_epoch", "stopped_early")  # keys of a training's
 
 Figures = dict[str, Estimate]  # by dotted name, as documents.ppl
+MOST = 1e100  # beyond all figures; what is printed and drawn is finite
 AT = re.compile(r"at\.w(\d+)\.(.+)")  # of the same weights, read with another window
+
+
+class Found(dict[str, Estimate]):
+    """Figures, and the file that they are of: which a missing one is an InputError about."""
+
+    def __init__(self, figures: Figures, file: Path):
+        super().__init__(figures)
+        self.file = file
+
+    def __missing__(self, key: str) -> Estimate:
+        raise InputError(f"{self.file}: no {key} in it; run the stage that writes it")
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class Results:
     curves: dict[str, pd.DataFrame]  # by step: see `_curves`
     audits: dict[str, Figures]  # by audit, of those that were run
     costs: pd.DataFrame  # empty if not measured
-    foreign: list[str]  # audits and costs that are there, but of another base or corpus
+    foreign: list[str]  # audits and costs that are there, but of another run
     prepared: dict[str, dict[str, int]]  # counts by split
     padding: float  # share of the training samples' places that hold no token
 
@@ -86,10 +97,11 @@ class Results:
 def read_results(setup: Setup) -> Results:
     """From the stages' files."""
     names = ("base", *setup.versions)
-    metrics = {v: _metrics(METRICS / f"{v}.json") for v in names}
+    files = {v: METRICS / f"{v}.json" for v in names}
+    metrics = {v: _metrics(file) for v, file in files.items()}
     on_demand = {"costs": COSTS} | {name: AUDITS / f"{name}.json" for name in setup.audits}
     found = {name for name, file in on_demand.items() if file.is_file()}
-    others = of_other_inputs()
+    others = of_other_runs()
     foreign = {
         name for name in found if ("measure_cost" if name == "costs" else f"audit@{name}") in others
     }
@@ -97,19 +109,19 @@ def read_results(setup: Setup) -> Results:
     return Results(
         setup,
         metrics=pd.DataFrame({version: flatten(tree) for version, tree in metrics.items()}).T,
-        figures={version: estimates_of(tree) for version, tree in metrics.items()},
+        figures={v: Found(estimates_of(tree), files[v]) for v, tree in metrics.items()},
         losses={v: _losses(EVALUATION / v / "losses.parquet") for v in names},
         passkey={v: _questions(EVALUATION / v / "passkey.csv") for v in names},
         gates={v: read_table(EVALUATION / v / "gates.csv", *GATES) for v in setup.versions},
         curves={step: _curves(step, setup.versions) for step in STEPS},
         audits={
-            name: estimates_of(_metrics(on_demand[name]))
+            name: Found(estimates_of(_metrics(on_demand[name])), on_demand[name])
             for name in setup.audits
             if name in found - foreign
         },
         costs=read_table(COSTS, *COST) if "costs" in found - foreign else pd.DataFrame(),
         foreign=sorted(foreign),
-        prepared=read_json(SUMMARY),
+        prepared=_counts(SUMMARY),
         padding=1 - samples.map(len).mean() / setup.data.segment_length,
     )
 
@@ -118,7 +130,7 @@ def _metrics(file: Path) -> dict[str, Any]:
     """Of a version or an audit; InputError for what is no finite number."""
     tree = read_json(file)
     for key, value in flatten(tree).items():
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not abs(value) < MOST:
             raise InputError(f"{file}: {key}: a finite number is needed, it holds {value!r:.40}")
     return tree
 
@@ -143,11 +155,28 @@ def read_times(setup: Setup) -> dict[str, dict[str, float]]:
     """By stage, in seconds, of the last time that each really ran here; empty on a fresh clone."""
     names = ("prepare", "base", *setup.versions)
     files = sorted(TIMES.glob("*.json"))
-    return {f.stem: read_json(f) for f in files if f.stem.rpartition("-")[0] in names}
+    return {f.stem: _times(f) for f in files if f.stem.rpartition("-")[0] in names}
+
+
+def _times(file: Path) -> dict[str, float]:
+    found = read_json(file, "seconds", "startup")
+    if any(type(value) not in (int, float) for value in found.values()):
+        raise InputError(f"{file}: seconds are needed; delete it")
+    return found
+
+
+def _counts(file: Path) -> dict[str, dict[str, int]]:
+    found = read_json(file)
+    if any(not isinstance(counts, dict) for counts in found.values()):
+        raise InputError(f"{file}: counts by split are needed; run stage prepare_data")
+    return found
 
 
 def _losses(file: Path) -> pd.DataFrame:
-    return mean_over_seeds(read_table(file, *LOSSES))
+    table = read_table(file, *LOSSES)
+    if table.empty or table["tokens"].min() < 1 or table["nats"].abs().max() > MOST:
+        raise InputError(f"{file}: no losses of text; run the stage that writes it")
+    return mean_over_seeds(table)
 
 
 def _questions(file: Path) -> pd.DataFrame:

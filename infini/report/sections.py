@@ -104,8 +104,8 @@ def _log_audit(results: Results) -> Section:
         ]
     if results.foreign:
         parts.append(
-            f"Left out, being of another base or corpus: {', '.join(results.foreign)}; "
-            "`dvc repro audits/dvc.yaml` measures them on this one."
+            f"Left out, being of another base, text or recipe: {', '.join(results.foreign)}; "
+            "`dvc repro audits/dvc.yaml` measures them anew."
         )
     return Section("What the research log measured", parts)
 

@@ -11,7 +11,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from infini.evaluation.estimates import estimates_of
-from infini.paths import AUDITS, AUDITS_LOCK, INPUTS, METRICS, read_json
+from infini.paths import AUDITS, METRICS, read_json
+from infini.report.on_demand import of_other_runs
 from infini.report.results import Figures, at_windows
 from infini.report.window_curve import WindowCurve
 from infini.training.config import Audit
@@ -147,21 +148,14 @@ def kind_of(block: dict[str, Any]) -> str:
 
 
 def _audits(folder: Path, asked: dict[str, Any]) -> dict[str, Figures]:
-    """Those that were run, unless on another base or corpus than the versions, say the locks."""
-    ran = _yaml(folder / AUDITS_LOCK).get("stages", {})
-    now = _inputs(_yaml(folder / "dvc.lock").get("stages", {}).get("prepare_data", {}))
+    """Those that were run, unless on another base or text than the versions."""
+    others = of_other_runs(folder)
     files = {name: folder / AUDITS / f"{name}.json" for name in asked}
     return {
         name: estimates_of(read_json(file))
         for name, file in files.items()
-        if file.is_file() and _inputs(ran.get(f"audit@{name}", {})).items() <= now.items()
+        if file.is_file() and f"audit@{name}" not in others
     }
-
-
-def _inputs(stage: dict[str, Any]) -> dict[str, str]:
-    """What a stage in a lock was run on: hashes of base and corpus."""
-    deps = stage.get("deps", [])
-    return {dep["path"]: dep["md5"] for dep in deps if Path(dep["path"]).parent == INPUTS}
 
 
 def _yaml(file: Path) -> dict[str, Any]:

@@ -13,48 +13,6 @@ from infini.schema import Different, Name, Positive, Rate, Section, Seed, Share
 Mistake = Literal["none", "labels_shifted_twice", "memory_carried", "padding_counted"]
 
 
-class Phase(Section):
-    """A part of the pretraining with its own text and context."""
-
-    corpora: Annotated[list[str], Field(min_length=1)]
-    # tokens a sequence
-    context: Annotated[int, Field(ge=2, le=10**6)]
-    # passes over the corpora's `base` documents
-    epochs: Positive
-
-
-class Pretrain(Section):
-    """Stage pretrain_base: the embedded base model."""
-
-    # size of the byte-level BPE vocabulary
-    vocab_size: Annotated[int, Field(ge=257, le=10**6)]
-    width: Annotated[int, Field(ge=1, le=2**16)]
-    layers: Annotated[int, Field(ge=1, le=1_000)]
-    heads: Annotated[int, Field(ge=1, le=2**16)]
-    # peak learning rate, for Muon and AdamW alike
-    lr: Rate
-    weight_decay: Annotated[float, Field(ge=0)]
-    # optimizer steps of linear warm-up
-    warmup: Positive
-    # tokens an optimizer step; one sequence at least
-    batch_tokens: Positive
-    phases: Annotated[list[Phase], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _batch(self) -> Self:
-        if self.batch_tokens < self.context:
-            raise InputError(
-                f"batch_tokens: the longest context, {self.context}, at least, "
-                f"got {self.batch_tokens}"
-            )
-        return self
-
-    @property
-    def context(self) -> int:
-        """Tokens of the longest sequence it is trained on."""
-        return max(phase.context for phase in self.phases)
-
-
 class Recipe(Section):
     """What every training has."""
 
@@ -227,6 +185,17 @@ class Adapter(DocumentRecipe):
         """Arguments of `infini.retrofit` that put its untrained memory into a base."""
         raise NotImplementedError
 
+    def lack(self, documents: int, length: int, segment_length: int) -> str | None:
+        """What so many documents of so many tokens lack for it, behind the key; None: nothing."""
+        documents = self.documents or documents
+        fewest = 3 if self.hold_out else 2  # one of them is for val
+        if not self.control or documents >= fewest:
+            return None
+        return (
+            f"documents: {fewest} or more are needed with control: true, whose memory is another "
+            f"document's, got {documents}"
+        )
+
     def blocks(self) -> dict[str, Any]:
         """Its settings by step: its own, and finetune."""
         recipe = self.model_dump()
@@ -268,6 +237,18 @@ class WindowAdapter(Adapter):
     def seen_exactly(self, segment_length: int, window: int | None) -> int:
         seen = (window or self.layer.window) + self.layer.sinks
         return seen + (KEPT_BLOCK - 1 if self.layer.kept else 0)
+
+    def lack(self, documents: int, length: int, segment_length: int) -> str | None:
+        read = min(self.length or length, length)
+        windows = self.windows or [self.layer.window]
+        seen = max(self.seen_exactly(segment_length, window) for window in windows)
+        if read > seen:
+            return super().lack(documents, length, segment_length)
+        return (
+            f"{'layer.window' if self.length is None else 'length'}: documents of {read} tokens "
+            f"leave nothing to a memory behind the {seen} that are seen exactly (window, sinks, a "
+            "block of kept pairs)"
+        )
 
     def retrofit_options(self, segment_length: int) -> dict[str, Any]:
         return {"method": self.method, **self.layer.model_dump()}

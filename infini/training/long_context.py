@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 
 from infini import processes
 from infini.corpus.haystacks import Facts, questioned
-from infini.corpus.pieces import Pieces, shuffled
-from infini.corpus.splits import train_val_sizes
+from infini.corpus.pieces import Pieces, shuffled, train_val_sizes
 from infini.evaluation import perplexity
 from infini.evaluation.losses import UNSCORED, cross_entropy, distillation, next_token
 from infini.model.architectures import head_of, vocabulary_of

@@ -15,9 +15,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 from infini import processes
 from infini.corpus.splits import Text
 from infini.training.checkpoint import Checkpoint
-from infini.training.config import Pretrain
 from infini.training.loop import Fit, Loss, Task, fit
 from infini.training.muon import Muon
+from infini.training.pretraining_config import Pretrain
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -4,7 +4,11 @@ import hashlib
 import os
 from pathlib import Path
 
-from infini.corpus.inputs import contents
+import pytest
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+from infini.corpus.inputs import READERS, contents, text_files
+from infini.errors import InputError
 
 
 def test_every_file_of_a_folder_has_its_hash_and_hidden_ones_have_none(tmp_path: Path) -> None:
@@ -22,6 +26,16 @@ def test_every_file_of_a_folder_has_its_hash_and_hidden_ones_have_none(tmp_path:
 
 def test_what_is_no_folder_has_no_contents() -> None:
     assert contents("sotu") == {}
+
+
+def test_a_reader_of_local_files_is_no_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(_PACKAGED_DATASETS_MODULES) <= set(READERS)
+    monkeypatch.chdir(tmp_path)
+    for name in READERS:
+        with pytest.raises(InputError, match=f"a hub dataset's name is needed, got '{name}'"):
+            text_files(name)
 
 
 def test_a_change_is_seen_whatever_the_clock_and_the_size_say(tmp_path: Path) -> None:

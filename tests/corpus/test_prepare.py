@@ -56,7 +56,9 @@ def test_quotas_and_reading_no_more_than_needed(project: Path, base_folder: Path
         characters = sum(len(sentence(80, i)) for i in own)
         assert (counts[split]["texts"], counts[split]["characters"]) == (len(own), characters)
 
-    with pytest.raises(InputError, match=r"lower data.samples or data.test.samples"):
+    with pytest.raises(
+        InputError, match=r"lower data.samples, data.test.samples or data.test.skip"
+    ):
         prepare([Text("1", "short")], tokenizer, data)
 
 
@@ -167,6 +169,8 @@ def test_what_is_left_for_a_base_of_its_own_is_told(
     content["data"]["test"]["documents"] = 2
     for version in content["replacements"].values():
         version["finetune"]["documents"] = None
+    for version in content["adapters"].values():
+        version["control"] = False
     write_params(content)
     stage("prepare_data")
     assert "data.shares.base: 25 % of your text is left for training a base of its own" in (

@@ -39,6 +39,17 @@ def test_equal_texts_have_equal_ids() -> None:
     assert content_id("a") == content_id("a") != content_id("b")
 
 
+def test_a_copy_is_left_out_whatever_its_id_and_its_white_space(tmp_path: Path) -> None:
+    rows = [
+        '{"id": 1, "text": "Caf\u00e9 one.\\nTwo."}',
+        '{"id": 2, "text": "Cafe\u0301 one.\\r\\n Two. "}',
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join([*rows, '{"id": 3, "text": "Cafe one. Two."}']))
+    (tmp_path / "b.TXT").write_text("Caf\u00e9 one. Two.\n\n")
+    (tmp_path / "c.txt").write_text("Three.")
+    assert [text.id for text in read_texts(str(tmp_path))] == ["1", "3", content_id("Three.")]
+
+
 def test_a_base_is_trained_on_its_split_of_sotu_and_on_other_text_whole(tmp_path: Path) -> None:
     shares = Shares(base=0.4, train=0.3, val=0.1, test=0.2)
     texts = list(read_texts("sotu"))
@@ -71,6 +82,7 @@ def test_a_corpus_that_is_not_there_is_named(tmp_path: Path) -> None:
         ("a.jsonl", b'\n\n{"body": "One."}', "a.jsonl: line 3: an object with a string `text` is"),
         ("a.jsonl", b'{"text": 3}', "a.jsonl: line 1: an object with a string `text` is needed"),
         ("a.jsonl", b'["text"]', "a.jsonl: line 1: an object with a string `text` is needed"),
+        ("a.jsonl", b'{"text": "a\\u0000b"}', "a.jsonl: line 1: NUL characters: no text"),
         ("a.jsonl", b"text", "a.jsonl: line 1: not JSON: Expecting value"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl: line 1: not JSON: "),
         ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl: line 1: half a surrogate pair"),

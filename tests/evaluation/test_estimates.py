@@ -115,7 +115,7 @@ def test_metrics_are_read_back_with_their_errors() -> None:
         "n": Estimate(7),
     }
     spread = estimates_of(found | {"spread": {"passkey": {"gain": 0.7}}})
-    assert spread["passkey.gain"] == Estimate(0.1, 0.7, difference=True)
+    assert spread["passkey.gain"] == Estimate(0.1, math.hypot(0.2, 0.7), difference=True)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +132,7 @@ def test_noise_is_within_two_errors_or_unknown(estimate: Estimate, noise: bool) 
     assert estimate.scaled(-100) == Estimate(
         -100 * estimate.value, estimate.error and 100 * estimate.error
     )
+    assert estimate._replace(error=float("nan")).is_noise
 
 
 def test_mean_and_spread_over_seeds() -> None:

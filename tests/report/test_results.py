@@ -1,6 +1,5 @@
 """What the stages left is read once, whatever the number of seeds."""
 
-import hashlib
 import math
 import re
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from infini.paths import (
     AUDITS_LOCK,
     COSTS,
     EVALUATION,
-    INPUTS,
     METRICS,
     SAMPLES,
     SUMMARY,
@@ -32,6 +30,9 @@ from infini.report import tables
 from infini.report.results import Setup, loss_curve, read_results, read_times
 from report.toy_results import AUDITS, BASE, SETUP, audit, gates, losses, passkey, version
 
+COST = pd.DataFrame(
+    {"version": ["base"], "length": [32], "state_bytes": 1, "tokens_per_second": 1.0, "peak_mib": 1}
+)
 ONE = replace(SETUP, replacements={}, audits=AUDITS)  # v3 alone
 
 
@@ -80,7 +81,7 @@ def test_an_earlier_evaluation_asked_for_pass_keys_alone(folder: Path) -> None:
 def test_everything_is_read(folder: Path) -> None:
     results = read_results(ONE)
     assert list(results.figures) == list(results.losses) == ["base", "v3"]
-    assert results.figures["v3"]["documents.ppl"] == Estimate(38.0, 1.5)
+    assert results.figures["v3"]["documents.ppl"] == Estimate(38.0, math.hypot(0.5, 1.5))
     assert results.figures["v3"]["memory.gain"] == Estimate(math.log(40 / 38), 0.01, True)
     assert results.metrics.loc["v3", "documents.ppl_se"] == 0.5
     assert list(results.audits) == ["right"]  # the other was not run
@@ -106,28 +107,36 @@ def test_curves_of_several_seeds_are_told_apart(folder: Path) -> None:
 
 
 def test_costs_are_read_once_measured(folder: Path) -> None:
-    pd.DataFrame({"version": ["base"], "length": [32]}).to_csv(COSTS, index=False)
+    COST.to_csv(COSTS, index=False)
     assert read_results(ONE).costs["length"].tolist() == [32]
 
 
-def test_audits_and_costs_of_another_base_are_left_out(folder: Path) -> None:
-    """audits/dvc.lock says what they were run on."""
-    pd.DataFrame({"version": ["base"], "length": [32]}).to_csv(COSTS, index=False)
-    write_json(INPUTS / "base.json", {"model": "one"})
-    md5 = hashlib.md5((INPUTS / "base.json").read_bytes()).hexdigest()
-    stage = {"deps": [{"path": "data/inputs/base.json", "md5": md5}, {"path": "x", "md5": "0"}]}
+def test_audits_and_costs_of_another_run_are_left_out(folder: Path) -> None:
+    COST.to_csv(COSTS, index=False)
+    stage = {"deps": [{"path": "data/inputs/base.json", "md5": "aa"}]}
     AUDITS_LOCK.parent.mkdir(parents=True)
-    lock = {"stages": {"audit@right": stage, "measure_cost": stage}}
-    AUDITS_LOCK.write_text(yaml.safe_dump(lock))
+    AUDITS_LOCK.write_text(
+        yaml.safe_dump({"stages": {"audit@right": stage, "measure_cost": stage}})
+    )
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"prepare_data": stage}}))
     results = read_results(ONE)
     assert results.foreign == []
     assert list(results.audits) == ["right"]
     assert len(results.costs) == 1
-    write_json(INPUTS / "base.json", {"model": "another"})
+    Path("dvc.lock").write_text(
+        yaml.safe_dump({"stages": {"prepare_data": {"deps": [stage["deps"][0] | {"md5": "bb"}]}}})
+    )
     results = read_results(ONE)
     assert results.foreign == ["costs", "right"]
     assert not results.audits
     assert results.costs.empty
+
+
+def test_a_figure_that_is_not_there_is_told_of_its_file(folder: Path) -> None:
+    found = read_results(ONE).figures["v3"]
+    assert found.get("gone.ppl") is None
+    with pytest.raises(InputError, match=r"^reports/metrics/v3.json: no gone.ppl in it; run the"):
+        found["gone.ppl"]
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -151,7 +160,7 @@ def refusal() -> str:
 
 
 def test_damaged_results_are_one_line_or_read(folder: Path, subtests: pytest.Subtests) -> None:
-    pd.DataFrame({"version": ["base"], "length": [32]}).to_csv(COSTS, index=False)
+    COST.to_csv(COSTS, index=False)
     AUDITS_LOCK.parent.mkdir(parents=True)
     AUDITS_LOCK.write_text(yaml.safe_dump({"stages": {"measure_cost": {"deps": []}}}))
     files = [file for file in Path().rglob("*") if file.is_file()]

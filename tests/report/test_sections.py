@@ -154,7 +154,7 @@ def test_nobody_waits_for_torch(module: str) -> None:
 def test_what_is_of_another_base_is_said() -> None:
     report = build(results(foreign=["costs", "padding"]), {}, {}, {})
     (section,) = [s for s in report.sections if s.title == "What the research log measured"]
-    assert "another base or corpus: costs, padding;" in section.parts[-1]
+    assert "another base, text or recipe: costs, padding;" in section.parts[-1]
 
 
 def test_names_and_texts_of_the_user_are_no_markup() -> None:

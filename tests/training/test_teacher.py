@@ -42,3 +42,6 @@ def test_it_is_written_and_read(model: PreTrainedModel, tmp_path: Path) -> None:
     assert torch.equal(again.log_probs, teacher.log_probs[:2])
     with pytest.raises(InputError, match="of 3 documents, 4 are needed"):
         Teacher.load(tmp_path / "train.safetensors", 4)
+    Teacher(teacher.log_probs[..., 0], teacher.ids).save(tmp_path / "train.safetensors")
+    with pytest.raises(InputError, match=r"train.safetensors: shapes differ"):
+        Teacher.load(tmp_path / "train.safetensors", 2)
