@@ -14,17 +14,19 @@ STUDY_FOLDER := studies/$(STUDY)
 
 .PHONY: setup run study links test test-slow test-oldest test-faults test-readme coverage wheel-test
 .PHONY: fuzz licences docs
-setup: .venv/done
+setup: .venv/done .dvc/plots/page.html
 
 .venv/done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	@# torch by itself first, so that nothing else pulls another build of it
 	$(BIN)/$(PIP_INSTALL) torch==2.13.0
 	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e '.[test]'
-	@# `dvc plots show` with Vega in its page, not from a network
+	touch $@
+
+# `dvc plots show` with Vega in its page, not from a network
+.dvc/plots/page.html: .venv/done infini/console/plots_page.py
 	$(BIN)/python -m infini.console.plots_page
 	$(BIN)/dvc config --local plots.html_template plots/page.html
-	touch $@
 
 # The report once more: nothing may have changed since the last one, and DVC has the last word.
 run: setup

@@ -13,6 +13,7 @@ SUMMARY = Path("data/prepared/summary.json")
 TEACHER = Path("data/teacher/train.safetensors")
 MODELS, TRAINING = Path("data/models"), Path("data/training")
 EVALUATION = Path("data/evaluation")
+CHECKPOINTS = Path(".checkpoints")  # of trainings that are not done; nobody's output
 TIMES = Path("data/times")  # of the last run of each stage here; not in Git
 REPORTS = Path("reports")
 METRICS, AUDITS, COSTS = REPORTS / "metrics", REPORTS / "audits", REPORTS / "costs.csv"

@@ -29,7 +29,7 @@ def main() -> None:
         audits=params.read("audits", dict[str, Audit]),
     )
     for file in leftovers(setup):
-        log.warning("%s: of no version in params.yaml: not shown, delete it", file)
+        log.warning("%s: of no version or audit in params.yaml: not shown, delete it", file)
     results = read_results(setup)
     report = build(
         results,

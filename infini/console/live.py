@@ -9,9 +9,11 @@ from types import TracebackType
 from typing import Protocol
 
 from dvclive import Live
+from scmrepo.exceptions import SCMError
 from tqdm import tqdm
 
 from infini.console.progress import LINE_SECONDS, left, on_terminal
+from infini.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +95,12 @@ class LiveCurves(AbstractContextManager["LiveCurves"]):
     def __init__(self, title: str, steps: int, done: int, epochs: int):
         self.step, self.point = done, time.perf_counter()
         self.folder = ROOT / title.replace(" ", "-")
-        self.live = Live(str(self.folder), resume=done > 0, save_dvc_exp=False, dvcyaml=None)
+        try:
+            self.live = Live(str(self.folder), resume=done > 0, save_dvc_exp=False, dvcyaml=None)
+        except SCMError as error:
+            raise InputError(
+                f"Git: {error}: git commit once, DVC's curves are of a commit"
+            ) from None
 
     def took_step(self, loss: float, tokens: int) -> None:
         self.step += 1

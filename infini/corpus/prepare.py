@@ -3,7 +3,6 @@
 Prepared once as Parquet, one file a split.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
@@ -17,8 +16,6 @@ from infini.corpus.config import Data
 from infini.corpus.pieces import train_val_sizes
 from infini.corpus.splits import SPLITS, Text, split_of
 from infini.errors import InputError
-
-log = logging.getLogger(__name__)
 
 CHARACTERS = 8  # that a token seldom has more of, on average
 MARGIN = 64  # last tokens of a part that may be others where its text goes on
@@ -53,9 +50,6 @@ def encode(text: Text, tokenizer: Tokenizer, enough: int) -> Encoded:
             return Encoded(text, ids, offsets)
         if len(ids) >= enough + MARGIN:
             read = offsets[enough - 1][1]
-            log.info(
-                "%s: %s characters, %s are enough", text.id, f"{len(text.text):,}", f"{read:,}"
-            )
             return Encoded(text._replace(text=text.text[:read]), ids[:enough], offsets[:enough])
         size *= 2
 

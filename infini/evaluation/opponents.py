@@ -68,7 +68,7 @@ def opponents(
     scores = {"equal_bytes": text.window(base, size)} if known.empty else {}
     if control.is_dir():
         with loaded(control, base) as model, window_of(model, window):
-            scores["control"] = text.documents(model, "swapped")
+            scores["control"] = text.documents(model, "swapped", "documents, control")
     return pd.concat([known, *([text.tables(scores)] if scores else [])])
 
 

@@ -180,7 +180,7 @@ def retrieval(model: PreTrainedModel, haystacks: Haystacks, full: int = 0) -> pd
     ceiling.
     """
     rows, length, number = [], haystacks.length, 0
-    for texts in progress(list(_batches(haystacks)), "passkey"):
+    for texts in progress(list(_batches(haystacks)), "retrieval"):
         tokens, head = torch.stack([text.tokens for text in texts]).to(model.device), head_of(model)
         ends = {
             "": read_end(model, tokens, length, "own"),

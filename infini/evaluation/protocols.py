@@ -36,10 +36,12 @@ class HeldOutText:
         """Samples, each alone."""
         return perplexity.documents(model, self.samples, self.segment_length, title="short")
 
-    def documents(self, model: PreTrainedModel, memory: MemoryUse = "own") -> Score:
+    def documents(
+        self, model: PreTrainedModel, memory: MemoryUse = "own", title: str = ""
+    ) -> Score:
         """Documents as the model reads them: a version its own way, an untouched base by blind
         segments."""
-        title = "documents" if memory == "own" else f"memory {memory}"
+        title = title or ("documents" if memory == "own" else f"documents, memory {memory}")
         return perplexity.documents(model, self.long, self.segment_length, memory, title)
 
     def double_shift(self, model: PreTrainedModel) -> Score:

@@ -159,7 +159,7 @@ def save_drawings(report: Report, folder: Path) -> None:
 
 def _in_one_cell(text: str) -> str:
     """Text that does not end its cell of a Markdown table."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
 
 
 def _environment(**options: Any) -> jinja2.Environment:

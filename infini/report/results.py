@@ -20,9 +20,11 @@ from infini.evaluation.estimates import (
 from infini.model.config import Base
 from infini.paths import (
     AUDITS,
+    CHECKPOINTS,
     COSTS,
     EVALUATION,
     METRICS,
+    MODELS,
     SAMPLES,
     SUMMARY,
     TIMES,
@@ -146,9 +148,16 @@ def at_windows(found: Figures) -> dict[int, Figures]:
 
 
 def leftovers(setup: Setup) -> list[Path]:
-    """Metrics of versions that params.yaml no longer has; the report does not show them."""
-    known = {METRICS / f"{name}.json" for name in ("base", *setup.versions)}
-    return sorted(set(METRICS.glob("*.json")) - known)
+    """What is there of versions and audits that params.yaml no longer has: no report shows it."""
+    versions, audits = {"base", *setup.versions}, {*setup.audits}
+    found = {
+        *(f for f in METRICS.glob("*.json") if f.stem not in versions),
+        *(f for f in AUDITS.glob("*.json") if f.stem not in audits),
+        *(f for place in (MODELS, TRAINING, EVALUATION) for f in place.glob("*/")
+          if f.name not in versions),
+        *(f for f in CHECKPOINTS.glob("*") if f.name.partition("-")[0] not in versions | audits),
+    }  # fmt: skip
+    return sorted(found)
 
 
 def read_times(setup: Setup) -> dict[str, dict[str, float]]:

@@ -21,10 +21,10 @@ from torch.optim import Optimizer
 
 from infini.errors import InputError
 from infini.model.tensors import read_tensors, write_tensors
+from infini.paths import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(".checkpoints")
 KEY = 16  # hexadecimal digits of a checkpoint's key
 
 
@@ -52,7 +52,7 @@ class Checkpoint:
     """One training's checkpoint: trained tensors, optimizer states and a JSON record."""
 
     def __init__(self, name: str, key: str):
-        self.name, self.path = name, ROOT / f"{name}-{key}.safetensors"
+        self.name, self.path = name, CHECKPOINTS / f"{name}-{key}.safetensors"
 
     def save(
         self, tensors: dict[str, Tensor], optimizers: list[Optimizer], record: dict[str, Any]
@@ -112,7 +112,7 @@ class Checkpoint:
 
     def remove(self) -> None:
         """This training is done: no checkpoint of it is needed, of whatever settings."""
-        for file in (self.path, *ROOT.glob(f"{self.name}-{'[0-9a-f]' * KEY}.*")):
+        for file in (self.path, *CHECKPOINTS.glob(f"{self.name}-{'[0-9a-f]' * KEY}.*")):
             file.unlink(missing_ok=True)
-        if ROOT.is_dir() and not any(ROOT.iterdir()):
-            shutil.rmtree(ROOT)
+        if CHECKPOINTS.is_dir() and not any(CHECKPOINTS.iterdir()):
+            shutil.rmtree(CHECKPOINTS)

@@ -108,7 +108,6 @@ def test_of_a_very_long_text_only_what_is_wanted_is_read(
         assert part.offsets == everything.offsets[:enough]
         assert whole.text.startswith(part.text.text)
         assert len(part.text.text) == part.offsets[-1][1]
-    assert "a: " in caplog.text
     data = params.read("data", Data)
     first = prepare([Text(str(i), sentence(80, i)) for i in range(24)], tokenizer, data)
     long = [Text(str(i), sentence(80, i) + " " + sentence(9000, i)) for i in range(24)]

@@ -37,7 +37,7 @@ def test_the_card_has_what_was_measured(run: Path) -> None:
     write(run / "weights", "v7", licence="mit", base="toy/toy-lm", run=run)
     card = (run / "weights/README.md").read_text()
     assert "\nlicense: mit\n" in card
-    assert "\nbase_model: toy/toy-lm\n" in card
+    assert '\nbase_model: "toy/toy-lm"\n' in card
     assert "# Infini-attention for toy/toy-lm\n" in card
     assert "Passkeys retrieved: v7 " in card
     assert "11 parameters" in card
