@@ -94,10 +94,7 @@ def test_texts_that_a_recipe_was_chosen_on_are_never_scored(
     assert found.samples["val"] == whole.samples["val"]
 
 
-def test_of_a_very_long_text_only_what_is_wanted_is_read(
-    project: Path, base_folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
+def test_of_a_very_long_text_only_what_is_wanted_is_read(project: Path, base_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     whole = Text("a", sentence(4000, 0))
     everything = encode(whole, tokenizer, 10**6)
