@@ -84,4 +84,6 @@ def read_table(file: Path, *columns: str) -> Any:
 
 def _finite(column: Any) -> bool:
     """Whether a pandas column holds finite numbers alone, or nothing."""
-    return column.empty or column.dtype.kind in "iufb" and bool((column.abs() < float("inf")).all())
+    if column.empty:
+        return True
+    return column.dtype.kind in "iufb" and bool((column.abs() < float("inf")).all())

@@ -64,7 +64,8 @@ def perplexity(figures: dict[str, Figures]) -> Figure:
     ceiling = 100 * (figures["base"]["full.ppl"].value / base - 1)
     axes.axhline(ceiling, color="black", linestyle=":", label=FULL_ATTENTION)
     _relative_scale(axes)
-    axes.margins(y=0.3)
+    low, high = axes.get_ylim()
+    axes.set_ylim(2 * low, 4 * high)  # room for the labels, on a logarithmic scale
     slanted: dict[str, Any] = {"rotation": 30, "ha": "right"} if crowded else {}
     axes.set_xticks(range(len(versions)), versions, **slanted)
     axes.legend(framealpha=0)
