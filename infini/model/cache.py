@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from infini.errors import InputError
 from infini.memory import MemoryState
+from infini.memory.packing import gather
 from infini.model import window_cache
 from infini.model.architectures import CACHE
 from infini.model.base import check_finite
@@ -64,6 +65,20 @@ class InfiniCache(SequenceCache):
             self.live = self.live[:, first:]
             for layer in self.base.layers:
                 layer.keys, layer.values = layer.keys[:, :, first:], layer.values[:, :, first:]
+
+    def align(self) -> None:
+        """Move every sample's own columns of `base` to the right, next to those that come now.
+
+        A base with a window of its own counts columns: others' in between would be distance.
+        """
+        if bool((self.live[:, :-1] <= self.live[:, 1:]).all()):
+            return
+        count = int(self.live.sum(1).max())
+        order = self.live.to(torch.uint8).argsort(dim=1, stable=True)[:, -count:]  # (B, count)
+        self.live = self.live.gather(1, order)
+        for layer in self.base.layers:
+            here = order.to(layer.keys.device)
+            layer.keys, layer.values = gather(layer.keys, here, 2), gather(layer.values, here, 2)
 
     @property
     def nbytes(self) -> int:

@@ -134,6 +134,7 @@ class InfiniDecoder(StatefulDecoder, TakesRun):
     ) -> Any:
         """Some more tokens of each sample's segment begun, the others' keys and values cached."""
         length, tokens = self.infini["segment_length"], inputs.shape[1]
+        cache.align()
         positions = cache.pending[:, None] + torch.arange(tokens)  # (B, t)
         mask = None
         if not cache.live.all():

@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel
 
-from architectures import L, text
+import infini
+from architectures import OWN_WINDOW, L, text, tiny
 from infini.errors import InputError
 from infini.model.architectures import CACHE, cache_of
 
@@ -43,6 +45,23 @@ def test_padding_on_either_side_changes_no_logits(side: str, retrofitted: Retrof
         for row, n in enumerate(lengths):
             alone = model(text(1, n)).logits[0]
             torch.testing.assert_close(logits[row, mask[row] == 1], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OWN_WINDOW)
+@torch.no_grad()
+def test_a_window_of_the_bases_own_counts_a_samples_own_tokens(name: str) -> None:
+    model = infini.retrofit(tiny(name), layers=[1], segment_length=8, alpha=0.5)
+    rows, more = [text(1, 20), text(1, 33), text(1, 7)], text(3, 14)
+    batch = torch.cat([F.pad(row, (33 - row.shape[1], 0)) for row in rows])
+    mask = (batch != 0).long()
+    out, logits = model(batch, attention_mask=mask), []
+    for token in more.split(1, 1):
+        mask = F.pad(mask, (0, 1), value=1)
+        out = model(token, attention_mask=mask, **{CACHE: cache_of(out)})
+        logits.append(out.logits)
+    for i, row in enumerate(rows):
+        alone = model(torch.cat([row, more[i : i + 1]], 1), use_cache=False).logits[0, -14:]
+        torch.testing.assert_close(torch.cat(logits, 1)[i], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_labels_are_those_of_the_whole_document(retrofitted: Retrofitted) -> None:
