@@ -29,9 +29,15 @@ LAYER_CACHES = (*CACHES, "layer_past")  # what a layer's attention is handed it 
 
 
 def take_cache(arguments: dict[str, Any]) -> Any:
-    """Take the cache out of a call's arguments, by whichever name it was given; None without."""
+    """Take the cache out of a call's arguments, by whichever name it was given; None without.
+
+    InputError where the two names hold two.
+    """
     given = [arguments.pop(name, None) for name in CACHES]
-    return next((cache for cache in given if cache is not None), None)
+    found = [cache for cache in given if cache is not None]
+    if any(cache is not found[0] for cache in found):
+        raise InputError(f"{' and '.join(CACHES)}: two names of one argument, give one cache")
+    return found[0] if found else None
 
 
 def cache_of(output: Any) -> Any:

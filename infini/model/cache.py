@@ -33,10 +33,8 @@ class InfiniCache(SequenceCache):
         super().__init__(fingerprint)
         self.memory: States = {}
         self.base = base or DynamicCache()  # of the other layers
-        # Of the segment begun: tokens, (B,), and which columns of `base` are its own, (B, C).
-        # Beside full attention: which columns are not padding.
+        # Of the segment begun: tokens, (B,); `live` are the columns of `base` that are its own.
         self.pending = torch.zeros(0, dtype=torch.int64)
-        self.live = torch.zeros(0, 0, dtype=torch.bool)
 
     def start(self, batch: int) -> None:
         """An empty cache learns its batch size."""
@@ -112,7 +110,6 @@ class InfiniCache(SequenceCache):
     def of_tensors(cls, fingerprint: str, tensors: dict[str, Tensor]) -> "InfiniCache":
         """The inverse of `tensors`, for a model to check; KeyError where one is missing."""
         state = cls(fingerprint)
-        state.checked = False
         state.pending, state.live = tensors.pop("pending"), tensors.pop("live")
         fields: dict[int, dict[str, Tensor]] = {}
         layers: dict[int, dict[str, Tensor]] = {}

@@ -47,7 +47,7 @@ class InfiniDecoder(StatefulDecoder, TakesRun):
         inputs = inputs_of(input_ids, inputs_embeds, kwargs)
         batch, tokens = inputs.shape[:2]
         packing = Packing.of(batch, tokens, newest(attention_mask, tokens))
-        cache = self.take_state(kwargs, use_cache, batch)
+        cache = self.take_state(kwargs, use_cache, inputs, attention_mask)
         if self.infini["segmented"]:
             out = self._segmented(inputs, packing, cache, kwargs)
         else:
@@ -63,6 +63,7 @@ class InfiniDecoder(StatefulDecoder, TakesRun):
         """The base's own pass, its other layers as ever; `given`: its arguments.
 
         A mask of new tokens alone, or none, is that of all tokens that the cache has read.
+        InputError for another of these than they were read with.
         """
         states = {} if cache is None else cache.memory
         inputs = next(given[k] for k in ("inputs_embeds", "input_ids") if given[k] is not None)
@@ -70,16 +71,23 @@ class InfiniDecoder(StatefulDecoder, TakesRun):
         mask = given["attention_mask"]
         if cache is not None:
             past = cache.live.shape[1]
-            real = real_tokens(newest(mask, tokens), batch, tokens)
-            cache.live = torch.cat([cache.live, real], 1)
+            live = torch.cat([cache.live, real_tokens(newest(mask, tokens), batch, tokens)], 1)
             if past and (mask is None or mask.shape[1] < past + tokens):
-                positions = (cache.live.cumsum(1) - 1).clamp(min=0)[:, past:]
-                given["attention_mask"] = cache.live.long().to(inputs.device)
+                positions = (live.cumsum(1) - 1).clamp(min=0)[:, past:]
+                given["attention_mask"] = live.long().to(inputs.device)
                 given["position_ids"] = positions.to(inputs.device)
+            elif past and mask is not None and not torch.equal((mask != 0).cpu(), live):
+                raise InputError(
+                    f"attention_mask: of the {past} tokens that were read it says otherwise than "
+                    "when they were: it is needed as it was, or of the new tokens alone"
+                )
         run = Run(packing, tokens, self.infini["segment_length"], states)
         base = {CACHE: None if cache is None else cache.base, "use_cache": cache is not None}
         with running(self, run):
-            return super().forward(**given, **base)
+            out = super().forward(**given, **base)
+        if cache is not None:
+            cache.live = live
+        return out
 
     def _segmented(
         self, inputs: Tensor, packing: Packing, cache: InfiniCache | None, kwargs: dict[str, Any]
@@ -153,8 +161,7 @@ class InfiniDecoder(StatefulDecoder, TakesRun):
         cache.advance(counts, tokens, length)
         return out
 
-    def new_cache(self) -> InfiniCache:
-        """An empty state."""
+    def empty_cache(self) -> InfiniCache:
         # Full attention keeps what the base itself would, segments plain keys and values.
         config = None if self.infini["segmented"] else self.config
         return InfiniCache(self.fingerprint(), DynamicCache(config=config))

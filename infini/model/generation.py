@@ -8,7 +8,7 @@ from torch import Tensor
 
 from infini.errors import InputError
 from infini.model import standard_files, storage
-from infini.model.architectures import CACHE
+from infini.model.architectures import CACHE, take_cache
 from infini.model.stateful import newest
 
 PREFILL_SEGMENTS = 16  # or windows, of a prompt that are read at once
@@ -49,8 +49,12 @@ class InfiniModel:
                 f"cache_implementation={generation_config.cache_implementation!r}: a model with "
                 "memory brings its own cache: leave it out"
             )
-        if model_kwargs.get(CACHE) is None and generation_config.use_cache:
-            model_kwargs[CACHE] = self.get_decoder().new_cache()  # type: ignore[attr-defined]
+        decoder = self.get_decoder()  # type: ignore[attr-defined]
+        if (given := take_cache(model_kwargs)) is not None:
+            decoder.accept(given)
+            model_kwargs[CACHE] = given
+        elif generation_config.use_cache:
+            model_kwargs[CACHE] = decoder.new_cache()
         super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, *args, **kwargs
         )

@@ -41,6 +41,7 @@ from infini.model.layers import (
     our_tensors,
 )
 from infini.model.mixins import put_in_front, take_out
+from infini.model.stateful import Facts
 from infini.model.teacher import teacher_attention
 from infini.model.window import WindowSettings, put_window, take_window
 from infini.model.window_layer import window_layers
@@ -151,7 +152,7 @@ def retrofit(
     put_in_front(model, InfiniModel)
     decoder = model.get_decoder()
     put_in_front(decoder, InfiniDecoder)
-    decoder.infini = {k: v for k, v in model.infini_config.items() if k != "base"}
+    decoder.infini = Facts({k: v for k, v in model.infini_config.items() if k != "base"})
     return model
 
 

@@ -4,7 +4,9 @@ Such a cache answers any number of questions. `generate` is given a question alo
 sequence that began with the last one; what of it was read already is told by its digest.
 """
 
+import copy
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -21,9 +23,26 @@ class SequenceCache(Cache):  # type: ignore[misc]
     def __init__(self, fingerprint: str):
         super().__init__(layers=[])
         self.fingerprint = fingerprint  # of the memory layers that wrote it
-        self.checked = True  # False: loaded, no model has taken it yet
+        # The settings of the retrofit that made or checked it; None: loaded, none has taken it yet
+        self.owner: ref[Any] | None = None
+        self.live = torch.zeros(0, 0, dtype=torch.bool)  # columns kept that are not padding: (B, C)
         self.seen = 0  # tokens of the caller's sequence so far, padding included
         self.digest: Tensor | None = None  # of these: (B,) int64; None: of none
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "owner": None}  # of this process alone
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SequenceCache":
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        for name, value in vars(self).items():
+            setattr(copied, name, copy.deepcopy(value, memo))
+        return copied
+
+    @property
+    def columns(self) -> int:
+        """That a mask may have for what it has read, at most."""
+        return max(self.seen, self.live.shape[1])
 
     def select(self, samples: Tensor) -> None:
         """Keep these samples, in this order, in place; samples: (n,) int64."""
@@ -65,7 +84,9 @@ class SequenceCache(Cache):  # type: ignore[misc]
         raise InputError("a memory cannot forget its last tokens: no assisted decoding")
 
     def reset(self) -> None:
+        owner = self.owner
         self.__init__(self.fingerprint)  # type: ignore[misc]
+        self.owner = owner
 
 
 def _digest(tokens: Tensor, start: int) -> Tensor:

@@ -23,9 +23,8 @@ class WindowCache(SequenceCache):
         super().__init__(fingerprint)
         self.counts = torch.zeros(0, dtype=torch.int64)  # real tokens read: (B,), on the CPU
         self.states: dict[int, WindowState] = {}  # by layer, of a long text
-        self.text = DynamicCache()  # of a short text, with its columns' (B, C) below
-        self.live = torch.zeros(0, 0, dtype=torch.bool)  # not padding
-        self.positions = torch.zeros(0, 0, dtype=torch.int64)  # that the base gave them
+        self.text = DynamicCache()  # of a short text, whose columns `live` and `positions` tell
+        self.positions = torch.zeros(0, 0, dtype=torch.int64)  # (B, C), the base's
 
     def start(self, batch: int) -> None:
         """An empty cache learns its batch size."""
@@ -78,7 +77,6 @@ class WindowCache(SequenceCache):
     def of_tensors(cls, fingerprint: str, tensors: dict[str, Tensor]) -> "WindowCache":
         """The inverse of `tensors`; KeyError where one is missing."""
         cache = cls(fingerprint)
-        cache.checked = False
         kinds: dict[str, dict[int, dict[str, Tensor]]] = {"window": {}, "text": {}}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")

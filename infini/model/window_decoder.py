@@ -49,7 +49,7 @@ class WindowDecoder(StatefulDecoder):
         batch, tokens = inputs.shape[:2]
         mask = newest(attention_mask, tokens)
         packing = Packing.of(batch, tokens, mask)
-        cache: WindowCache | None = self.take_state(kwargs, use_cache, batch)
+        cache: WindowCache | None = self.take_state(kwargs, use_cache, inputs, attention_mask)
         counts = torch.zeros(batch, dtype=torch.int64) if cache is None else cache.counts
         longest = int((counts + packing.lengths).max())
         if longest <= self.infini["window"] + self.infini["sinks"] and not (cache and cache.states):
@@ -73,11 +73,8 @@ class WindowDecoder(StatefulDecoder):
         real = real_tokens(mask, *inputs.shape[:2])
         counts = 0 if cache is None else cache.counts[:, None]
         positions = (real.cumsum(1) - 1 + counts).clamp(min=0)  # (B, T)
-        live = real
-        if cache is not None:
-            live = cache.live = torch.cat([cache.live, real], 1)
-            cache.positions = torch.cat([cache.positions, positions], 1)
-        return super().forward(
+        live = real if cache is None else torch.cat([cache.live, real], 1)
+        out = super().forward(
             **named(inputs),
             **{CACHE: None if cache is None else cache.text},
             attention_mask=None if bool(live.all()) else live.long().to(inputs.device),
@@ -85,6 +82,10 @@ class WindowDecoder(StatefulDecoder):
             use_cache=cache is not None,
             **kwargs,
         )
+        if cache is not None:
+            cache.live = live
+            cache.positions = torch.cat([cache.positions, positions], 1)
+        return out
 
     def _through_window(
         self, inputs: Tensor, packing: Packing, cache: WindowCache | None, kwargs: dict[str, Any]
@@ -144,8 +145,7 @@ class WindowDecoder(StatefulDecoder):
                 states[module.layer_index] = module.absorb(k, v, positions, span)
         cache.become_long(states)
 
-    def new_cache(self) -> WindowCache:
-        """An empty state."""
+    def empty_cache(self) -> WindowCache:
         return WindowCache(self.fingerprint())
 
     def our_parameters(self) -> dict[str, nn.Parameter]:
