@@ -1,6 +1,5 @@
 """The choices that the library offers, written once: what it takes, what params.yaml takes."""
 
-import math
 from typing import Any, Literal, get_args
 
 from infini.errors import InputError
@@ -11,6 +10,7 @@ Init = Literal["teacher", "random"]  # weights of a replaced layer: the base's o
 Update = Literal["linear", "delta"]  # rule of the memory's write
 # of what leaves a window; "none": there is no matrix
 WindowUpdate = Literal["linear", "delta", "gated_delta", "none"]
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 KEPT_BLOCK = 32  # tokens that see the same kept pairs behind a window
 LocalKind = Literal["softmax", "linear"]  # attention within a segment
 # whose memory a document reads: its own, another's of the batch, or none's
@@ -37,9 +37,11 @@ def check_whole(name: str, value: Any, least: int) -> None:
 
 
 def check_finite_number(name: str, value: Any) -> None:
-    """InputError where a value is no number, or not finite."""
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise InputError(f"{name}: a finite number is needed, got {value!r}")
+    """InputError where a value is no number, or none that float32 holds."""
+    if type(value) not in (int, float) or not abs(value) <= FLOAT32_MAX:
+        huge = type(value) is int and abs(value) > 10**40  # Python does not write any number
+        shown = "a larger one" if huge else repr(value)
+        raise InputError(f"{name}: a finite number, in float32, is needed, got {shown}")
 
 
 def check_yes_no(name: str, value: Any) -> None:

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from infini.choices import LocalKind, MemoryUse, Position, Update, check_choice, check_whole
+from infini.choices import (
+    LocalKind,
+    MemoryUse,
+    Position,
+    Update,
+    check_choice,
+    check_finite_number,
+    check_whole,
+    check_yes_no,
+)
 from infini.errors import InputError
 from infini.memory.compressive import MemoryState, Rule, attend
 from infini.memory.local import (
@@ -25,7 +34,10 @@ from infini.memory.packing import Packing
 
 @dataclass(frozen=True)
 class Heads:
-    """What a base's attention may have otherwise; None: as in the comment."""
+    """What a base's attention may have otherwise; None: as in the comment.
+
+    InputError for what is no size, no finite number, or neither True nor False.
+    """
 
     # key-value heads, each shared by num_heads / num_kv_heads query heads side by side; num_heads
     num_kv_heads: int | None = None
@@ -36,6 +48,15 @@ class Heads:
     # for position="rope", of the local attention's queries and keys alone; a `RotaryEmbedding`
     rotary: Rotary | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("num_kv_heads", "head_dim"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1)
+        check_yes_no("qkv_bias", self.qkv_bias)
+        check_yes_no("out_bias", self.out_bias)
+        if self.scale is not None:
+            check_finite_number("scale", self.scale)
+
 
 class InfiniAttention(nn.Module):
     """Self-attention whose keys and values outlive their segment in a constant-size memory.
@@ -45,7 +66,8 @@ class InfiniAttention(nn.Module):
     "delta" or "linear"; local: attention within a segment, "softmax" or "linear"; position: of
     that alone, "none", "alibi" or "rope"; heads: where a base's attention differs from the usual,
     `infini.memory.attention.Heads`. InputError: a choice that is none of these, a size below 1,
-    num_heads does not divide hidden_size, or the key-value heads do not divide num_heads.
+    num_heads does not divide hidden_size, the key-value heads do not divide num_heads, or an odd
+    head width with "rope".
     """
 
     use: MemoryUse = "own"
@@ -80,6 +102,8 @@ class InfiniAttention(nn.Module):
                 f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}"
             )
         self.head_dim = heads.head_dim or hidden_size // num_heads
+        if position == "rope" and heads.rotary is None and self.head_dim % 2:
+            raise InputError(f'head_dim: position="rope" needs an even one, got {self.head_dim}')
         self.num_heads = num_heads
         self.segment_length = segment_length
         self.update: Update = update

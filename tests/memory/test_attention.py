@@ -1,6 +1,7 @@
 """InfiniAttention against equations 3-6 as float64 loops, by head and token."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -140,6 +141,26 @@ def test_heads_that_do_not_fit_are_refused() -> None:
         InfiniAttention(10, 4)
     with pytest.raises(ValueError, match="num_heads 4 is not a multiple of num_kv_heads 3"):
         InfiniAttention(16, 4, heads=Heads(num_kv_heads=3))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("num_kv_heads", x) for x in (0, -1, 2.0, True)),
+        *(("head_dim", x) for x in (0, -4, 4.0, True)),
+        *(("scale", x) for x in (math.nan, math.inf, True, "1", 10**400)),
+        *((bias, x) for bias in ("qkv_bias", "out_bias") for x in (1, None)),
+    ],
+)
+def test_heads_that_are_none_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"^{name}: .* is needed, got "):
+        Heads(**{name: value})
+
+
+def test_rotary_positions_need_an_even_head() -> None:
+    with pytest.raises(InputError, match='head_dim: position="rope" needs an even one, got 5'):
+        InfiniAttention(20, 4, position="rope")
+    InfiniAttention(20, 4, position="alibi")
 
 
 @pytest.mark.parametrize("sizes", [(16, 0), (0, 2), (16, 2, 0), (16, 2, 4.0), (16, 2.0)])
