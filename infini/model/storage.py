@@ -20,8 +20,9 @@ CONFIG, TENSORS = "infini_config.json", "infini.safetensors"
 
 
 def save(model: PreTrainedModel, folder: Path) -> None:
-    """Write a retrofitted model's own part into `folder`."""
+    """Write a retrofitted model's own part into `folder`; InputError for weights not finite."""
     settings, tensors = model.infini_config, our_tensors(model)
+    check_finite(tensors, str(folder))
     write_tensors(folder / TENSORS, tensors)
     recorded = {**settings, HASH: _hash(settings, tensors)}
     card = render(settings, sum(t.numel() for t in tensors.values()))

@@ -53,6 +53,17 @@ def test_our_tensors_the_settings_and_a_card_are_saved_and_no_base(
     assert "| memory update | linear |" in card
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_not_saved(
+    value: float, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    infini.retrofit(model, "parallel", [1], L)
+    our_tensors(model)["layers.1.norm.weight"].data[3] = value
+    with pytest.raises(InputError, match=r"layers.1.norm.weight has values that are not fin"):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_tensors_that_do_not_fit_are_named_and_leave_the_base_alone(
     model: PreTrainedModel, base_folder: Path, tmp_path: Path
 ) -> None:
