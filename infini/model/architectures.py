@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from infini.choices import REPLACEABLE
 from infini.errors import InputError
@@ -24,6 +25,8 @@ ATTENTION_NAMES = ("attention", "self_attn", "attn")  # of a decoder layer's att
 CACHE = (
     "cache" if "cache" in {f.name for f in fields(BaseModelOutputWithPast)} else ("past_key_values")
 )
+# Families of models that fill gaps, which have a causal class too
+ENCODERS = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation", "xlnet"}
 CACHES = ("cache", "past_key_values")  # what callers may call it
 LAYER_CACHES = (*CACHES, "layer_past")  # what a layer's attention is handed it as
 
@@ -52,6 +55,15 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise InputError(f"{type(model).__name__}: no ModuleList of {depth} decoder layers found")
+
+
+def is_encoder(model: PreTrainedModel) -> bool:
+    """Whether a token's hidden state depends on later ones.
+
+    A config's `is_decoder` says so of families that began as encoders, and nothing of others.
+    """
+    config = model.config.get_text_config()
+    return config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
 
 
 def context_of(model: PreTrainedModel) -> int | None:
@@ -90,6 +102,8 @@ def head_of(model: PreTrainedModel) -> Head:
     if not isinstance(own, nn.Linear):
         raise InputError(f"{type(model).__name__}: no linear head over a vocabulary")
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    if config.model_type == "mpt":  # which has the key, and does not look at it
+        scale = 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
     head = Head(own.weight, own.bias, scale, getattr(config, "final_logit_softcapping", None))
     if model not in _CHECKED:

@@ -46,7 +46,7 @@ def load(
     own = {k: v for k, v in saved.settings.items() if k not in NOT_OURS and v is not None}
     try:
         model = retrofit(plain, **own)
-    except TypeError as error:
+    except InputError as error:
         raise InputError(f"{file}: {error}") from None
     try:
         storage.restore(saved, model, folder)

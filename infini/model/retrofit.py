@@ -7,28 +7,23 @@ own weights ("teacher", the base within a segment), or freshly initialised ("ran
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, TypedDict, Unpack
+from dataclasses import asdict
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from infini.choices import (
-    Init,
-    LocalKind,
-    Method,
-    Position,
-    Update,
-    WindowUpdate,
-    check_choice,
-    check_finite_number,
-    check_whole,
-    check_yes_no,
-)
+from infini.choices import Method, Position
 from infini.errors import InputError
 from infini.memory.attention import Heads, InfiniAttention
-from infini.model.architectures import check_replaceable, context_of, decoder_layers, rotary_of
+from infini.model.architectures import (
+    check_replaceable,
+    context_of,
+    decoder_layers,
+    is_encoder,
+    rotary_of,
+)
 from infini.model.base import weights_fingerprint
 from infini.model.decoder import InfiniDecoder
 from infini.model.generation import InfiniModel
@@ -41,60 +36,11 @@ from infini.model.layers import (
     our_tensors,
 )
 from infini.model.mixins import put_in_front, take_out
+from infini.model.options import Options, Settings, check_layers, check_options
 from infini.model.stateful import Facts
 from infini.model.teacher import teacher_attention
-from infini.model.window import WindowSettings, put_window, take_window
+from infini.model.window import put_window, take_window
 from infini.model.window_layer import window_layers
-
-
-class Options(TypedDict, total=False):
-    """Further arguments of `retrofit`; their defaults are those of its settings."""
-
-    window: int
-    sinks: int
-    kept: int
-    update: WindowUpdate
-    local: LocalKind
-    position: Position | None
-    alpha: float
-    init: Init
-    segmented: bool
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A retrofit in full."""
-
-    method: Method
-    layers: tuple[int, ...]  # decoder layers, from 0
-    segment_length: int = 256
-    update: Update = "delta"
-    local: LocalKind = "softmax"
-    # of the local attention; None: the base's own with init="teacher", else none
-    position: Position | None = None
-    alpha: float = 0.0  # where α starts (parallel)
-    init: Init = "teacher"  # of a replaced layer
-    segmented: bool = True
-
-    def __post_init__(self) -> None:
-        check_choice("method", self.method, Method)
-        check_choice("update", self.update, Update)
-        check_choice("local", self.local, LocalKind)
-        check_choice("init", self.init, Init)
-        if self.position is not None:
-            check_choice("position", self.position, Position)
-        if not self.layers:
-            raise InputError("layers: at least one is needed")
-        for layer in self.layers:
-            check_whole("layers", layer, 0)
-        check_whole("segment_length", self.segment_length, 1)
-        check_finite_number("alpha", self.alpha)
-        check_yes_no("segmented", self.segmented)
-
-    @property
-    def taught(self) -> bool:
-        """Whether a replaced layer starts as the base's own."""
-        return self.method == "replace" and self.init == "teacher"
 
 
 def retrofit(
@@ -124,19 +70,14 @@ def retrofit(
 
     InputError for what cannot be; the model is untouched then.
     """
-    if unknown := sorted(options.keys() - Options.__annotations__.keys()):
-        raise TypeError(f"retrofit() got an unexpected keyword argument {unknown[0]!r}")
-    if layers is not None and (isinstance(layers, str) or not isinstance(layers, Sequence)):
-        raise InputError(f"layers: a list of decoder layers is needed, got {layers!r}")
-    check_choice("method", method, Method)
     given: dict[str, Any] = dict(options)
     if segment_length is not None:
         given["segment_length"] = segment_length
+    check_options(method, given)
+    check_layers(layers)
     _check_model(model)
     if method == "window":
-        _check_options(method, given, WindowSettings)
         return put_window(model, layers, **given)
-    _check_options(method, given, Settings)
     chosen = (0,) if layers is None else tuple(sorted(set(layers)))
     settings = Settings(method, chosen, **given)
     _check(model, settings)
@@ -170,14 +111,20 @@ def _check_model(model: PreTrainedModel) -> None:
         )
     if not model.can_generate() or model.config.is_encoder_decoder:
         raise InputError(f"{type(model).__name__}: a causal language model is needed")
+    if is_encoder(model):
+        raise InputError(
+            f"{type(model).__name__}: a causal language model is needed, this one reads its text "
+            "in both directions"
+        )
+    if not getattr(model.config.get_text_config(), "num_attention_heads", None):
+        raise InputError(f"{type(model).__name__}: a base that attends is needed, it has no heads")
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise InputError(
+            f"{type(model).__name__}: some of its weights are on the meta device, without values: "
+            "load them first, none offloaded"
+        )
     if has_memory(model):
         raise InputError("the model has a memory already: infini.remove(model) first")
-
-
-def _check_options(method: Method, given: dict[str, Any], settings: type) -> None:
-    """InputError where an option is another method's."""
-    if others := sorted(given.keys() - {field.name for field in fields(settings)}):
-        raise InputError(f"{others[0]}: not with method={method!r}")
 
 
 def _check(model: PreTrainedModel, settings: Settings) -> None:

@@ -128,11 +128,17 @@ def inputs_of(
 
 
 def _check_shape(inputs: Any, wanted: tuple[str, int]) -> None:
-    """InputError for what is no tensor of the axes wanted; wanted: the argument, how many."""
+    """InputError for what is no tensor of the axes wanted; wanted: the argument, how many.
+
+    With two they are tokens, with three embeddings.
+    """
     name, axes = wanted
     if not isinstance(inputs, Tensor) or inputs.ndim != axes:
         needed = ", ".join(("batch", "tokens", "width")[:axes])
         raise InputError(f"{name}: a tensor ({needed}) is needed, got {_shown(inputs)}")
+    if inputs.is_floating_point() != (axes == 3):
+        kind = "floating-point" if axes == 3 else "whole"
+        raise InputError(f"{name}: {kind} numbers are needed, got {inputs.dtype}")
 
 
 def _shown(given: Any) -> str:

@@ -8,13 +8,12 @@ tokens whatever was trained, the model is the base with its attention cut to a w
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from infini.choices import WindowUpdate, check_choice, check_whole
 from infini.errors import InputError
 from infini.memory.associative import AssociativeMemory
 from infini.memory.eviction import recent
@@ -25,6 +24,7 @@ from infini.model.base import weights_fingerprint
 from infini.model.generation import InfiniModel
 from infini.model.interface import evaluating, give_back, instructions, take_place
 from infini.model.mixins import put_in_front, take_out
+from infini.model.options import WindowSettings
 from infini.model.rotation import Positions, find_positions
 from infini.model.stateful import Facts
 from infini.model.window_decoder import WindowDecoder
@@ -32,25 +32,6 @@ from infini.model.window_layer import PLACE, WindowLayer, WindowRun, window_laye
 
 ASKED = 12  # tokens of the text on which a base is compared with itself through the window
 KINDS = ("full_attention", "sliding_attention")  # of layers, as a config names them
-
-
-@dataclass(frozen=True)
-class WindowSettings:
-    """A window in full."""
-
-    layers: tuple[int, ...]  # those with a memory, from 0
-    window: int = 256  # tokens that are seen, the own one included
-    sinks: int = 4  # first tokens of a text, seen for ever
-    update: WindowUpdate = "delta"
-    kept: int = 0  # pairs a head that stay exact behind the window
-
-    def __post_init__(self) -> None:
-        check_choice("update", self.update, WindowUpdate)
-        check_whole("window", self.window, 1)
-        check_whole("sinks", self.sinks, 0)
-        check_whole("kept", self.kept, 0)
-        for layer in self.layers:
-            check_whole("layers", layer, 0)
 
 
 def put_window(

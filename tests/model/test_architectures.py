@@ -14,6 +14,7 @@ from transformers import (
     Gemma2Config,
     GPTNeoXForCausalLM,
     GraniteConfig,
+    MptConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -84,6 +85,14 @@ def test_a_head_is_used_as_its_model_does(kind: str) -> None:
     torch.testing.assert_close(head(hidden), model(text(2, 9)).logits)
     plain = head._replace(scale=1.0, softcap=None)
     assert not torch.allclose(plain(hidden), head(hidden), rtol=0.1)
+
+
+@pytest.mark.parametrize("scale", ["inv_sqrt_d_model", 0.5])
+@torch.no_grad()
+def test_a_key_that_its_model_ignores_is_ignored(scale: str | float) -> None:
+    model = loud(MptConfig(d_model=16, n_heads=4, n_layers=2, vocab_size=50, logit_scale=scale))
+    hidden = model.get_decoder()(text(2, 9)).last_hidden_state
+    assert torch.equal(head_of(model)(hidden), model(text(2, 9)).logits)
 
 
 def loud(config: PreTrainedConfig) -> PreTrainedModel:

@@ -3,11 +3,21 @@
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
+    BertGenerationConfig,
+    BertGenerationDecoder,
+    BertLMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedModel,
+    RobertaConfig,
+    RobertaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
+    XLNetConfig,
+    XLNetLMHeadModel,
 )
 
 import infini
@@ -72,11 +82,15 @@ def test_exactly_ours_is_trainable_and_removal_gives_the_base_back(
         (r"layers: a whole number from 0 on is needed, got 0.5", {"layers": [0.5]}),
         (r"layers: a whole number from 0 on is needed, got True", {"layers": [True]}),
         (r"layers: a whole number from 0 on is needed, got -1", {"layers": [-1]}),
+        (r"layers: a whole number from 0 on is needed, got '1'", {"layers": [0, "1"]}),
+        (r"layers: a whole number from 0 on is needed, got \[0\]", {"layers": [[0]]}),
         ("layers: a list of decoder layers is needed, got '01'", {"layers": "01"}),
         ("segment_length: a whole number from 1 on is needed, got 16.0", {"segment_length": 16.0}),
         ("segment_length: a whole number from 1 on is needed, got 0", {"segment_length": 0}),
-        ("alpha: a finite number is needed, got nan", {"alpha": float("nan")}),
-        ("alpha: a finite number is needed, got 'much'", {"alpha": "much"}),
+        ("alpha: a finite number, in float32, is needed, got nan", {"alpha": float("nan")}),
+        ("alpha: a finite number, in float32, is needed, got 'much'", {"alpha": "much"}),
+        (r"alpha: a finite number, in float32, is needed, got 1e\+39", {"alpha": 1e39}),
+        ("alpha: a finite number, in float32, is needed, got a larger one", {"alpha": 10**5000}),
         ("segmented: True or False is needed, got 'yes'", {"segmented": "yes"}),
         ("update: one of 'linear', 'delta' is needed, got 'dleta'", {"update": "dleta"}),
         ("local: one of 'softmax', 'linear' is needed, got 'sofmax'", {"local": "sofmax"}),
@@ -85,7 +99,7 @@ def test_exactly_ours_is_trainable_and_removal_gives_the_base_back(
             "method: one of 'replace', 'parallel', 'window' is needed, got 'beside'",
             {"method": "beside"},
         ),
-        ("init: one of 'teacher', 'random'", {"init": "zero"}),
+        ("init: one of 'teacher', 'random'", {"method": "replace", "init": "zero"}),
         (r"segment_length: 1 to 256 \(the base's context\), got 300", {"segment_length": 300}),
         ('"teacher" keeps the base\'s own', {"method": "replace", "local": "linear"}),
         ('"teacher" keeps the base\'s own', {"method": "replace", "position": "none"}),
@@ -112,14 +126,14 @@ def test_retrofit_refuses_a_second_memory() -> None:
         infini.retrofit(model, segment_length=L)
 
 
-def test_an_argument_that_does_not_exist_is_named() -> None:
-    with pytest.raises(TypeError, match=r"retrofit\(\) got an unexpected keyword argument 'alhpa'"):
-        infini.retrofit(tiny("llama"), segment_length=L, alhpa=1.0)
-
-
+SMALL = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+         "intermediate_size": 8}  # fmt: skip
 ENCODERS: list[PreTrainedModel] = [
-    BertForMaskedLM(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1,
-                               num_attention_heads=2, intermediate_size=8)),
+    BertForMaskedLM(BertConfig(**SMALL)),
+    BertLMHeadModel(BertConfig(**SMALL)),
+    RobertaForCausalLM(RobertaConfig(**SMALL)),
+    BertGenerationDecoder(BertGenerationConfig(**SMALL)),
+    XLNetLMHeadModel(XLNetConfig(vocab_size=9, d_model=8, n_layer=1, n_head=2, d_inner=8)),
     T5ForConditionalGeneration(T5Config(vocab_size=9, d_model=8, num_layers=1, num_heads=2,
                                         d_ff=8, d_kv=4)),
 ]  # fmt: skip
@@ -129,3 +143,23 @@ ENCODERS: list[PreTrainedModel] = [
 def test_models_that_do_not_continue_text_are_refused(model: PreTrainedModel) -> None:
     with pytest.raises(InputError, match=f"^{type(model).__name__}: a causal language model"):
         infini.retrofit(model, segment_length=4)
+
+
+@torch.no_grad()
+def test_an_encoders_family_may_have_decoders() -> None:
+    model = BertLMHeadModel(BertConfig(**SMALL, is_decoder=True)).eval()
+    tokens = torch.arange(1, 9)[None]
+    expected = model(tokens[:, :4]).logits
+    infini.retrofit(model, segment_length=4)
+    torch.testing.assert_close(model(tokens).logits[:, :4], expected)
+
+
+@pytest.mark.parametrize("method", ["parallel", "replace", "window"])
+def test_a_base_without_attention_or_without_values_is_refused(method: str) -> None:
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1))
+    with pytest.raises(InputError, match=r"^MambaForCausalLM: a base that attends is needed"):
+        infini.retrofit(mamba, method)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    with pytest.raises(InputError, match=r"^LlamaForCausalLM: .* on the meta device"):
+        infini.retrofit(empty, method)

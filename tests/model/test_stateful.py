@@ -105,6 +105,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
         r"inputs_embeds: a tensor \(batch, tokens, width\) is needed, got \(2, 3\)",
         {"inputs_embeds": torch.zeros(2, 3)},
     ),
+    "fractions": ("input_ids: whole numbers are needed", {"input_ids": torch.ones(2, 3)}),
     "no sample": ("at least one token is needed", {"input_ids": text(0, 3)}),
     "other batch": ("holds 2 samples, the batch has 3", {"input_ids": text(3, 3)}),
     "vocabulary": (
