@@ -13,11 +13,13 @@ from transformers import (
     GlmConfig,
     GPT2Config,
     GPTJConfig,
+    GPTNeoConfig,
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MptConfig,
     Olmo2Config,
     OPTConfig,
     Phi3Config,
@@ -93,7 +95,20 @@ REFUSED = {
         vocab_size=50, n_embd=16, n_layer=3, n_head=4, n_positions=256, rotary_dim=4
     ),
 }
-EVERY = {**CONFIGS, **WINDOWED, **REFUSED}
+# They count a cache's columns too: for their biases, or for a window in every other layer
+BY_COLUMN = {
+    "mpt": MptConfig(d_model=16, n_heads=4, n_layers=3, vocab_size=50, max_seq_len=256),
+    "gpt_neo": GPTNeoConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=5,
+        max_position_embeddings=256,
+    ),
+}
+EVERY = {**CONFIGS, **WINDOWED, **REFUSED, **BY_COLUMN}
 
 
 def tiny(name: str) -> PreTrainedModel:

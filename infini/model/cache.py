@@ -67,7 +67,8 @@ class InfiniCache(SequenceCache):
     def align(self) -> None:
         """Move every sample's own columns of `base` to the right, next to those that come now.
 
-        A base with a window of its own counts columns: others' in between would be distance.
+        Bases with a window of their own, or with biases, count columns: those of other samples in
+        between would be distance.
         """
         if bool((self.live[:, :-1] <= self.live[:, 1:]).all()):
             return

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel
 
 import infini
-from architectures import OWN_WINDOW, L, text, tiny
+from architectures import BY_COLUMN, OWN_WINDOW, L, text, tiny
 from infini.errors import InputError
 from infini.model.architectures import CACHE, cache_of
 
@@ -47,14 +47,14 @@ def test_padding_on_either_side_changes_no_logits(side: str, retrofitted: Retrof
             torch.testing.assert_close(logits[row, mask[row] == 1], alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", OWN_WINDOW)
+@pytest.mark.parametrize("name", [*OWN_WINDOW, *BY_COLUMN])
 @torch.no_grad()
-def test_a_window_of_the_bases_own_counts_a_samples_own_tokens(name: str) -> None:
+def test_a_base_that_counts_columns_counts_a_samples_own_tokens(name: str) -> None:
     model = infini.retrofit(tiny(name), layers=[1], segment_length=8, alpha=0.5)
     rows, more = [text(1, 20), text(1, 33), text(1, 7)], text(3, 14)
     batch = torch.cat([F.pad(row, (33 - row.shape[1], 0)) for row in rows])
     mask = (batch != 0).long()
-    out, logits = model(batch, attention_mask=mask), []
+    out, logits = model(batch, attention_mask=mask, use_cache=True), []
     for token in more.split(1, 1):
         mask = F.pad(mask, (0, 1), value=1)
         out = model(token, attention_mask=mask, **{CACHE: cache_of(out)})
