@@ -118,6 +118,9 @@ def _check_model(model: PreTrainedModel) -> None:
         )
     if not getattr(model.config.get_text_config(), "num_attention_heads", None):
         raise InputError(f"{type(model).__name__}: a base that attends is needed, it has no heads")
+    decoder = model.get_decoder()
+    if decoder is model or not isinstance(decoder, PreTrainedModel):
+        raise InputError(f"{type(model).__name__}: its decoder, without the head, is not found")
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise InputError(
             f"{type(model).__name__}: some of its weights are on the meta device, without values: "

@@ -11,6 +11,8 @@ from transformers import (
     BertLMHeadModel,
     MambaConfig,
     MambaForCausalLM,
+    ModernBertDecoderConfig,
+    ModernBertDecoderForCausalLM,
     PreTrainedModel,
     RobertaConfig,
     RobertaForCausalLM,
@@ -152,6 +154,13 @@ def test_an_encoders_family_may_have_decoders() -> None:
     expected = model(tokens[:, :4]).logits
     infini.retrofit(model, segment_length=4)
     torch.testing.assert_close(model(tokens).logits[:, :4], expected)
+
+
+def test_a_base_whose_decoder_is_not_found_is_refused() -> None:
+    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
+    model = ModernBertDecoderForCausalLM(ModernBertDecoderConfig(**SMALL, **ids))
+    with pytest.raises(InputError, match=r"^ModernBertDecoderForCausalLM: its decoder, without"):
+        infini.retrofit(model, segment_length=4)
 
 
 @pytest.mark.parametrize("method", ["parallel", "replace", "window"])
