@@ -58,7 +58,7 @@ def test_what_else_is_asked_of_a_model_is_asked_of_its_base(
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float64}
     assert again.config._attn_implementation.endswith("eager")
     assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype == torch.float32
-    with pytest.raises(TypeError, match="depth"):
+    with pytest.raises(InputError, match="depth"):
         AutoModelForCausalLM.from_pretrained(tmp_path, depth=2)
 
 
