@@ -148,7 +148,7 @@ def test_heads_that_do_not_fit_are_refused() -> None:
     [
         *(("num_kv_heads", x) for x in (0, -1, 2.0, True)),
         *(("head_dim", x) for x in (0, -4, 4.0, True)),
-        *(("scale", x) for x in (math.nan, math.inf, True, "1", 10**400)),
+        *(("scale", x) for x in (math.nan, math.inf, True, "1", 1e39)),
         *((bias, x) for bias in ("qkv_bias", "out_bias") for x in (1, None)),
     ],
 )
