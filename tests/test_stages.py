@@ -123,9 +123,16 @@ def test_the_report_is_the_same_bytes_again_but_for_the_page(
     assert b"Wall time" in page
     assert not any(b"Wall time" in content for content in tracked.values())
     shutil.rmtree("data/times")
-    Path("reports/metrics/v9.json").write_text("{}")  # of a version that is no more
+    gone = [  # of what is no more
+        "reports/metrics/v9.json", "reports/audits/gone.json", "data/models/v9/x",
+        "data/evaluation/v9/x", ".checkpoints/v9-finetune-seed-0-0123.safetensors",
+    ]  # fmt: skip
+    for file in map(Path, gone):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
     stage("compare_report")
-    assert "reports/metrics/v9.json: of no version in params.yaml" in caplog.text
+    for name in gone:
+        assert f"{name.removesuffix('/x')}: of no version or audit in params.yaml" in caplog.text
     assert tracked == {p: p.read_bytes() for p in tracked}
     assert b"v3" in Path("reports/index.html").read_bytes()
 

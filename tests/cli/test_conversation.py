@@ -57,6 +57,15 @@ def expected(talk: Conversation, text: str) -> str:
     return talk.tokenizer.decode(new, skip_special_tokens=True)
 
 
+def test_a_question_may_begin_as_the_text_does(
+    talk: Conversation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file := tmp_path / "s.txt").write_text("the state of trade")
+    talk.read(file)
+    question = "the state of trade the union"
+    assert written(talk, question, capsys) == expected(talk, file.read_text() + question)
+
+
 @pytest.mark.parametrize("template", [None, TEMPLATE])
 def test_answers_are_those_to_the_text_and_the_question_in_one(
     talk: Conversation, template: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -258,3 +258,14 @@ def test_a_process_that_the_launcher_started_ends_at_once(configured: list[str])
     os.environ.update({"INFINI_LAUNCH": TWO, "RANK": "0"})
     run(lambda *words: configured.extend(words), parallel=True)
     assert configured == ["logging", "v1", "more", "exit 0"]
+
+
+def test_ctrl_c_while_a_script_imports_is_no_traceback(tmp_path: Path) -> None:
+    code = (
+        "import stages, os, signal; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(9)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -2
+    assert done.stderr == "stopped by SIGINT; run again to go on\n"

@@ -270,3 +270,11 @@ def test_a_probability_that_is_not_finite_is_refused(
     head_of(model).weight[7, 0] = torch.nan
     with pytest.raises(InputError, match="passkey: a probability is not finite"):
         retrieval(model, haystacks)
+
+
+def test_a_tie_is_no_answer(haystacks: Haystacks) -> None:
+    undecided = bigram_model({})
+    undecided.lm_head.weight.zero_()
+    found = retrieval(undecided, haystacks)
+    assert (found["exact"] == 0).all()
+    assert (found["rank"] == undecided.lm_head.out_features - 1).all()

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from infini import params
+from infini.errors import InputError
 from infini.evaluation import perplexity
 from infini.evaluation.config import Evaluate
 from infini.evaluation.cost import carried, read
@@ -25,7 +26,7 @@ from infini.model.base import load_tokenizer
 from infini.model.layers import added_parameters, has_memory, memory_modules
 from infini.model.loading import load, loaded
 from infini.model.window import windowed
-from infini.paths import model_folder
+from infini.paths import EVALUATION, METRICS, model_folder
 from toy import read_params, stage, write_params
 
 L = 16
@@ -164,6 +165,18 @@ def test_it_pays_below_the_window_and_below_the_control(
     assert ("recovery" in found) == ("control" in found) == (control is not None)
     if (window, control) == (3.2, 3.1):
         assert found["recovery"]["share"] == pytest.approx(0.1 / 0.3015, rel=1e-4)
+
+
+def test_a_base_scored_on_other_text_is_refused(model: PreTrainedModel, text: HeldOutText) -> None:
+    file = EVALUATION / "base/losses.parquet"
+    table = pd.read_parquet(file)
+    for changed in (table.assign(bytes=table["bytes"] + 1), table[table["piece"] == 0]):
+        changed.to_parquet(file, index=False)
+        with pytest.raises(InputError, match=f"^{file}: of other test documents; run stage"):
+            evaluate_version(model, "v3", 0, text)
+    METRICS.joinpath("base.json").write_text('{"short": null, "segmented": {"ppl": 3.0}}')
+    with pytest.raises(InputError, match=r"base.json: no short.ppl in it"):
+        evaluate_version(model, "v3", 0, text)
 
 
 @pytest.mark.parametrize("version", ["v2", "v3", "v5"])

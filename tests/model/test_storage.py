@@ -48,7 +48,7 @@ def test_our_tensors_the_settings_and_a_card_are_saved_and_no_base(
         "segmented": True,
     }
     card = files["README.md"].read_text()
-    assert f"base_model: {base_folder}" in card
+    assert f'base_model: "{base_folder}"' in card
     assert f"{sum(t.numel() for t in tensors.values())} parameters" in card
     assert "| memory update | linear |" in card
 

@@ -8,7 +8,8 @@ import pytest
 from transformers import PreTrainedModel
 
 from infini.model.retrofit import retrofit
-from infini.training.checkpoint import ROOT, Checkpoint
+from infini.paths import CHECKPOINTS
+from infini.training.checkpoint import Checkpoint
 from infini.training.loop import Fit
 from infini.training.seeds import Job, Trained, train_seeds
 
@@ -21,7 +22,7 @@ def test_every_seed_is_written_and_checkpoints_go_last(
     kept: list[int] = []  # checkpoints there as each seed begins
 
     def train(job: Job) -> Trained:
-        kept.append(len(list(ROOT.glob("*"))))
+        kept.append(len(list(CHECKPOINTS.glob("*"))))
         checkpoint = Checkpoint(job.name, "key")
         checkpoint.save({}, [], {})
         curve = [
@@ -32,7 +33,7 @@ def test_every_seed_is_written_and_checkpoints_go_last(
     train_seeds("v1", "finetune", [0, 6], train)
     folder = Path("data/training/v1")
     assert kept == [0, 1]
-    assert not ROOT.exists()
+    assert not CHECKPOINTS.exists()
     assert {str(file) for file in Path("data/models").rglob("*.safetensors")} == {
         f"data/models/v1/finetune/seed{seed}/infini.safetensors" for seed in (0, 6)
     }
@@ -64,5 +65,5 @@ def test_a_killed_seed_leaves_the_others_checkpoints(
 
     with pytest.raises(KeyboardInterrupt):
         train_seeds("v1", "finetune", [0, 1], train)
-    assert len(list(ROOT.iterdir())) == 1
+    assert len(list(CHECKPOINTS.iterdir())) == 1
     assert not Path("data/training").exists()
