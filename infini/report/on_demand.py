@@ -1,7 +1,7 @@
 """Results of audits/dvc.yaml, which are in Git: are they of this run, or of another one?"""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -14,27 +14,31 @@ KEYS = ("seed", "base", "data.segment_length", "evaluate.documents", "evaluate.d
 COST_KEYS = ("base", "data.segment_length", "cost")
 
 
+class Ran(NamedTuple):
+    """What a stage was last run on, by a lock of DVC's."""
+
+    hashes: dict[str, str]  # of base, corpus and documents, by path
+    params: dict[str, Any]  # as in params.yaml
+
+
 def of_other_runs(folder: Path = Path(".")) -> set[str]:
     """Stages, as `audit@padding`, last run on another base, text or recipe than the versions.
 
     By the locks of the run in `folder` and its params.yaml. InputError for what is no lock.
     """
-    ran = _stages(folder / AUDITS_LOCK)
-    prepared = _stages(folder / "dvc.lock").get("prepare_data", {})
-    now = _hashes(prepared, "deps") | _hashes(prepared, "outs")
+    now = _ran(folder / "dvc.lock").get("prepare_data")
     params = _yaml(folder / "params.yaml")
     return {
         name
-        for name, stage in ran.items()
-        if (now and not _hashes(stage, "deps").items() <= now.items())
-        or _differ(name, stage.get("params", {}).get("params.yaml", {}), params)
+        for name, then in _ran(folder / AUDITS_LOCK).items()
+        if (now and not then.hashes.items() <= now.hashes.items())
+        or _differ(name, then.params, params)
     }
 
 
 def _differ(name: str, then: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether a stage was run by other params, of those that it was recorded with."""
     audit = name.removeprefix("audit@")
-    then = _nested(then)
     keys = [*KEYS, f"audits.{audit}"] if audit != name else list(COST_KEYS)
     versions = [
         f"{section}.{version}"
@@ -67,21 +71,22 @@ def _at(tree: Any, key: str) -> Any:
     return tree
 
 
-def _hashes(stage: dict[str, Any], kind: str) -> dict[str, str]:
-    """Of base, corpus and documents, by path, among a stage's `deps` or `outs`."""
-    known = {dep["path"]: dep["md5"] for dep in stage.get(kind, []) if "md5" in dep}
-    return {p: md5 for p, md5 in known.items() if Path(p).parent == INPUTS or Path(p) == DOCUMENTS}
-
-
-def _stages(lock: Path) -> dict[str, Any]:
-    """What a lock of DVC's holds; empty where there is none."""
+def _ran(lock: Path) -> dict[str, Ran]:
+    """Every stage in a lock of DVC's; none where there is no lock."""
     try:
-        stages = _yaml(lock).get("stages", {})
-        for stage in stages.values():
-            _hashes(stage, "deps"), _hashes(stage, "outs"), stage.get("params", {}).items()
+        return {
+            name: Ran(
+                {
+                    file["path"]: file["md5"]
+                    for file in stage.get("deps", []) + stage.get("outs", [])
+                    if Path(file["path"]).parent == INPUTS or Path(file["path"]) == DOCUMENTS
+                },
+                _nested(stage.get("params", {}).get("params.yaml", {})),
+            )
+            for name, stage in _yaml(lock).get("stages", {}).items()
+        }
     except (YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{lock}: not a lock of DVC's ({type(error).__name__})") from None
-    return dict(stages)
 
 
 def _yaml(file: Path) -> dict[str, Any]:
