@@ -16,5 +16,8 @@ def test_what_work_holds_at_most_is_counted_and_what_it_held_before_is_not() -> 
 
     assert 47 < added_by(work) < 60
     assert added_by(lambda: None) < 8
+    small = [torch.ones(MIB // 64, dtype=torch.uint8) for _ in range(64 * 64)]
+    del small  # free, and still with the process
+    assert added_by(lambda: [torch.ones(MIB // 64, dtype=torch.uint8) for _ in range(48 * 64)]) > 40
     assert high_water() > 64
     assert held.all()
