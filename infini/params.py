@@ -245,7 +245,7 @@ def _parse(text: str, file: Path) -> Params:
     except DuplicateKeyError as error:
         key, line = error.problem.split('"')[1], error.problem_mark.line + 1
         raise InputError(f"{file}: {key}: is there twice, again in line {line}; keep one") from None
-    except (YAMLError, ValueError, RecursionError) as error:
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     try:
         return Params.model_validate(content)
