@@ -176,7 +176,7 @@ BROKEN = {
     "": "a block of seed, seeds, base, pretrain, data",
     "- seed\n": "a block of seed, seeds, base, pretrain, data",
     "seed: [": "not YAML: ",
-    "seed: {[1]: 2}\n": "not YAML: ",
+    "seed: {[[1]]: 2}\n": "not YAML: ",
     "seed: 1\nseed: 2\n": "seed: is there twice, again in line 2; keep one",
     "data: {samples: 3, samples: 4}\n": "samples: is there twice, again in line 1; keep one",
     "seed: \x01\n": "not YAML: ",
