@@ -167,7 +167,8 @@ def _costs(results: Results) -> Section:
     if not len(results.costs):
         return Section("What a memory costs", [])
     return Section("What a memory costs", [
-        "Against the base with a full cache of keys and values.",
+        "Against the base with a full cache of keys and values. Every length here ends a segment, "
+        "where what reads by segments carries least.",
         Drawing("costs", plots.costs(results.costs), "State, speed and peak memory by length"),
         Table(tables.costs(results.costs), "tokens", "Cost by length"),
     ])  # fmt: skip
