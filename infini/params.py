@@ -113,10 +113,6 @@ class Params(Section):
             f"{self.section(name)}.{name}{'.finetune' * (name in self.replacements)}.documents": n
             for name, version in self.versions.items()
             if (n := version.long.documents) is not None
-        } | {
-            f"audits.{name}.finetune.documents": n
-            for name, audit in self.audits.items()
-            if type(n := audit.finetune.get("documents")) is int
         }
         limits: dict[tuple[str, int], dict[str, int]] = {
             ("data.document_length", data.document_length): {
