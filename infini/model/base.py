@@ -1,6 +1,7 @@
 """The pretrained model that gets the memory: loaded from a folder or the hub, told apart."""
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +9,15 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.errors import InputError
@@ -53,7 +61,9 @@ def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
             os.path.expanduser(model), revision=revision or "main", trust_remote_code=False
         )
-    except Exception as error:  # of many kinds, that of the tokenizers' own library too
+    except BaseException as error:  # of many kinds; a panic of the tokenizers' own is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         raise InputError(
             f"base.model: {model!r}: its tokenizer is not readable ({_first_line(error)})"
         ) from None
@@ -86,9 +96,36 @@ def _check(model: str, revision: str | None) -> None:
         raise InputError(
             f"base.model: {model!r}: its config has {layers} layers, {DEEPEST} are the most"
         )
+    _check_size(model, config)
 
 
-def _first_line(error: Exception) -> str:
+def _check_size(model: str, config: PretrainedConfig) -> None:
+    """InputError where a config asks for far more weights than are in the base's folder.
+
+    transformers tells so too, once it has made them all.
+    """
+    files = list(Path(os.path.expanduser(model)).glob("*.safetensors"))
+    if not files:
+        return
+    try:
+        with torch.device("meta"):
+            wanted = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        there = sum(map(_numbers, files))
+    except Exception:  # whoever loads it tells
+        return
+    if wanted > 16 * there:  # packed ones, and a tied head, are fewer there
+        raise InputError(
+            f"base.model: {model!r}: its config asks for {wanted:,} weights, {there:,} are there"
+        )
+
+
+def _numbers(file: Path) -> int:
+    """How many are in a safetensors file."""
+    with safe_open(file, "pt") as opened:
+        return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+
+
+def _first_line(error: BaseException) -> str:
     """What an error of another library says, as far as a line holds it."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 

@@ -46,6 +46,7 @@ def test_a_base_that_is_not_there_is_named(base_folder: Path, tmp_path: Path) ->
     ("key", "value", "said"),
     [
         ("num_hidden_layers", 10**9, "its config has 1000000000 layers, 1000 are the most"),
+        ("vocab_size", 10**9, "its config asks for 32,000,00"),
         (
             "rope_parameters",
             {"rope_type": "default", "rope_theta": "x"},
