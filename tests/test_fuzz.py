@@ -23,7 +23,7 @@ import toy_artifacts
 from toy_artifacts import Artifact, make, outcome
 
 settings.register_profile("few", max_examples=12, derandomize=True, deadline=None, database=None)
-settings.register_profile("fuzz", max_examples=1500, deadline=None, database=None, print_blob=True)
+settings.register_profile("fuzz", max_examples=6000, deadline=None, database=None, print_blob=True)
 settings.load_profile(os.environ.get("FUZZ", "few"))
 
 # A value of JSON, YAML or CSV, wherever it is; and what may be in its place.
