@@ -57,6 +57,13 @@ def read_json(file: Path, *keys: str) -> dict[str, Any]:
     return content
 
 
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The content of a YAML file; empty where it is not there."""
+    from ruamel.yaml import YAML  # the library alone has none
+
+    return (YAML(typ="safe").load(file) or {}) if file.is_file() else {}
+
+
 def read_table(file: Path, *columns: str) -> Any:
     """The pandas table in a Parquet or CSV file, which has these columns.
 

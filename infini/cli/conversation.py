@@ -96,7 +96,7 @@ class Conversation:
         inputs, memory = torch.tensor([prompt], device=self.model.device), None
         if self.memory is not None:
             memory = copy.deepcopy(self.memory)
-            memory.seen, memory.digest = 0, None  # a question is new, however it begins
+            memory.restart()
         self.model.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),

@@ -33,7 +33,7 @@ def load_base(model: str, revision: str | None = None, **options: Any) -> PreTra
     options: more for transformers' from_pretrained, dtype and device_map among them. InputError
     where there is none.
     """
-    _check(model, revision)
+    _check_size(model, _check(model, revision))
     try:
         base, found = AutoModelForCausalLM.from_pretrained(
             os.path.expanduser(model),
@@ -78,10 +78,10 @@ def _commit(model: str, revision: str | None) -> str | None:
     return Path(cached).parent.name if isinstance(cached, str) else None
 
 
-def _check(model: str, revision: str | None) -> None:
-    """One line for a base that is not there, before anything is loaded."""
+def _check(model: str, revision: str | None) -> PretrainedConfig:
+    """The config of a base; one line where there is none, before anything is loaded."""
     try:
-        config = AutoConfig.from_pretrained(
+        config: PretrainedConfig = AutoConfig.from_pretrained(
             os.path.expanduser(model), revision=revision or "main", trust_remote_code=False
         )
     except Exception as error:  # a damaged config fails in as many ways as it has keys
@@ -91,19 +91,19 @@ def _check(model: str, revision: str | None) -> None:
         ) from None
     if config.model_type == MODEL_TYPE:
         raise InputError(f"base.model: {model!r}: a saved memory, not a base: infini.load reads it")
-    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if isinstance(layers, int) and layers > DEEPEST:
-        raise InputError(
-            f"base.model: {model!r}: its config has {layers} layers, {DEEPEST} are the most"
-        )
-    _check_size(model, config)
+    return config
 
 
 def _check_size(model: str, config: PretrainedConfig) -> None:
     """InputError where a config asks for far more weights than are in the base's folder.
 
-    transformers tells so too, once it has made them all.
+    transformers tells so too, once it has made them all. A tokenizer needs none of them.
     """
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > DEEPEST:
+        raise InputError(
+            f"base.model: {model!r}: its config has {layers} layers, {DEEPEST} are the most"
+        )
     files = list(Path(os.path.expanduser(model)).glob("*.safetensors"))
     if not files:
         return

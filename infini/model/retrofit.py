@@ -37,7 +37,7 @@ from infini.model.layers import (
 )
 from infini.model.mixins import put_in_front, take_out
 from infini.model.options import Options, Settings, check_layers, check_options
-from infini.model.stateful import Facts
+from infini.model.stateful import Owner
 from infini.model.teacher import teacher_attention
 from infini.model.window import put_window, take_window
 from infini.model.window_layer import window_layers
@@ -93,7 +93,7 @@ def retrofit(
     put_in_front(model, InfiniModel)
     decoder = model.get_decoder()
     put_in_front(decoder, InfiniDecoder)
-    decoder.infini = Facts({k: v for k, v in model.infini_config.items() if k != "base"})
+    decoder.infini = Owner({k: v for k, v in model.infini_config.items() if k != "base"})
     return model
 
 

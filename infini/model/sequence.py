@@ -65,8 +65,12 @@ class SequenceCache(Cache):  # type: ignore[misc]
             digest = _digest(tokens[:, : self.seen], 0)
             if digest.shape == self.digest.shape and bool((digest == self.digest).all()):
                 return False
-        self.seen, self.digest = 0, None
+        self.restart()
         return True
+
+    def restart(self) -> None:
+        """What comes next is a new sequence, however it begins; the memory stays."""
+        self.seen, self.digest = 0, None
 
     is_compileable = False
     is_linear = (False,)  # there are tokens in it: a prompt is cut by what was read

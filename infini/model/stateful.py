@@ -11,14 +11,14 @@ from infini.model.architectures import CACHE, take_cache
 from infini.model.base import tensors_fingerprint
 
 
-class Facts(dict[str, Any]):
+class Owner(dict[str, Any]):
     """The settings of one retrofit; a cache knows by them, by a weak reference, whose it is."""
 
 
 class StatefulDecoder(nn.Module):
     """A decoder whose cache is ours: it takes it out of a call, starts one, refuses another's."""
 
-    infini: Facts
+    infini: Owner
     cache_type: type[Any]  # an InfiniCache or a WindowCache
 
     def empty_cache(self) -> Any:

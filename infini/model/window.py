@@ -26,7 +26,7 @@ from infini.model.interface import evaluating, give_back, instructions, take_pla
 from infini.model.mixins import put_in_front, take_out
 from infini.model.options import WindowSettings
 from infini.model.rotation import Positions, find_positions
-from infini.model.stateful import Facts
+from infini.model.stateful import Owner
 from infini.model.window_decoder import WindowDecoder
 from infini.model.window_layer import PLACE, WindowLayer, WindowRun, window_layers
 
@@ -79,7 +79,7 @@ def put_window(
     put_in_front(model, InfiniModel)
     decoder = model.get_decoder()
     put_in_front(decoder, WindowDecoder)
-    decoder.infini = Facts(recorded, base=base["fingerprint"])
+    decoder.infini = Owner(recorded, base=base["fingerprint"])
     decoder.learned_positions = context_of(model) if positions.learned else None
     return model
 

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from infini.errors import InputError
-from infini.paths import AUDITS_LOCK, DOCUMENTS, INPUTS
+from infini.paths import AUDITS_LOCK, DOCUMENTS, INPUTS, read_yaml
 
 # What decides an audit's or the costs' figures, beside the versions and what they are run on.
 KEYS = ("seed", "base", "data.segment_length", "evaluate.documents", "evaluate.double_shift")
@@ -27,7 +26,7 @@ def of_other_runs(folder: Path = Path(".")) -> set[str]:
     By the locks of the run in `folder` and its params.yaml. InputError for what is no lock.
     """
     now = _ran(folder / "dvc.lock").get("prepare_data")
-    params = _yaml(folder / "params.yaml")
+    params = read_yaml(folder / "params.yaml")
     return {
         name
         for name, then in _ran(folder / AUDITS_LOCK).items()
@@ -83,11 +82,7 @@ def _ran(lock: Path) -> dict[str, Ran]:
                 },
                 _nested(stage.get("params", {}).get("params.yaml", {})),
             )
-            for name, stage in _yaml(lock).get("stages", {}).items()
+            for name, stage in read_yaml(lock).get("stages", {}).items()
         }
     except (YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{lock}: not a lock of DVC's ({type(error).__name__})") from None
-
-
-def _yaml(file: Path) -> dict[str, Any]:
-    return (YAML(typ="safe").load(file) or {}) if file.is_file() else {}

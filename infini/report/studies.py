@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from infini.evaluation.estimates import estimates_of
-from infini.paths import AUDITS, METRICS, read_json
+from infini.paths import AUDITS, METRICS, read_json, read_yaml
 from infini.report.on_demand import of_other_runs
 from infini.report.results import Figures, at_windows
 from infini.report.window_curve import WindowCurve
@@ -105,12 +103,12 @@ def read_studies(root: Path = Path(".")) -> list[Study]:
 
 
 def _read(folder: Path, name: str | None) -> Study:
-    params, base = _yaml(folder / "params.yaml"), folder / METRICS / "base.json"
+    params, base = read_yaml(folder / "params.yaml"), folder / METRICS / "base.json"
     model = params["base"]["model"]
     place = folder / model
     made = {}
     if Path(model).parts[-2:] == BASE.parts:  # a stage beside it writes it
-        made = _yaml(place.parents[1] / "base/dvc.yaml").get("stages", {})
+        made = read_yaml(place.parents[1] / "base/dvc.yaml").get("stages", {})
     return Study(
         name=name or (EMBEDDED if made else model),
         folder=folder,
@@ -156,8 +154,3 @@ def _audits(folder: Path, asked: dict[str, Any]) -> dict[str, Figures]:
         for name, file in files.items()
         if file.is_file() and f"audit@{name}" not in others
     }
-
-
-def _yaml(file: Path) -> dict[str, Any]:
-    """Its content; empty where it is not there."""
-    return (YAML(typ="safe").load(file) or {}) if file.is_file() else {}
