@@ -19,9 +19,9 @@ from infini.evaluation import perplexity
 from infini.memory import eviction
 from infini.model.base import load_base
 from infini.model.config import Base
-from infini.model.reading import memory_used
+from infini.model.forward import memory_mode
 from infini.model.retrofit import remove, retrofit
-from infini.model.window import windowed
+from infini.model.window.install import windowed
 from infini.paths import DOCUMENTS
 
 SINKS = 4
@@ -49,7 +49,7 @@ def main() -> None:
     text = Pieces.load(DOCUMENTS / "val.parquet", documents)
 
     def nats(memory: str = "own") -> float:
-        with memory_used(model, memory):  # type: ignore[arg-type]
+        with memory_mode(model, memory):  # type: ignore[arg-type]
             return perplexity.documents(model, text, length, memory).mean  # type: ignore[arg-type]
 
     rows = []
@@ -58,11 +58,11 @@ def main() -> None:
         with windowed(model, exact, SINKS):
             plain = nats()
         with fading(factor):
-            retrofit(model, "window", window=window, sinks=SINKS, kept=kept, update="none")
+            retrofit(model, "window", window=window, sinks=SINKS, retained=kept, update="none")
             own, other = nats(), nats("swapped")
             remove(model)
         rows.append([window, kept, factor, exact, plain, own, plain - own, other])
-    names = ["window", "kept", "fading", "exact tokens", "window of as many", "with kept pairs"]
+    names = ["window", "retained", "fading", "exact tokens", "window of as many", "with kept pairs"]
     found = pd.DataFrame(rows, columns=[*names, "gain", "another document's pairs"]).round(4)
     table.write("eviction", found, f"Nats a token, {len(text)} documents, nothing trained.")
 

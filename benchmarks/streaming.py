@@ -21,8 +21,8 @@ from benchmarks import table, window
 from infini.evaluation.peak_memory import high_water
 from infini.model.architectures import CACHE, cache_of
 from infini.model.base import load_base
-from infini.model.cache import InfiniCache
-from infini.model.window_cache import WindowCache
+from infini.model.segmented.cache import SegmentedCache
+from infini.model.window.cache import WindowCache
 
 TOKENS, CHUNK = 2**20, 4096
 ROWS = 10  # of the table
@@ -51,12 +51,12 @@ def in_window() -> tuple[PreTrainedModel, str]:
 def stream(model: PreTrainedModel, clock: Callable[[], float]) -> tuple[pd.DataFrame, str]:
     """Rows by position, and the note that sums them up."""
     rows = []
-    cache: InfiniCache | WindowCache | None = None
+    cache: SegmentedCache | WindowCache | None = None
     generator = torch.Generator().manual_seed(0)
 
     def read(
-        tokens: Tensor, cache: InfiniCache | WindowCache | None
-    ) -> tuple[InfiniCache | WindowCache, float]:
+        tokens: Tensor, cache: SegmentedCache | WindowCache | None
+    ) -> tuple[SegmentedCache | WindowCache, float]:
         began = clock()
         out = model(tokens, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
         return cache_of(out), clock() - began

@@ -30,9 +30,9 @@ from infini.corpus.pieces import Pieces
 from infini.evaluation.layer_error import LayerData, record_layer, squared_error
 from infini.evaluation.peak_memory import added_by
 from infini.memory.features import EPSILON
-from infini.model.architectures import decoder_layers, head_of
-from infini.model.layers import memory_modules, our_tensors
-from infini.model.segments import run_segments
+from infini.model.architectures import decoder_layers, output_head
+from infini.model.segmented.layers import infini_parameters, segmented_layers
+from infini.model.segmented.segments import run_segments
 from infini.training.config import LongRecipe
 from infini.training.long_context import Documents
 from infini.training.loop import Loss, adamw
@@ -102,7 +102,7 @@ def distillation() -> dict[str, Callable[[], int]]:
     )
 
     infini.retrofit(model, "replace", [0], SEGMENT, update="delta", local="linear", init="random")
-    ours, trained = memory_modules(model)[0], our_tensors(model)
+    ours, trained = segmented_layers(model)[0], infini_parameters(model)
     optimizer = adamw(trained, 1e-4, 1e-4)
 
     def our_step() -> int:
@@ -150,7 +150,7 @@ def finetuning() -> dict[str, Callable[[], int]]:
     model = infini.retrofit(
         base(), "replace", [0], SEGMENT, update="delta", local="linear", init="random"
     )
-    trained = our_tensors(model)
+    trained = infini_parameters(model)
     optimizer = adamw(trained, 1e-5, 1e-5)
 
     def steps(losses: Callable[[], object]) -> int:
@@ -177,7 +177,7 @@ def finetuning() -> dict[str, Callable[[], int]]:
 
     def whole_logits() -> list[Loss]:
         hidden, _ = run_segments(model, tokens, SEGMENT)
-        logits = head_of(model)(hidden).float()
+        logits = output_head(model)(hidden).float()
         total = F.cross_entropy(logits[0, :-1], tokens[0, 1:], reduction="sum")
         return [Loss(total, DOCUMENT - 1, DOCUMENT - 1)]
 

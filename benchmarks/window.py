@@ -51,7 +51,7 @@ def one_layer(update: WindowUpdate, kept: int = 0, inner: int = INNER) -> LlamaF
         num_key_value_heads=GROUPS,
         max_position_embeddings=CONTEXT,
     )
-    options = {"window": WINDOW, "sinks": SINKS, "update": update, "kept": kept}
+    options = {"window": WINDOW, "sinks": SINKS, "update": update, "retained": kept}
     return infini.retrofit(LlamaForCausalLM(config), "window", **options)
 
 

@@ -12,13 +12,13 @@ models from then on. InputError, a ValueError of `infini.errors`, is the user's 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from infini.model.announcing import announce
+from infini.model.auto_registration import announce
 
 if TYPE_CHECKING:
     from infini import memory
     from infini.memory import InfiniAttention
-    from infini.model.cache import load_memory, save_memory
     from infini.model.loading import load
+    from infini.model.memory_file import load_memory, save_memory
     from infini.model.retrofit import remove, retrofit
 
 __all__ = [
@@ -33,10 +33,10 @@ __all__ = [
 _HOMES = {
     "InfiniAttention": "infini.memory",
     "load": "infini.model.loading",
-    "load_memory": "infini.model.cache",
+    "load_memory": "infini.model.memory_file",
     "remove": "infini.model.retrofit",
     "retrofit": "infini.model.retrofit",
-    "save_memory": "infini.model.cache",
+    "save_memory": "infini.model.memory_file",
 }
 
 announce()

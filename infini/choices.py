@@ -11,10 +11,10 @@ Update = Literal["linear", "delta"]  # rule of the memory's write
 # of what leaves a window; "none": there is no matrix
 WindowUpdate = Literal["linear", "delta", "gated_delta", "none"]
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127
-KEPT_BLOCK = 32  # tokens that see the same kept pairs behind a window
+RETENTION_BLOCK = 32  # tokens that see the same kept pairs behind a window
 LocalKind = Literal["softmax", "linear"]  # attention within a segment
 # whose memory a document reads: its own, another's of the batch, or none's
-MemoryUse = Literal["own", "swapped", "off"]
+MemoryMode = Literal["own", "swapped", "off"]
 Objective = Literal["cross_entropy", "distillation"]
 Precision = Literal["float32", "bfloat16"]  # of products; weights and sums are float32
 Position = Literal["none", "alibi", "rope"]  # positions within a segment

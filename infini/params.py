@@ -19,8 +19,8 @@ from infini.corpus.config import Data
 from infini.corpus.inputs import text_files
 from infini.errors import InputError
 from infini.evaluation.config import Cost, Evaluate
+from infini.model.base_info import base_info
 from infini.model.config import Base
-from infini.model.facts import facts_of
 from infini.schema import Name, Section, Seed, explain, printable
 from infini.training.config import (
     Adapter,
@@ -272,7 +272,7 @@ def check(file: Path = FILE) -> Params:
 
 def _check_base(params: Params) -> None:
     """InputError where a base in a folder cannot do what a key asks of it."""
-    if (base := facts_of(params.base.model, params.base.revision)) is None:
+    if (base := base_info(params.base.model, params.base.revision)) is None:
         return
     name = params.base.model
     for key, tokens in params.contexts().items():

@@ -9,7 +9,7 @@ from infini.model.config import Base
 from infini.model.retrofit import untrained
 from infini.training.config import Adapter
 from infini.training.long_context import train_control, train_on_documents
-from infini.training.seeds import Job, Trained, train_seeds
+from infini.training.seeds import TrainingResult, TrainingRun, train_seeds
 
 
 def main(version: str, step: Literal["finetune", "control"] = "finetune") -> None:
@@ -19,7 +19,7 @@ def main(version: str, step: Literal["finetune", "control"] = "finetune") -> Non
     recipe = params.read(f"adapters.{version}", Adapter)
     control = step == "control"
 
-    def train(job: Job) -> Trained:
+    def train(job: TrainingRun) -> TrainingResult:
         model = load_base(base.model, base.revision).to(processes.device())
         model = untrained(model, job.seed, recipe.retrofit_options(length))
         return (train_control if control else train_on_documents)(model, recipe, length, job)

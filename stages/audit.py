@@ -10,7 +10,7 @@ from infini.model.config import Base
 from infini.paths import AUDITS, write_json
 from infini.training.audit import run_audit
 from infini.training.config import Audit
-from infini.training.seeds import Job
+from infini.training.seeds import TrainingRun
 
 
 def main(name: str) -> None:
@@ -21,7 +21,7 @@ def main(name: str) -> None:
     tokenizer = load_tokenizer(base.model, base.revision)
     text = HeldOutText(params.read("evaluate", Evaluate), length, tokenizer)
     model = load_base(base.model, base.revision).to(processes.device())
-    job = Job(name, params.read("seed", int))
+    job = TrainingRun(name, params.read("seed", int))
     metrics, trainings = run_audit(
         audit, params.audited(audit, params.versions()), model, job, text
     )

@@ -9,7 +9,7 @@ from infini.model.config import Base
 from infini.model.retrofit import untrained
 from infini.training.config import Recipe, ReplacedLayer
 from infini.training.distillation import distill
-from infini.training.seeds import Job, Trained, save_untrained, train_seeds
+from infini.training.seeds import TrainingResult, TrainingRun, save_untrained, train_seeds
 
 
 def main(version: str) -> None:
@@ -27,7 +27,7 @@ def main(version: str) -> None:
         save_untrained(version, "distill", params.every_seed(), start)
         return
 
-    def train(job: Job) -> Trained:
+    def train(job: TrainingRun) -> TrainingResult:
         model = load_base(base.model, base.revision).to(processes.device())
         return distill(model, place, recipe, length, job)
 

@@ -8,7 +8,7 @@ from infini.model.loading import load
 from infini.paths import model_folder
 from infini.training.config import LongRecipe
 from infini.training.long_context import train_on_documents
-from infini.training.seeds import Job, Trained, train_seeds
+from infini.training.seeds import TrainingResult, TrainingRun, train_seeds
 
 
 def main(version: str) -> None:
@@ -17,7 +17,7 @@ def main(version: str) -> None:
     length = params.read("data.segment_length", int)
     recipe = params.read(f"replacements.{version}.finetune", LongRecipe)
 
-    def train(job: Job) -> Trained:
+    def train(job: TrainingRun) -> TrainingResult:
         model = load_base(base.model, base.revision).to(processes.device())
         model = load(model_folder(version, "distill", job.seed), model)
         return train_on_documents(model, recipe, length, job)

@@ -5,7 +5,7 @@ from infini.console.stage import run
 from infini.console.stopwatch import Stopwatch
 from infini.corpus.pieces import Pieces
 from infini.evaluation.config import FullProtocol
-from infini.model.architectures import vocabulary_of
+from infini.model.architectures import vocabulary_size
 from infini.model.base import load_base
 from infini.model.config import Base
 from infini.paths import DOCUMENTS, TEACHER
@@ -17,7 +17,7 @@ def main() -> None:
     base, full = params.read("base", Base), params.read("evaluate.full", FullProtocol)
     processes.compute_in(base.precision)
     model = load_base(base.model, base.revision).to(processes.device())
-    documents = Pieces.load(DOCUMENTS / "train.parquet").within(vocabulary_of(model))
+    documents = Pieces.load(DOCUMENTS / "train.parquet").within(vocabulary_size(model))
     record(model, documents, full).save(TEACHER)
     watch.write()
 

@@ -104,7 +104,7 @@ BAD: list[tuple[str, Any, str]] = [
         "forget",
         "one of 'linear', 'delta', 'gated_delta', 'none' is needed",
     ),
-    ("adapters.v5.layer.kept", -1, "a whole number from 0 to 65,536 is needed, got -1"),
+    ("adapters.v5.layer.retained", -1, "a whole number from 0 to 65,536 is needed, got -1"),
     ("adapters.v5.layer.update", "none", "needs kept pairs: there is no memory to train otherwise"),
     ("adapters.v5.objective", "kl", "one of 'cross_entropy', 'distillation' is needed, got 'kl'"),
     ("adapters.v5.schedule", "cosine", "one of 'constant', 'linear' is needed, got 'cosine'"),

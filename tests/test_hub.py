@@ -20,14 +20,14 @@ import datasets
 from infini.corpus.sources import read_texts
 from infini.errors import InputError
 from infini.model.base import load_base, load_tokenizer
-from infini.model.facts import facts_of
+from infini.model.base_info import base_info
 
 time.sleep = lambda seconds: None
 datasets.config.STREAMING_READ_MAX_RETRIES = 2
 READ = {
     "base": lambda name: load_base(name).config._commit_hash,
     "tokenizer": lambda name: load_tokenizer(name).vocab_size > 0,
-    "facts": facts_of,
+    "facts": base_info,
     "texts": lambda name: len(list(read_texts(name))),
     "stage": lambda name: importlib.import_module("stages." + name).main(),
 }

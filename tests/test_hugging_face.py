@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from infini.model.layers import our_tensors
+from infini.model.segmented.layers import infini_parameters
 
 
 def test_the_snippets_run_as_written(
@@ -21,6 +21,8 @@ def test_the_snippets_run_as_written(
     for snippet in snippets:
         exec(snippet, names)
     assert "The state of the Union" in capsys.readouterr().out
-    once, twice = our_tensors(names["best"]), our_tensors(names["again"])
+    once, twice = infini_parameters(names["best"]), infini_parameters(names["again"])
     assert all((once[name] == tensor).all() for name, tensor in twice.items())
-    assert not all((tensor == once[n]).all() for n, tensor in our_tensors(names["base"]).items())
+    assert not all(
+        (tensor == once[n]).all() for n, tensor in infini_parameters(names["base"]).items()
+    )

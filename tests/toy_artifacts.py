@@ -48,7 +48,7 @@ def make(folder: Path, base_folder: Path) -> None:
     other.save_pretrained(folder / "other")
     infini.save_memory(cache_of(other(TOKENS)), folder / "memory" / "other.safetensors")
     infini.remove(other)
-    window = infini.retrofit(model, "window", window=6, sinks=2, kept=2)
+    window = infini.retrofit(model, "window", window=6, sinks=2, retained=2)
     window.save_pretrained(folder / "window")
     infini.remove(window)
     with torch.no_grad():

@@ -26,7 +26,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 def save(folder: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(ROOT / "data/base")
     torch.manual_seed(0)
-    model = infini.retrofit(base, "window", window=64, kept=32).eval()
+    model = infini.retrofit(base, "window", window=64, retained=32).eval()
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)

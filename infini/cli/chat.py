@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 
 from infini.cli.conversation import Conversation
 from infini.errors import InputError
-from infini.model import storage
+from infini.model import serialization as storage
 from infini.model.base import load_base, load_tokenizer, weights_fingerprint
 from infini.model.loading import load
 from infini.model.retrofit import retrofit
 
 log = logging.getLogger(__name__)
 
-WINDOW = {"window": 256, "sinks": 4, "kept": 128}  # of a plain base, where nothing is asked for
+WINDOW = {"window": 256, "sinks": 4, "retained": 128}  # of a plain base, where nothing is asked for
 
 
 def run(words: Namespace) -> None:

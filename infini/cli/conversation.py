@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from infini.cli.long_text import encode, tokens_of
 from infini.errors import InputError
 from infini.model.architectures import CACHE
-from infini.model.cache import InfiniCache, load_memory, save_memory
 from infini.model.generation import PREFILL_SEGMENTS
-from infini.model.window_cache import WindowCache
+from infini.model.memory_file import load_memory, save_memory
+from infini.model.segmented.cache import SegmentedCache
+from infini.model.window.cache import WindowCache
 
 CONTENT = "\ufffc"  # stands, in a rendered chat template, for what the user says
 
@@ -45,7 +46,7 @@ class Conversation:
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer):
         self.model, self.tokenizer = model, tokenizer
         self.frame = frame_of(tokenizer)
-        self.memory: InfiniCache | WindowCache | None = None  # nothing read yet
+        self.memory: SegmentedCache | WindowCache | None = None  # nothing read yet
         settings = model.infini_config
         size = settings["window" if settings["method"] == "window" else "segment_length"]
         self.chunk = PREFILL_SEGMENTS * size  # tokens that are read at once

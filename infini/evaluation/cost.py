@@ -20,11 +20,11 @@ from infini.evaluation.config import Cost
 from infini.evaluation.peak_memory import added_by
 from infini.model.architectures import CACHE, cache_of
 from infini.model.base import load_base
-from infini.model.cache import InfiniCache
 from infini.model.config import Base
-from infini.model.layers import added_parameters
 from infini.model.retrofit import untrained
-from infini.model.window_cache import WindowCache
+from infini.model.segmented.cache import SegmentedCache
+from infini.model.segmented.layers import added_parameters
+from infini.model.window.cache import WindowCache
 
 CHUNK = 1024  # tokens a call
 
@@ -39,7 +39,7 @@ def read(model: PreTrainedModel, tokens: Tensor) -> Cache:
     return cache
 
 
-class Carried(NamedTuple):
+class StateBytes(NamedTuple):
     """Bytes that are kept from one token to the next."""
 
     exact: int  # keys and values of tokens, as the base's layers hold them
@@ -52,11 +52,11 @@ class Carried(NamedTuple):
         return sum(self)
 
 
-def carried(cache: Cache) -> Carried:
+def carried(cache: Cache) -> StateBytes:
     """What must be kept to read on."""
-    if isinstance(cache, InfiniCache):
+    if isinstance(cache, SegmentedCache):
         states = cache.memory.values()
-        return Carried(
+        return StateBytes(
             _exact(cache.base),
             pending=sum(state.keys.nbytes + state.values.nbytes for state in states),
             memory=sum(state.matrix.nbytes + state.normalizer.nbytes for state in states),
@@ -65,12 +65,12 @@ def carried(cache: Cache) -> Carried:
         windows = cache.states.values()
         window = sum(state.window_bytes for state in windows)
         memory = sum(state.nbytes - state.window_bytes for state in windows)
-        return Carried(_exact(cache.text) + window, memory=memory)
+        return StateBytes(_exact(cache.text) + window, memory=memory)
     assert isinstance(cache, DynamicCache)
-    return Carried(_exact(cache))
+    return StateBytes(_exact(cache))
 
 
-def itemised(kept: Carried) -> dict[str, int]:
+def itemised(kept: StateBytes) -> dict[str, int]:
     """As metrics."""
     return {**kept._asdict(), "total": kept.total}
 

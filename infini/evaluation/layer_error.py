@@ -12,8 +12,8 @@ from infini.corpus.pieces import Pieces
 from infini.evaluation.losses import BATCH_TOKENS
 from infini.memory.packing import Packing
 from infini.model.architectures import decoder_layers
-from infini.model.run import Run, running
-from infini.model.segments import stopping_after
+from infini.model.segmented.run import Run, running
+from infini.model.segmented.segments import stopping_after
 
 
 @dataclass

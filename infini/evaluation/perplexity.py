@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from infini import processes
-from infini.choices import MemoryUse
+from infini.choices import MemoryMode
 from infini.console.progress import progress
 from infini.corpus.pieces import Batch, Pieces
 from infini.errors import InputError
@@ -24,16 +24,16 @@ from infini.evaluation.losses import (
     token_after_next,
 )
 from infini.evaluation.score import Score
-from infini.model.architectures import head_of
-from infini.model.reading import memory_used, read_documents
-from infini.model.segments import run_segments
+from infini.model.architectures import output_head
+from infini.model.forward import forward_documents, memory_mode
+from infini.model.segmented.segments import run_segments
 
 
 def documents(
     model: PreTrainedModel,
     pieces: Pieces,
     segment_length: int,
-    memory: MemoryUse = "own",
+    memory: MemoryMode = "own",
     title: str = "",
 ) -> Score:
     """Pieces read as the model reads documents, next token scored, by the memory of `memory`.
@@ -46,10 +46,10 @@ def documents(
         raise InputError(f"{title}: two documents are needed, one reads the other's memory")
 
     def losses(batch: Batch) -> tuple[Tensor, Tensor]:
-        with memory_used(model, memory):
-            hidden, _ = read_documents(model, batch.tokens, segment_length)
+        with memory_mode(model, memory):
+            hidden, _ = forward_documents(model, batch.tokens, segment_length)
         targets = next_token(batch.tokens, batch.mask)
-        return cross_entropy(hidden, head_of(model), targets), targets
+        return cross_entropy(hidden, output_head(model), targets), targets
 
     return _score(model, pieces, losses, title, even=swapped)
 
@@ -70,7 +70,7 @@ def double_shift(
         hidden = hidden.unflatten(1, (-1, segment_length - 1))  # (B, N, L-1, d)
         hidden = F.pad(hidden, (0, 0, 0, 1)).flatten(1, 2)[:, :length]  # (B, T, d)
         targets = token_after_next(batch.tokens, batch.mask, segment_length)
-        return cross_entropy(hidden, head_of(model), targets), targets
+        return cross_entropy(hidden, output_head(model), targets), targets
 
     return _score(model, pieces, losses, title)
 
@@ -87,7 +87,7 @@ def sliding(
     def losses(batch: Batch) -> tuple[Tensor, Tensor]:
         targets = next_token(batch.tokens, batch.mask)
         hidden = full_attention(model, batch.tokens, context, stride)
-        return cross_entropy(hidden, head_of(model), targets), targets
+        return cross_entropy(hidden, output_head(model), targets), targets
 
     return _score(model, pieces, losses, title)
 

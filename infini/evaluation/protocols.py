@@ -4,15 +4,15 @@ import pandas as pd
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from infini.choices import MemoryUse
+from infini.choices import MemoryMode
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
 from infini.evaluation import perplexity
 from infini.evaluation.config import Evaluate
-from infini.evaluation.passkey import Haystacks
+from infini.evaluation.retrieval import Haystacks
 from infini.evaluation.score import Score
-from infini.model.architectures import context_of, vocabulary_of
-from infini.model.window import windowed
+from infini.model.architectures import context_length, vocabulary_size
+from infini.model.window.install import windowed
 from infini.paths import DOCUMENTS, SAMPLES
 
 
@@ -30,14 +30,14 @@ class HeldOutText:
     def check(self, model: PreTrainedModel) -> None:
         """InputError where the text has tokens that the model does not know."""
         for pieces in (self.samples, self.long):
-            pieces.within(vocabulary_of(model))
+            pieces.within(vocabulary_size(model))
 
     def short(self, model: PreTrainedModel) -> Score:
         """Samples, each alone."""
         return perplexity.documents(model, self.samples, self.segment_length, title="short")
 
     def documents(
-        self, model: PreTrainedModel, memory: MemoryUse = "own", title: str = ""
+        self, model: PreTrainedModel, memory: MemoryMode = "own", title: str = ""
     ) -> Score:
         """Documents as the model reads them: a version its own way, an untouched base by blind
         segments."""
@@ -51,7 +51,7 @@ class HeldOutText:
 
     def full(self, base: PreTrainedModel) -> Score:
         """Full attention: the untouched base's ceiling."""
-        recipe, longest = self.recipes.full, context_of(base)
+        recipe, longest = self.recipes.full, context_length(base)
         if longest is not None and recipe.context > longest:
             raise InputError(
                 f"params.yaml: evaluate.full.context: the base reads {longest} tokens at most, "
@@ -61,7 +61,7 @@ class HeldOutText:
 
     def window(self, base: PreTrainedModel, size: int) -> Score:
         """The untouched base with the first tokens and the last `size`: what anyone gets."""
-        sinks, longest = self.recipes.window.sinks, context_of(base)
+        sinks, longest = self.recipes.window.sinks, context_length(base)
         if longest is not None and size + sinks > longest:
             raise InputError(
                 f"params.yaml: evaluate.window.sizes: with {sinks} sinks the base reads "

@@ -15,27 +15,27 @@ from transformers import PreTrainedModel
 from infini import processes
 from infini.errors import InputError
 from infini.evaluation import estimates
-from infini.evaluation.cost import Carried, itemised
-from infini.evaluation.estimates import Estimate, Metrics, exp, mean_and_spread, rounded
-from infini.evaluation.layer_error import mean_squared_error, record_layer
-from infini.evaluation.opponents import (
+from infini.evaluation.baselines import (
     WINDOW,
     against_opponents,
     at_other_windows,
     equal_window,
-    most_carried,
+    max_state_bytes,
     of,
     opponents,
     token_bytes,
     window_bytes,
 )
-from infini.evaluation.passkey import retrieval, summary
+from infini.evaluation.cost import StateBytes, itemised
+from infini.evaluation.estimates import Estimate, Metrics, exp, mean_and_spread, rounded
+from infini.evaluation.layer_error import mean_squared_error, record_layer
 from infini.evaluation.protocols import HeldOutText
+from infini.evaluation.retrieval import retrieval, summary
 from infini.evaluation.score import Score
-from infini.evaluation.trained import check_settings, figures_of, seeds_of
-from infini.model.layers import added_parameters, frozen_layers, memory_modules
+from infini.evaluation.training_record import check_settings, figures_of, seeds_of
 from infini.model.loading import loaded
-from infini.model.window_layer import window_layers
+from infini.model.segmented.layers import added_parameters, frozen_layers, segmented_layers
+from infini.model.window.layer import window_layers
 from infini.paths import (
     EVALUATION,
     METRICS,
@@ -91,7 +91,7 @@ def evaluate_base(base: PreTrainedModel, text: HeldOutText) -> Evaluation:
         for size in sizes
     }
     metrics |= summary(found) | {"cost": {"parameters": 0}}
-    metrics["bytes"] = itemised(Carried(a_token * (text.segment_length - 1)))
+    metrics["bytes"] = itemised(StateBytes(a_token * (text.segment_length - 1)))
     return Evaluation(metrics, losses, found, _gates(base))
 
 
@@ -125,7 +125,7 @@ def evaluate_version(
         before, distilled = _distilled(base, version, seed, text)
         metrics["distill"] = distilled | _gap(untouched, before)
     with loaded(model_folder(version, "finetune", seed), base) as model:
-        kept = most_carried(model, text)
+        kept = max_state_bytes(model, text)
         added, gates, weights = added_parameters(model), _gates(model), _weights(model)
         processes.deal_out(frozen_layers(model))
         by_window = bool(window_layers(model))
@@ -206,7 +206,7 @@ def write(version: str, evaluations: dict[int, Evaluation]) -> None:
 
 def _gates(model: PreTrainedModel) -> pd.DataFrame:
     """By layer and head: the memory's share of the output, or the gate of a window's reads."""
-    betas = {i: module.infini_attention.beta for i, module in memory_modules(model).items()}
+    betas = {i: module.infini_attention.beta for i, module in segmented_layers(model).items()}
     for index, layer in window_layers(model).items():
         if layer.memory is not None:
             betas[index] = layer.memory.gate.bias
@@ -221,7 +221,7 @@ def _gates(model: PreTrainedModel) -> pd.DataFrame:
 def _weights(model: PreTrainedModel) -> Metrics:
     """Learnt scalars by name and layer, such as α."""
     metrics: Metrics = {}
-    for index, module in memory_modules(model).items():
+    for index, module in segmented_layers(model).items():
         for name, value in module.weights().items():
             metrics.setdefault(name, {})[f"layer{index}"] = rounded(value)
     return metrics
@@ -239,7 +239,7 @@ def _distilled(
             "documents": text.documents(model),
             "double_shift": text.double_shift(model),
         }
-        layers = memory_modules(model)
+        layers = segmented_layers(model)
     errors = [
         mean_squared_error(layer, record_layer(base, index, text.samples))
         for index, layer in layers.items()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infini.choices import MemoryUse, Update, WindowUpdate
+from infini.choices import MemoryMode, Update, WindowUpdate
 from infini.memory.packing import swap_halves
 from infini.memory.stream import Stream, stream_memory
 
@@ -42,7 +42,7 @@ class AssociativeMemory(nn.Module):
     heads, kv_heads: H and G; widths: of keys and of values, D and V.
     """
 
-    use: MemoryUse = "own"  # see `infini.model.reading`
+    use: MemoryMode = "own"  # see `infini.model.forward`
 
     def __init__(self, heads: int, kv_heads: int, widths: tuple[int, int], update: WindowUpdate):
         super().__init__()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from infini.choices import (
     LocalKind,
-    MemoryUse,
+    MemoryMode,
     Position,
     Update,
     check_choice,
@@ -70,7 +70,7 @@ class InfiniAttention(nn.Module):
     head width with "rope".
     """
 
-    use: MemoryUse = "own"
+    use: MemoryMode = "own"
     """Whose memory is read: the sample's "own", another's ("swapped"), or none ("off")."""
 
     def __init__(

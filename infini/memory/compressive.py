@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infini.choices import MemoryUse, Update, check_choice, check_whole
+from infini.choices import MemoryMode, Update, check_choice, check_whole
 from infini.errors import InputError
 from infini.memory.buffers import columns
-from infini.memory.kernel import Plan, read_and_write
 from infini.memory.packing import Packing, Part, drive, split, swap_halves
 from infini.memory.reads import Mix
+from infini.memory.segment_scan import Plan, read_and_write
 
 # Attention within a segment: (N, H, t, D) queries at given slots (N or 1, t) of a segment whose
 # keys and values, (N, G, n, ·), start at slot 0; None: slots 0 to t - 1, and t = n.
@@ -36,7 +36,7 @@ class Rule:
     update: Update
     local: LocalAttention | None = None
     gate: Tensor | None = None  # a read's share of the output, the rest is local: (H,)
-    use: MemoryUse = "own"  # swapped: the batch's halves read each other's memories
+    use: MemoryMode = "own"  # swapped: the batch's halves read each other's memories
 
     def mix(self, local: Tensor | None) -> Mix | None:
         """What the reads are mixed with, given the local attention's output."""

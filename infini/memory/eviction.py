@@ -24,14 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infini.choices import KEPT_BLOCK
+from infini.choices import RETENTION_BLOCK
 
-BLOCK = KEPT_BLOCK  # C
+BLOCK = RETENTION_BLOCK  # C
 FADING = 0.77  # of a score, a block: half is left after 85 tokens
 MARGIN = 0.5  # logits
 
 
-class KeptState(NamedTuple):
+class RetainedState(NamedTuple):
     """Of a layer, between two calls; of one size after any number of tokens."""
 
     keys: Tensor  # (B, G, K, D)
@@ -41,7 +41,7 @@ class KeptState(NamedTuple):
     attention: Tensor  # that they were paid in the block begun: (B, G, K + R)
 
     @classmethod
-    def empty(cls, k: Tensor, v: Tensor, count: int, recent: int) -> "KeptState":
+    def empty(cls, k: Tensor, v: Tensor, count: int, recent: int) -> "RetainedState":
         """Before the first token; k, v: (B, G, ·, ·)."""
         shape = *k.shape[:2], count
         scores = k.new_zeros(*k.shape[:2], count + recent, dtype=torch.float32)
@@ -160,7 +160,7 @@ def choose(
     pairs: Tensor,
     sinks: Tensor,
     favours: Tensor,
-    state: KeptState,
+    state: RetainedState,
     sight: Sight,
 ) -> Choice:
     """Block by block.
@@ -179,7 +179,7 @@ def _choose(
     pairs: Tensor,
     sinks: Tensor,
     favours: Tensor,
-    state: KeptState,
+    state: RetainedState,
     sight: Sight,
 ) -> Choice:
     B, G, P, width = pairs.shape

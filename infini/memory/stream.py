@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from infini.choices import Update
-from infini.memory import gpu
+from infini.memory import fla_backend as gpu
 from infini.memory.buffers import Scratch
+from infini.memory.chunk_scan import Kept, backward, forward
 from infini.memory.chunks import Chunks, blocks, by_head
-from infini.memory.sweeps import Kept, backward, forward
 
 
 class Stream(NamedTuple):

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infini.memory.eviction import KeptState, recent
+from infini.memory.eviction import RetainedState, recent
 from infini.memory.packing import gather
 
 BLOCK = 64  # queries of a block, where the window is shorter
@@ -41,7 +41,7 @@ class WindowState(NamedTuple):
     # What has left the window of the next token: (B, G, D, V), float32; (B, G, 0, V): no memory
     matrix: Tensor
     # Pairs that stay exact behind the window, with R recent tokens instead of W - 1; None: none
-    kept: KeptState | None = None
+    retained: RetainedState | None = None
 
     @classmethod
     def empty(
@@ -55,7 +55,7 @@ class WindowState(NamedTuple):
         S, W = span.sinks, span.window
         rows = k.shape[3] if memory else 0
         matrix, held = zeros(v, rows).float(), recent(W) if kept else W - 1
-        pairs = KeptState.empty(k, v, kept, held) if kept else None
+        pairs = RetainedState.empty(k, v, kept, held) if kept else None
         return cls(zeros(k, S), zeros(v, S), zeros(k, held), zeros(v, held), matrix, pairs)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "WindowState":
@@ -70,7 +70,7 @@ class WindowState(NamedTuple):
     def tensors(self) -> dict[str, Tensor]:
         """All of them by name."""
         own = self._asdict()
-        kept = own.pop("kept")
+        kept = own.pop("retained")
         return own | ({} if kept is None else {f"kept.{n}": x for n, x in kept._asdict().items()})
 
     @classmethod
@@ -78,7 +78,7 @@ class WindowState(NamedTuple):
         """The inverse of `tensors`; TypeError where one is missing."""
         kept = {n.removeprefix("kept."): x for n, x in tensors.items() if n.startswith("kept.")}
         own = {name: x for name, x in tensors.items() if not name.startswith("kept.")}
-        return cls(**own, kept=KeptState(**kept) if kept else None)
+        return cls(**own, retained=RetainedState(**kept) if kept else None)
 
     @property
     def nbytes(self) -> int:
@@ -161,7 +161,7 @@ class Span:
 
         sink_keys, keys = keep(state.sink_keys, state.keys, k)
         sink_values, values = keep(state.sink_values, state.values, v)
-        return WindowState(sink_keys, sink_values, keys, values, matrix, state.kept)
+        return WindowState(sink_keys, sink_values, keys, values, matrix, state.retained)
 
 
 def window_attention(

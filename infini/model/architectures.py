@@ -66,13 +66,13 @@ def is_encoder(model: PreTrainedModel) -> bool:
     return config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
 
 
-def context_of(model: PreTrainedModel) -> int | None:
+def context_length(model: PreTrainedModel) -> int | None:
     """Tokens that the base can read at once; None where its config does not limit them."""
     longest: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return longest
 
 
-def vocabulary_of(model: PreTrainedModel) -> int:
+def vocabulary_size(model: PreTrainedModel) -> int:
     """How many tokens the base tells apart."""
     rows: int = model.get_input_embeddings().weight.shape[0]
     return rows
@@ -93,7 +93,7 @@ class Head(NamedTuple):
 
 
 @torch.no_grad()
-def head_of(model: PreTrainedModel) -> Head:
+def output_head(model: PreTrainedModel) -> Head:
     """The frozen head, as the model itself uses it.
 
     InputError where the model does something to its logits that we do not know.

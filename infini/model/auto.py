@@ -1,7 +1,7 @@
 """A saved model by the names that Hugging Face has for any: AutoModelForCausalLM, AutoTokenizer.
 
 Its config.json says that it is ours; the classes here are what transformers then asks.
-`infini.model.announcing` registers them, in the middle of transformers' own import: so nothing
+`infini.model.auto_registration` registers them in transformers' own import: so nothing
 here imports more than a config before it is asked.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 
-from infini.model.announcing import MODEL_TYPE
+from infini.model.auto_registration import MODEL_TYPE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

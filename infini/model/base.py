@@ -21,7 +21,7 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.errors import InputError
-from infini.model.announcing import MODEL_TYPE
+from infini.model.auto_registration import MODEL_TYPE
 
 DEEPEST = 1_000  # layers; a damaged config that says more would fill the memory
 

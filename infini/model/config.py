@@ -47,10 +47,10 @@ class WindowPlacement(Section):
     # rule of the memory's write; none: no matrix
     update: WindowUpdate = "delta"
     # pairs of key and value a head that stay exact behind the window
-    kept: Annotated[int, Field(ge=0, le=2**16)] = 0
+    retained: Annotated[int, Field(ge=0, le=2**16)] = 0
 
     @model_validator(mode="after")
     def _memory(self) -> "WindowPlacement":
-        if self.update == "none" and not self.kept:
+        if self.update == "none" and not self.retained:
             raise InputError("update: none needs kept pairs: there is no memory to train otherwise")
         return self

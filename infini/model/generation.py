@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from infini.errors import InputError
-from infini.model import standard_files, storage
+from infini.model import serialization as storage
+from infini.model import standard_files
 from infini.model.architectures import CACHE, take_cache
-from infini.model.stateful import newest
+from infini.model.decoder_base import newest
 
 PREFILL_SEGMENTS = 16  # or windows, of a prompt that are read at once
 

@@ -25,7 +25,7 @@ class Options(TypedDict, total=False):
 
     window: int
     sinks: int
-    kept: int
+    retained: int
     update: WindowUpdate
     local: LocalKind
     position: Position | None
@@ -76,14 +76,14 @@ class WindowSettings:
     window: int = 256  # tokens that are seen, the own one included
     sinks: int = 4  # first tokens of a text, seen for ever
     update: WindowUpdate = "delta"
-    kept: int = 0  # pairs a head that stay exact behind the window
+    retained: int = 0  # pairs a head that stay exact behind the window
 
     def __post_init__(self) -> None:
         check_choice("update", self.update, WindowUpdate)
         check_whole("window", self.window, 1)
         check_whole("sinks", self.sinks, 0)
-        check_whole("kept", self.kept, 0)
-        if self.kept and not self.layers:
+        check_whole("retained", self.retained, 0)
+        if self.retained and not self.layers:
             raise InputError("kept: a layer to keep pairs in is needed, layers=[] names none")
 
 

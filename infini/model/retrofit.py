@@ -3,7 +3,7 @@
 `parallel` keeps a layer and adds to it: layer(x) + α · attention(norm(x)), the base at
 α = 0. `replace` puts a copy of the layer in its place, its attention ours: of the base's
 own weights ("teacher", the base within a segment), or freshly initialised ("random").
-`window`: every layer's own attention sees a window, see `infini.model.window`.
+`window`: every layer's own attention sees a window, see `infini.model.window.install`.
 """
 
 from collections.abc import Sequence
@@ -19,28 +19,28 @@ from infini.errors import InputError
 from infini.memory.attention import Heads, InfiniAttention
 from infini.model.architectures import (
     check_replaceable,
-    context_of,
+    context_length,
     decoder_layers,
     is_encoder,
     rotary_of,
 )
 from infini.model.base import weights_fingerprint
-from infini.model.decoder import InfiniDecoder
+from infini.model.class_extension import extend_class, restore_class
+from infini.model.decoder_base import Owner
 from infini.model.generation import InfiniModel
-from infini.model.layers import (
+from infini.model.options import Options, Settings, check_layers, check_options
+from infini.model.segmented.decoder import InfiniDecoder
+from infini.model.segmented.init_from_base import teacher_attention
+from infini.model.segmented.layers import (
     InfiniAdapter,
     InfiniLayer,
     MemoryModule,
     has_memory,
-    memory_modules,
-    our_tensors,
+    infini_parameters,
+    segmented_layers,
 )
-from infini.model.mixins import put_in_front, take_out
-from infini.model.options import Options, Settings, check_layers, check_options
-from infini.model.stateful import Owner
-from infini.model.teacher import teacher_attention
-from infini.model.window import put_window, take_window
-from infini.model.window_layer import window_layers
+from infini.model.window.install import install_window, uninstall_window
+from infini.model.window.layer import window_layers
 
 
 def retrofit(
@@ -77,7 +77,7 @@ def retrofit(
     check_layers(layers)
     _check_model(model)
     if method == "window":
-        return put_window(model, layers, **given)
+        return install_window(model, layers, **given)
     chosen = (0,) if layers is None else tuple(sorted(set(layers)))
     settings = Settings(method, chosen, **given)
     _check(model, settings)
@@ -88,11 +88,11 @@ def retrofit(
     model.requires_grad_(False)
     for index, module in modules.items():
         slots[index] = module.to(model.device, model.dtype).train(model.training)
-    for tensor in our_tensors(model).values():
+    for tensor in infini_parameters(model).values():
         tensor.requires_grad_(True)
-    put_in_front(model, InfiniModel)
+    extend_class(model, InfiniModel)
     decoder = model.get_decoder()
-    put_in_front(decoder, InfiniDecoder)
+    extend_class(decoder, InfiniDecoder)
     decoder.infini = Owner({k: v for k, v in model.infini_config.items() if k != "base"})
     return model
 
@@ -135,7 +135,7 @@ def _check(model: PreTrainedModel, settings: Settings) -> None:
     depth = len(decoder_layers(model))
     if missing := [index for index in settings.layers if index >= depth]:
         raise InputError(f"layers {missing} do not exist, the base has 0 to {depth - 1}")
-    longest = context_of(model) or settings.segment_length
+    longest = context_length(model) or settings.segment_length
     if not 1 <= settings.segment_length <= longest:
         raise InputError(
             f"segment_length: 1 to {longest} (the base's context), got {settings.segment_length}"
@@ -218,11 +218,11 @@ def remove(model: PreTrainedModel) -> PreTrainedModel:
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"remove: a model is needed, got {type(model).__name__}")
     if window_layers(model):
-        take_window(model)
+        uninstall_window(model)
         return model
-    take_out(model.get_decoder(), InfiniDecoder)
-    take_out(model, InfiniModel)
-    slots, ours = decoder_layers(model), memory_modules(model)
+    restore_class(model.get_decoder(), InfiniDecoder)
+    restore_class(model, InfiniModel)
+    slots, ours = decoder_layers(model), segmented_layers(model)
     for index, module in ours.items():
         slots[index] = module.original
     if ours:

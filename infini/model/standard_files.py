@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
-from infini.model.announcing import MODEL_TYPE
-from infini.model.layers import our_tensors
+from infini.model.auto_registration import MODEL_TYPE
+from infini.model.segmented.layers import infini_parameters
 
 
 def write(model: PreTrainedModel, folder: Path, tensors_file: str) -> None:
@@ -31,7 +31,7 @@ def write(model: PreTrainedModel, folder: Path, tensors_file: str) -> None:
 def full_names(model: PreTrainedModel) -> dict[str, str]:
     """Of our tensors: the name in our file → that in the model's state_dict."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {ours: names[id(parameter)] for ours, parameter in our_tensors(model).items()}
+    return {ours: names[id(parameter)] for ours, parameter in infini_parameters(model).items()}
 
 
 def with_full_names(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

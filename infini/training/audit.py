@@ -15,21 +15,21 @@ from transformers import PreTrainedModel
 from infini import processes
 from infini.corpus.pieces import Pieces
 from infini.evaluation import perplexity
+from infini.evaluation.baselines import of
 from infini.evaluation.estimates import Metrics, difference, with_errors
 from infini.evaluation.layer_error import LayerData
 from infini.evaluation.losses import token_after_next
-from infini.evaluation.opponents import of
 from infini.evaluation.protocols import HeldOutText
 from infini.evaluation.version import protocol_metrics
 from infini.model.loading import load
 from infini.model.retrofit import untrained
-from infini.model.run import States
-from infini.model.segments import run_segments
+from infini.model.segmented.run import States
+from infini.model.segmented.segments import run_segments
 from infini.paths import EVALUATION, model_folder, read_table
 from infini.training.config import Audit, Mistake, Replacement, Version
 from infini.training.distillation import distill
 from infini.training.long_context import Batch, Documents, own_rows, train_on_documents
-from infini.training.seeds import Job, Trained
+from infini.training.seeds import TrainingResult, TrainingRun
 
 
 class LabelsShiftedTwice(Documents):
@@ -79,11 +79,11 @@ class Audited(NamedTuple):
     """What an audit measured, and the trainings that it took."""
 
     metrics: Metrics
-    trainings: list[Trained]
+    trainings: list[TrainingResult]
 
 
 def run_audit(
-    audit: Audit, recipe: Version, base: PreTrainedModel, job: Job, text: HeldOutText
+    audit: Audit, recipe: Version, base: PreTrainedModel, job: TrainingRun, text: HeldOutText
 ) -> Audited:
     """Train by `recipe`; it is not distilled anew unless the audit is about that."""
     trainings = []
@@ -100,7 +100,7 @@ def run_audit(
         model,
         recipe.long,
         text.segment_length,
-        Job(f"{job.title} finetune", job.seed),
+        TrainingRun(f"{job.title} finetune", job.seed),
         MISTAKEN.get(audit.mistake, Documents),
     )
     losses = _losses(model, text)
@@ -117,11 +117,11 @@ def run_audit(
 
 
 def _distilled(
-    audit: Audit, recipe: Replacement, base: PreTrainedModel, job: Job, segment_length: int
-) -> Trained:
+    audit: Audit, recipe: Replacement, base: PreTrainedModel, job: TrainingRun, segment_length: int
+) -> TrainingResult:
     """The version's layer distilled anew, with what the audit changes of that."""
     assert recipe.distill is not None
-    job = Job(f"{job.title} distill", job.seed)
+    job = TrainingRun(f"{job.title} distill", job.seed)
     if audit.mistake == "padding_counted":
         return distill(base, recipe.layer, recipe.distill, segment_length, job, padding_counted)
     return distill(base, recipe.layer, recipe.distill, segment_length, job)

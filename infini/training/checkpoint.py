@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from infini.errors import InputError
-from infini.model.tensors import read_tensors, write_tensors
+from infini.model.tensor_files import read_tensors, write_tensors
 from infini.paths import CHECKPOINTS
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from infini.choices import KEPT_BLOCK, Init, Objective, Position
+from infini.choices import RETENTION_BLOCK, Init, Objective, Position
 from infini.errors import InputError
 from infini.model.config import Placement, WindowPlacement
 from infini.schema import Different, Name, Positive, Rate, Section, Seed, Share
@@ -236,7 +236,7 @@ class WindowAdapter(Adapter):
 
     def seen_exactly(self, segment_length: int, window: int | None) -> int:
         seen = (window or self.layer.window) + self.layer.sinks
-        return seen + (KEPT_BLOCK - 1 if self.layer.kept else 0)
+        return seen + (RETENTION_BLOCK - 1 if self.layer.retained else 0)
 
     def lack(self, documents: int, length: int, segment_length: int) -> str | None:
         read = min(self.length or length, length)

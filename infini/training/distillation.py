@@ -18,14 +18,14 @@ from infini.evaluation.layer_error import (
     record_layer,
     squared_error,
 )
-from infini.model.architectures import vocabulary_of
-from infini.model.layers import memory_modules, our_tensors
+from infini.model.architectures import vocabulary_size
 from infini.model.retrofit import untrained
+from infini.model.segmented.layers import infini_parameters, segmented_layers
 from infini.paths import SAMPLES
 from infini.training.checkpoint import Checkpoint, fingerprint
 from infini.training.config import Recipe, ReplacedLayer
 from infini.training.loop import Loss, Task, adamw, fit
-from infini.training.seeds import Job, Trained
+from infini.training.seeds import TrainingResult, TrainingRun
 
 
 def distillation_loss(layer: nn.Module, data: LayerData, chosen: Tensor) -> Iterator[Loss]:
@@ -41,9 +41,9 @@ def distill(
     place: ReplacedLayer,
     recipe: Recipe,
     segment_length: int,
-    job: Job,
+    job: TrainingRun,
     prepared: Callable[[LayerData], LayerData] = lambda data: data,
-) -> Trained:
+) -> TrainingResult:
     """Replace a layer of `base`, in place, by one that learns to do what it did.
 
     prepared: what an audit does to the training data.
@@ -53,14 +53,14 @@ def distill(
         Pieces.load(SAMPLES / f"{s}.parquet", width=segment_length) for s in ("train", "val")
     ]
     (index,) = place.layers
-    words = vocabulary_of(base)
+    words = vocabulary_size(base)
     train, val = (record_layer(base, index, pieces.within(words)) for pieces in samples)
     if not recipe.hold_out:
         train += val
     train = prepared(train)
 
     model = untrained(base, job.seed, place.retrofit_options(segment_length))
-    layer, trained = memory_modules(model)[index], our_tensors(model)
+    layer, trained = segmented_layers(model)[index], infini_parameters(model)
     settings = [job.seed, recipe.model_dump(), model.infini_config]
     checkpoint = Checkpoint(job.name, fingerprint(settings, [SAMPLES]))
     task = Task(
@@ -74,4 +74,4 @@ def distill(
         patience=recipe.patience,
     )
     result = fit(task, checkpoint)
-    return Trained(model, result, len(train), len(val) if recipe.hold_out else 0, checkpoint)
+    return TrainingResult(model, result, len(train), len(val) if recipe.hold_out else 0, checkpoint)

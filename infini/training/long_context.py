@@ -17,17 +17,17 @@ from infini.corpus.haystacks import Facts, questioned
 from infini.corpus.pieces import Pieces, shuffled, train_val_sizes
 from infini.evaluation import perplexity
 from infini.evaluation.losses import UNSCORED, cross_entropy, distillation, next_token
-from infini.model.architectures import head_of, vocabulary_of
+from infini.model.architectures import output_head, vocabulary_size
 from infini.model.base import load_tokenizer
-from infini.model.layers import frozen_layers, our_tensors
-from infini.model.reading import memory_used, read_documents, window_of
-from infini.model.run import States
-from infini.model.segments import detach
+from infini.model.forward import forward_documents, memory_mode, window_override
+from infini.model.segmented.layers import frozen_layers, infini_parameters
+from infini.model.segmented.run import States
+from infini.model.segmented.segments import detach
 from infini.paths import DOCUMENTS, TEACHER
 from infini.training.checkpoint import Checkpoint, fingerprint
 from infini.training.config import DocumentRecipe
 from infini.training.loop import Loss, Task, adamw, fit
-from infini.training.seeds import Job, Trained
+from infini.training.seeds import TrainingResult, TrainingRun
 from infini.training.teacher import Teacher
 
 
@@ -125,8 +125,8 @@ class Documents:
         for start in range(0, length, self.chunk):
             part = slice(start, start + self.chunk)
             said = None if teacher is None else Teacher(*(x[rows, part] for x in teacher))
-            with processes.autocast(), window_of(self.model, batch.window):
-                hidden, states = read_documents(
+            with processes.autocast(), window_override(self.model, batch.window):
+                hidden, states = forward_documents(
                     self.model, tokens[:, part], self.segment_length, states
                 )
                 nats = self.nats(hidden[: len(rows)], targets[:, part], said)
@@ -144,7 +144,7 @@ class Documents:
 
         hidden: (b, t, d). said: what the teacher says of these tokens; None: cross-entropy.
         """
-        head = head_of(self.model)
+        head = output_head(self.model)
         if said is None:
             return cross_entropy(hidden, head, targets)
         nats = distillation(hidden, head, *(x.to(hidden.device) for x in said))
@@ -186,10 +186,10 @@ def own_rows(chosen: Tensor) -> tuple[Tensor, bool]:
 
 
 def train_control(
-    model: PreTrainedModel, recipe: DocumentRecipe, segment_length: int, job: Job
-) -> Trained:
+    model: PreTrainedModel, recipe: DocumentRecipe, segment_length: int, job: TrainingRun
+) -> TrainingResult:
     """`train_on_documents`, the memory always that of another document."""
-    with memory_used(model, "swapped"):
+    with memory_mode(model, "swapped"):
         return train_on_documents(model, recipe, segment_length, job, Control)
 
 
@@ -197,16 +197,16 @@ def train_on_documents(
     model: PreTrainedModel,
     recipe: DocumentRecipe,
     segment_length: int,
-    job: Job,
+    job: TrainingRun,
     kind: type[Documents] = Documents,
-) -> Trained:
+) -> TrainingResult:
     """Train what is ours in `model`, in place, on the prepared documents.
 
     InputError: they are too short for what is put into them.
     """
     sizes = (None, None) if recipe.documents is None else train_val_sizes(recipe.documents)
     train, val = (
-        Pieces.load(DOCUMENTS / f"{split}.parquet", limit).within(vocabulary_of(model))
+        Pieces.load(DOCUMENTS / f"{split}.parquet", limit).within(vocabulary_size(model))
         for split, limit in zip(("train", "val"), sizes, strict=True)
     )
     if not recipe.hold_out:
@@ -223,7 +223,7 @@ def train_on_documents(
         facts = Facts(load_tokenizer(name, commit))
     documents = kind(model, train, segment_length, recipe, teacher, facts)
     steps = documents.steps * recipe.epochs
-    trained = our_tensors(model)
+    trained = infini_parameters(model)
     settings = [job.seed, segment_length, recipe.model_dump(), model.infini_config, kind.__name__]
     checkpoint = Checkpoint(job.name, fingerprint(settings, inputs, trained))
     task = Task(
@@ -238,4 +238,4 @@ def train_on_documents(
         schedule=partial(linear, steps) if recipe.schedule == "linear" else lambda step: 1.0,
     )
     result = fit(task, checkpoint)
-    return Trained(model, result, len(train), len(val) if recipe.hold_out else 0, checkpoint)
+    return TrainingResult(model, result, len(train), len(val) if recipe.hold_out else 0, checkpoint)

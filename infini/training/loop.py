@@ -31,7 +31,7 @@ B = TypeVar("B")
 
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints within an epoch
 # How the names of parameters end that have a rate of their own: α, gates, what acts like them
-GATES = (".alpha", ".beta", ".gate.bias", ".strength.bias", ".decay.bias", ".kept.bias")
+GATES = (".alpha", ".beta", ".gate.bias", ".strength.bias", ".decay.bias", ".retained.bias")
 EXPLODED = 10.0  # times the first loss: no training that still works gets there
 
 

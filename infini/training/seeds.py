@@ -14,7 +14,7 @@ from infini.training.checkpoint import Checkpoint
 from infini.training.loop import Fit
 
 
-class Job(NamedTuple):
+class TrainingRun(NamedTuple):
     """One training of many."""
 
     title: str
@@ -26,7 +26,7 @@ class Job(NamedTuple):
         return self.title.replace(" ", "-")
 
 
-class Trained(NamedTuple):
+class TrainingResult(NamedTuple):
     """A trained model, and how it came about."""
 
     model: PreTrainedModel
@@ -36,7 +36,9 @@ class Trained(NamedTuple):
     checkpoint: Checkpoint
 
 
-def train_seeds(version: str, step: str, seeds: list[int], train: Callable[[Job], Trained]) -> None:
+def train_seeds(
+    version: str, step: str, seeds: list[int], train: Callable[[TrainingRun], TrainingResult]
+) -> None:
     """Train a version's step with each seed; none: the files are there, and hold nothing.
 
     Writes the models, `data/training/<version>/<step>.json` (by seed) and `.csv` (with a column
@@ -49,7 +51,7 @@ def train_seeds(version: str, step: str, seeds: list[int], train: Callable[[Job]
     checkpoints: list[Checkpoint] = []
     for seed in seeds:
         model, fit, train_size, val_size, checkpoint = train(
-            Job(f"{version} {step} seed {seed}", seed)
+            TrainingRun(f"{version} {step} seed {seed}", seed)
         )
         if processes.is_main():
             model.save_pretrained(model_folder(version, step, seed))

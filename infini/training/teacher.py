@@ -18,8 +18,8 @@ from infini.errors import InputError
 from infini.evaluation.config import FullProtocol
 from infini.evaluation.losses import CHUNK
 from infini.evaluation.perplexity import full_attention
-from infini.model.architectures import head_of
-from infini.model.tensors import read_tensors, write_tensors
+from infini.model.architectures import output_head
+from infini.model.tensor_files import read_tensors, write_tensors
 
 TOP = 20
 
@@ -56,7 +56,7 @@ class Teacher(NamedTuple):
 @torch.no_grad()
 def record(base: PreTrainedModel, documents: Pieces, full: FullProtocol) -> Teacher:
     """What the untouched base says, with as much attention as the protocol `full` gives it."""
-    head, found = head_of(base), []
+    head, found = output_head(base), []
     for tokens in progress(documents.tokens.split(1), "teacher"):
         with processes.autocast():
             hidden = full_attention(base, tokens.to(base.device), full.context, full.stride)

@@ -36,7 +36,7 @@ def talk(
 ) -> Conversation:
     options: dict[str, Any] = {"segment_length": W}
     if request.param == "window":
-        options = {"window": W, "sinks": S, "update": "none", "kept": 3}
+        options = {"window": W, "sinks": S, "update": "none", "retained": 3}
     return Conversation(infini.retrofit(model, request.param, **options), tokenizer)
 
 

@@ -6,8 +6,8 @@ from transformers import PreTrainedModel
 
 from infini.evaluation.layer_error import mean_squared_error, record_layer, squared_error
 from infini.model.architectures import decoder_layers
-from infini.model.layers import memory_modules
 from infini.model.retrofit import retrofit
+from infini.model.segmented.layers import segmented_layers
 from toy import some_pieces
 
 L = 16
@@ -17,7 +17,7 @@ def test_the_error_ignores_padding_and_carries_no_memory(model: PreTrainedModel)
     text = some_pieces([16, 9], L)
     teacher = record_layer(model, 0, text)
     retrofit(model, "replace", local="linear", init="random", segment_length=L)
-    layer = memory_modules(model)[0]
+    layer = segmented_layers(model)[0]
     both = mean_squared_error(layer, teacher)
     total = 0.0
     for i, length in enumerate((16, 9)):  # each by itself, without its padding

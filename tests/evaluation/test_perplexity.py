@@ -17,11 +17,11 @@ from infini.corpus.splits import split_of
 from infini.errors import InputError
 from infini.evaluation.perplexity import documents, double_shift, sliding
 from infini.evaluation.score import Score
-from infini.model.architectures import head_of
+from infini.model.architectures import output_head
 from infini.model.base import load_base, load_tokenizer
 from infini.model.retrofit import remove, retrofit
-from infini.model.segments import run_segments
-from infini.model.window import windowed
+from infini.model.segmented.segments import run_segments
+from infini.model.window.install import windowed
 from toy import some_pieces
 
 L = 16
@@ -83,7 +83,7 @@ def test_segmented_carries_the_memory_and_nothing_else(any_model: PreTrainedMode
         for start in range(0, len(tokens), L):
             segment, following = tokens[start : start + L], tokens[start + 1 : start + 1 + L]
             hidden, states = run_segments(any_model, segment[None], L, states)
-            scores = F.log_softmax(head_of(any_model)(hidden[0]).double(), -1)
+            scores = F.log_softmax(output_head(any_model)(hidden[0]).double(), -1)
             nats += [-scores[i, token].item() for i, token in enumerate(following)]
         return nats
 
@@ -131,7 +131,7 @@ def test_double_shift_carries_the_memory(any_model: PreTrainedModel) -> None:
             if len(segment) < 2:
                 break
             hidden, states = run_segments(any_model, segment[None, :-1], L - 1, states)
-            scores = F.log_softmax(head_of(any_model)(hidden[0]).double(), -1)
+            scores = F.log_softmax(output_head(any_model)(hidden[0]).double(), -1)
             nats += [-scores[i, token].item() for i, token in enumerate(segment[2:])]
         return nats
 
@@ -197,7 +197,7 @@ PROTOCOLS: list[Callable[[PreTrainedModel, Pieces], Score]] = [
 def test_a_uniform_model_has_perplexity_of_its_vocabulary(
     any_model: PreTrainedModel, protocol: Callable[[PreTrainedModel, Pieces], Score]
 ) -> None:
-    nn.init.zeros_(head_of(any_model).weight)
+    nn.init.zeros_(output_head(any_model).weight)
     if protocol is PROTOCOLS[2]:
         remove(any_model)  # sliding is for models without a memory
     score = protocol(any_model, some_pieces(RAGGED, 48))
@@ -208,7 +208,7 @@ def test_a_uniform_model_has_perplexity_of_its_vocabulary(
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_refused(model: PreTrainedModel, value: float) -> None:
-    head_of(model).weight[7, 0] = value
+    output_head(model).weight[7, 0] = value
     with pytest.raises(InputError, match=r"^segmented: a loss is not finite"):
         documents(model, some_pieces(RAGGED, 48), L, title="segmented")
     with pytest.raises(InputError, match=r"^perplexity: a loss is not finite"):

@@ -15,11 +15,11 @@ from infini.evaluation import perplexity
 from infini.evaluation.config import Evaluate
 from infini.evaluation.protocols import HeldOutText
 from infini.evaluation.score import Score
-from infini.model.architectures import CACHE, cache_of, head_of
+from infini.model.architectures import CACHE, cache_of, output_head
 from infini.model.base import load_tokenizer
-from infini.model.reading import memory_used, read_documents
+from infini.model.forward import forward_documents, memory_mode
 from infini.model.retrofit import retrofit
-from infini.model.window import windowed
+from infini.model.window.install import windowed
 from infini.paths import DOCUMENTS, SAMPLES
 
 L = 16
@@ -125,9 +125,9 @@ def test_swapped_documents_are_read_in_pairs_an_odd_one_beside_the_first(
     monkeypatch.setattr(perplexity, "BATCH_TOKENS", 2 * text.tokens.shape[1])
     found = perplexity.documents(model, text, L, "swapped").nats
     for piece, other in ((0, 1), (1, 0), (2, 0)):
-        with torch.no_grad(), memory_used(model, "swapped"):
-            hidden, _ = read_documents(model, text.tokens[[piece, other]], L)
-            log_p = head_of(model)(hidden[0, :-1]).log_softmax(-1)
+        with torch.no_grad(), memory_mode(model, "swapped"):
+            hidden, _ = forward_documents(model, text.tokens[[piece, other]], L)
+            log_p = output_head(model)(hidden[0, :-1]).log_softmax(-1)
         nats = -log_p.gather(1, text.tokens[piece, 1:, None])[:, 0]
         torch.testing.assert_close(found[piece, :-1], nats)
 

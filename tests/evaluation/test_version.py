@@ -14,18 +14,18 @@ from transformers import PreTrainedModel
 from infini import params
 from infini.errors import InputError
 from infini.evaluation import perplexity
+from infini.evaluation.baselines import of
 from infini.evaluation.config import Evaluate
 from infini.evaluation.cost import carried, read
 from infini.evaluation.estimates import flatten, rounded
 from infini.evaluation.layer_error import mean_squared_error, record_layer
-from infini.evaluation.opponents import of
-from infini.evaluation.passkey import retrieval, summary
 from infini.evaluation.protocols import HeldOutText
+from infini.evaluation.retrieval import retrieval, summary
 from infini.evaluation.version import evaluate_base, evaluate_version, write
 from infini.model.base import load_tokenizer
-from infini.model.layers import added_parameters, has_memory, memory_modules
 from infini.model.loading import load, loaded
-from infini.model.window import windowed
+from infini.model.segmented.layers import added_parameters, has_memory, segmented_layers
+from infini.model.window.install import windowed
 from infini.paths import EVALUATION, METRICS, model_folder
 from toy import read_params, stage, write_params
 
@@ -192,7 +192,7 @@ def test_a_finished_models_figures_are_those_of_direct_calls(
     sums = of(losses, "memory_off")[["nats", "tokens"]].sum()
     assert sums["nats"] == pytest.approx(off.total)
     assert sums["tokens"] == off.tokens
-    ((layer, module),) = memory_modules(model).items()
+    ((layer, module),) = segmented_layers(model).items()
     assert gates["layer"].unique() == [layer]
     expected = module.infini_attention.beta.detach().sigmoid().tolist()
     assert gates["gate"].tolist() == pytest.approx(expected, rel=1e-5)
@@ -219,7 +219,7 @@ def test_a_distilled_models_figures_are_those_of_direct_calls(
     untouched = perplexity.documents(model, text.samples, L).perplexity
     load(model_folder("v2", "distill", 0), model)
     distilled = perplexity.documents(model, text.samples, L).perplexity
-    error = mean_squared_error(memory_modules(model)[0], data)
+    error = mean_squared_error(segmented_layers(model)[0], data)
     before = perplexity.documents(model, text.long, L)
     first = text.long.first(1)
     shifted = perplexity.double_shift(model, first, L)

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infini.memory import eviction
-from infini.memory.eviction import KeptState, Sight, choose, recent
-from memory.toy_kept import Keeper, favours, loop
+from infini.memory.eviction import RetainedState, Sight, choose, recent
+from memory.toy_retained import Keeper, favours, loop
 from memory.toy_window import B, D, G, H, V, tokens, turn
 
 SCALE = D**-0.5
@@ -22,7 +22,7 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 
 def keep(
     q: Tensor, k: Tensor, chunks: list[int], keeper: Keeper, favour: Tensor | None = None
-) -> KeptState:
+) -> RetainedState:
     """What `choose` leaves after a text that comes in chunks; keys by their numbers in it.
 
     favour: of every pair, (B, G, T); None: of none.
@@ -32,7 +32,7 @@ def keep(
     numbers = torch.arange(q.shape[2])[None]
     near, far = turn(q, numbers), turn(q, numbers.clamp(max=W + S - 1))
     keys, favour = turn(k, numbers), k.new_zeros(k.shape[:3]) if favour is None else favour
-    state, count = KeptState.empty(k, k, K, recent(W)), 0
+    state, count = RetainedState.empty(k, k, K, recent(W)), 0
     for T in chunks:
         end = count + T
         place = state.positions.clamp(min=0)
@@ -53,19 +53,21 @@ def keep(
     return state
 
 
-def assert_known(state: KeptState, keepers: list[list[Keeper]], length: int) -> None:
+def assert_known(state: RetainedState, keepers: list[list[Keeper]], length: int) -> None:
     """Positions, scores and attention are those that the loop's keepers know."""
     for b in range(B):
         for g in range(G):
             own = keepers[b][g]
-            missing = [-1] * (own.count - len(own.kept))
-            assert state.positions[b, g].tolist() == own.kept + missing, "the highest score first"
+            missing = [-1] * (own.count - len(own.retained))
+            assert state.positions[b, g].tolist() == own.retained + missing, (
+                "the highest score first"
+            )
             first = max(
                 own.sinks, length - length % eviction.BLOCK - own.window + 1
             )  # still in a window
             held = [j if j >= first else -1 for j in range(length - recent(own.window), length)]
             for tensor, known in ((state.scores, own.scores), (state.attention, own.paid)):
-                figures = [known.get(j, 0) for j in (*own.kept, *missing, *held)]
+                figures = [known.get(j, 0) for j in (*own.retained, *missing, *held)]
                 expected = torch.tensor(figures, dtype=torch.float32)
                 torch.testing.assert_close(tensor[b, g], expected, rtol=1e-4, atol=1e-6)
 
@@ -84,7 +86,7 @@ def test_pairs_kept_and_their_scores_are_those_of_a_loop(
     how = {"window": W, "sinks": S, "count": K, "context": context, "limit": limit}
     _, keepers = loop((q, k, v), torch.zeros(H), weight, how)
     room = min(x for x in (context, limit, length) if x is not None) >= W + eviction.BLOCK
-    assert any(own.kept for row in keepers for own in row) == room
+    assert any(own.retained for row in keepers for own in row) == room
     plain, none, of_favour = (
         keep(q, k, [length], Keeper(**how), some).positions
         for some in (None, favour.clamp(max=eviction.MARGIN), favour)

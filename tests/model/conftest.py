@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 import infini
 from architectures import CONFIGS, L, tiny
-from infini.model.layers import our_tensors
+from infini.model.segmented.layers import infini_parameters
 
 KINDS: dict[str, dict[str, Any]] = {
     "beside": {"method": "parallel", "layers": [0, 2], "alpha": 0.7},
@@ -31,7 +31,7 @@ def retrofitted(segment_length: int) -> Callable[[str, str], PreTrainedModel]:
 
     def make(name: str, kind: str) -> PreTrainedModel:
         model = infini.retrofit(tiny(name), segment_length=segment_length, **KINDS[kind])
-        for key, parameter in our_tensors(model).items():
+        for key, parameter in infini_parameters(model).items():
             if key.endswith("beta"):
                 parameter.data.normal_()
             elif kind == "fresh" and parameter.ndim == 2:

@@ -27,9 +27,9 @@ from infini.model.architectures import (
     CACHES,
     attention_name,
     cache_of,
-    context_of,
+    context_length,
     decoder_layers,
-    head_of,
+    output_head,
     own_attention,
     rotary_of,
     take_cache,
@@ -44,9 +44,9 @@ def test_an_architectures_parts_are_found(name: str) -> None:
     model = tiny(name)
     layers = decoder_layers(model)
     assert len(layers) == 3
-    assert context_of(model) == 256
+    assert context_length(model) == 256
     hidden = model.get_decoder()(text(2, 5)).last_hidden_state
-    torch.testing.assert_close(head_of(model)(hidden), model(text(2, 5)).logits)
+    torch.testing.assert_close(output_head(model)(hidden), model(text(2, 5)).logits)
     assert (rotary_of(model) is None) == (name == "gpt2")
     attention = getattr(layers[1], attention_name(layers[1]))
     seen: list[tuple[Tensor, Tensor]] = []
@@ -79,7 +79,7 @@ HEADS = {
 def test_a_head_is_used_as_its_model_does(kind: str) -> None:
     config, expected = HEADS[kind]
     model = loud(config)
-    head = head_of(model)
+    head = output_head(model)
     assert (head.scale, head.softcap) == expected
     hidden = model.get_decoder()(text(2, 9)).last_hidden_state
     torch.testing.assert_close(head(hidden), model(text(2, 9)).logits)
@@ -92,7 +92,7 @@ def test_a_head_is_used_as_its_model_does(kind: str) -> None:
 def test_a_key_that_its_model_ignores_is_ignored(scale: str | float) -> None:
     model = loud(MptConfig(d_model=16, n_heads=4, n_layers=2, vocab_size=50, logit_scale=scale))
     hidden = model.get_decoder()(text(2, 9)).last_hidden_state
-    assert torch.equal(head_of(model)(hidden), model(text(2, 9)).logits)
+    assert torch.equal(output_head(model)(hidden), model(text(2, 9)).logits)
 
 
 def loud(config: PreTrainedConfig) -> PreTrainedModel:
@@ -111,11 +111,11 @@ def test_a_head_that_we_do_not_know_is_refused() -> None:
             return out
 
     with pytest.raises(InputError, match="Odd: turns hidden states into logits in a way"):
-        head_of(Odd(CONFIGS["gpt_neox"]).eval())
+        output_head(Odd(CONFIGS["gpt_neox"]).eval())
     model = tiny("gpt_neox")
     model.set_output_embeddings(nn.Identity())
     with pytest.raises(InputError, match="GPTNeoXForCausalLM: no linear head"):
-        head_of(model)
+        output_head(model)
 
 
 @torch.no_grad()

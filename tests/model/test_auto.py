@@ -24,7 +24,7 @@ from toy import sentence
 METHODS: dict[str, dict[str, Any]] = {
     "beside": {"method": "parallel", "layers": [1], "segment_length": L, "alpha": 0.7},
     "replaced": {"method": "replace", "layers": [0], "segment_length": L, "init": "random"},
-    "window": {"method": "window", "window": 8, "sinks": 2, "kept": 4},
+    "window": {"method": "window", "window": 8, "sinks": 2, "retained": 4},
 }
 
 

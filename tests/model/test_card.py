@@ -12,7 +12,7 @@ from infini.model.card import Release, ranges, render
 
 SETTINGS = {
     "method": "window", "layers": [0, 1, 2, 5], "window": 64, "sinks": 4, "update": "gated_delta",
-    "kept": 128, "base": {"model": "some/base", "revision": "abc", "fingerprint": "0123"},
+    "retained": 128, "base": {"model": "some/base", "revision": "abc", "fingerprint": "0123"},
 }  # fmt: skip
 RELEASE = Release("mit", "toy/base", "A small base", "16 documents", "| nats |\n|--|\n| 3.2 |")
 
@@ -50,7 +50,7 @@ def test_a_model_that_is_saved_has_one(model: PreTrainedModel, tmp_path: Path) -
     assert "| method | replace, started from random weights |" in card
     assert f"| segments | {L} tokens, other layers with full attention |" in card
     assert "| memory update | delta |\n| local attention | linear, positions none |\n" in card
-    assert "kept" not in card
+    assert "retained" not in card
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from architectures import text
 from infini.errors import InputError
 from infini.model.architectures import CACHE, cache_of
 from infini.model.generation import PREFILL_SEGMENTS
-from infini.model.segments import run_segments
+from infini.model.segmented.segments import run_segments
 
 Retrofitted = Callable[[str, str], PreTrainedModel]
 L = 8

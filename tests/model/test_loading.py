@@ -14,8 +14,8 @@ import infini
 from architectures import L, text
 from infini.errors import InputError
 from infini.model.base import load_base
-from infini.model.layers import our_tensors
 from infini.model.loading import loaded
+from infini.model.segmented.layers import infini_parameters
 
 METHODS: list[dict[str, Any]] = [{"method": "parallel", "alpha": 0.3}] + [
     {"method": "replace", "init": init} for init in ("teacher", "random")
@@ -104,10 +104,10 @@ def test_a_base_with_a_memory_for_a_while_is_the_untouched_base_behind_it(
         assert within is model
         assert torch.equal(within(tokens).logits, expected)
         now = {id(p) for p in within.parameters() if p.requires_grad}
-        assert now == {id(p) for p in our_tensors(within).values()}
+        assert now == {id(p) for p in infini_parameters(within).values()}
         if failing:
             raise ZeroDivisionError
     assert type(model) is kind
-    assert not our_tensors(model)
+    assert not infini_parameters(model)
     assert torch.equal(model(tokens).logits, before)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable

@@ -25,10 +25,10 @@ NONE: list[tuple[str, dict[str, Any]]] = [
     ),
     ("alpha: not with method='replace'", {"method": "replace", "alpha": 0.5}),
     ("init: not with method='parallel'", {"init": "random"}),
-    ("kept: not with method='parallel'", {"kept": 4}),
+    ("kept: not with method='parallel'", {"retained": 4}),
     ("alpha: not with method='window'", {"method": "window", "alpha": 0.5}),
     ("segment_length: not with method='window'", {"method": "window", "segment_length": 8}),
-    (r"kept: .*layers=\[\] names none", {"method": "window", "layers": [], "kept": 4}),
+    (r"kept: .*layers=\[\] names none", {"method": "window", "layers": [], "retained": 4}),
 ]
 
 

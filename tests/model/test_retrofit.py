@@ -25,7 +25,7 @@ from transformers import (
 import infini
 from architectures import CONFIGS, L, text, tiny
 from infini.errors import InputError
-from infini.model.segments import run_segments
+from infini.model.segmented.segments import run_segments
 
 METHODS = [{"method": "parallel"}] + [
     {"method": "replace", "init": init} for init in ("teacher", "random")

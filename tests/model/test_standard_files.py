@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_propagation, enable_propagation
 import infini
 from architectures import L, text, tiny
 from infini.model.base import load_base
-from infini.model.layers import our_tensors
+from infini.model.segmented.layers import infini_parameters
 
 METHODS: dict[str, dict[str, Any]] = {
     "parallel": {"layers": [0, 1], "segment_length": L, "alpha": 0.5},
@@ -69,7 +69,7 @@ def test_trainer_resumes_to_the_same_bits_and_loads_its_best(
 ) -> None:
     model = retrofitted(base_folder, method)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    ours = {id(tensor) for tensor in our_tensors(model).values()}
+    ours = {id(tensor) for tensor in infini_parameters(model).values()}
     names = {name for name, tensor in model.named_parameters() if id(tensor) in ours}
     enable_propagation()
     with caplog.at_level(logging.WARNING, "transformers"):
@@ -84,23 +84,23 @@ def test_trainer_resumes_to_the_same_bits_and_loads_its_best(
     once, last = tmp_path / "once", f"checkpoint-{STEPS}"
     first, end = saved(once / f"checkpoint-{EVERY}"), saved(once / last)
     assert not same(first, end)
-    assert same(first, our_tensors(model))  # the "best"
+    assert same(first, infini_parameters(model))  # the "best"
     assert same(end, saved(tmp_path / "twice" / last))
     assert not list(once.rglob("*.bin.index.json")) + list(once.rglob("pytorch_model*"))
-    assert same(end, our_tensors(infini.load(once / last)))
+    assert same(end, infini_parameters(infini.load(once / last)))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_state_dict_may_have_our_names_or_the_models(method: str) -> None:
     options = {"window": 8} if method == "window" else {}
     model, other = (infini.retrofit(tiny("llama"), method, [1], **options) for _ in range(2))
-    for tensor in our_tensors(model).values():
+    for tensor in infini_parameters(model).values():
         tensor.data.normal_()
-    mine = dict(our_tensors(model))
+    mine = dict(infini_parameters(model))
     found = other.load_state_dict(mine, strict=False)
     assert not found.unexpected_keys
     assert set(found.missing_keys) == other._keys_to_ignore_on_save
-    assert same(mine, our_tensors(other))
+    assert same(mine, infini_parameters(other))
     other.load_state_dict(model.state_dict())
     with pytest.raises(RuntimeError, match="Missing key"):
         other.load_state_dict(mine)

@@ -10,15 +10,15 @@ from infini.errors import InputError
 from infini.memory import eviction
 from infini.memory.eviction import recent
 from infini.model.architectures import CACHE, cache_of
-from infini.model.window_cache import WindowCache
+from infini.model.window.cache import WindowCache
 
 W, S = 7, 3
 LENGTHS = [4, 80]  # short: the base's own keys and values; long: sinks, window and memory
 
 
-@pytest.fixture(scope="module", params=[0, 4], ids=["", "kept"])
+@pytest.fixture(scope="module", params=[0, 4], ids=["", "retained"])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return infini.retrofit(tiny("llama"), "window", window=W, sinks=S, kept=request.param)
+    return infini.retrofit(tiny("llama"), "window", window=W, sinks=S, retained=request.param)
 
 
 def read(model: PreTrainedModel, tokens: torch.Tensor) -> WindowCache:
@@ -64,7 +64,7 @@ def test_samples_are_chosen_repeated_and_forgotten(model: PreTrainedModel, lengt
 
 @torch.no_grad()
 def test_its_size_is_that_of_the_memory_and_the_tokens_held(model: PreTrainedModel) -> None:
-    D, G, layers, K = 4, 2, 3, model.infini_config["kept"]
+    D, G, layers, K = 4, 2, 3, model.infini_config["retained"]
     held = recent(W) if K else W - 1
     memory, exact = 4 * G * D * D, 2 * 4 * G * D * (held + S)
     figures = 2 * 4 * (K + held) + 8 * K if K else 0  # scores, attention; positions
@@ -79,9 +79,9 @@ def test_pairs_are_kept_and_go_where_their_sample_goes(model: PreTrainedModel) -
     states = dict(cache.states)
     cache.reorder_cache(torch.tensor([2, 0]))
     for index, state in states.items():
-        if model.infini_config["kept"]:
-            assert state.kept is not None
-            assert state.kept.positions.min() >= S
+        if model.infini_config["retained"]:
+            assert state.retained is not None
+            assert state.retained.positions.min() >= S
         for name, tensor in state.tensors().items():
             assert torch.equal(cache.states[index].tensors()[name], tensor[[2, 0]])
 
@@ -91,7 +91,7 @@ def test_a_short_text_goes_on_where_a_block_ends(monkeypatch: pytest.MonkeyPatch
     """A base's own window keeps out what the first block leaves, whoever has read it."""
     monkeypatch.setattr(eviction, "BLOCK", 8)
     model, tokens = tiny("mistral_5"), text(1, 30)
-    infini.retrofit(model, "window", window=5, sinks=3, kept=2, update="none")
+    infini.retrofit(model, "window", window=5, sinks=3, retained=2, update="none")
     whole = model(tokens, use_cache=False).logits
     rest = model(tokens[:, 8:], **{CACHE: read(model, tokens[:, :8])}).logits
     torch.testing.assert_close(rest, whole[:, 8:], rtol=1e-4, atol=1e-5)

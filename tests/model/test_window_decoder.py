@@ -21,9 +21,9 @@ from architectures import text
 from infini.choices import WindowUpdate
 from infini.memory import eviction
 from infini.model.architectures import CACHE, cache_of
-from infini.model.layers import our_tensors
-from infini.model.rotation import Rotation
-from infini.model.window import windowed
+from infini.model.segmented.layers import infini_parameters
+from infini.model.window.install import windowed
+from infini.model.window.rotation import Rotation
 from memory.toy_kept import Keeper, read_token
 
 D, CONTEXT = 8, 64
@@ -64,9 +64,9 @@ def build(name: str, update: WindowUpdate | None, kept: int, W: int, S: int) -> 
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     layers = [] if update is None else [1] if update == "linear" else [0, 1]
-    rule = {"update": update or "delta", "kept": kept}
+    rule = {"update": update or "delta", "retained": kept}
     infini.retrofit(model, "window", layers, window=W, sinks=S, **rule)
-    for parameter in our_tensors(model).values():
+    for parameter in infini_parameters(model).values():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.5)
     return model
 
@@ -130,9 +130,9 @@ def attend(
     q, k, v = qkv  # (H, T, D), (G, T, D)
     H, G, out, layer = len(q), len(k), [], own.infini_window
     memory = None if layer.memory is None else Memory(layer.memory)
-    bias = torch.zeros(H) if layer.kept is None else layer.kept.bias
-    weight = v.new_zeros(G, D) if layer.kept is None else layer.kept.weight
-    kind, kept = (Window, 0) if layer.kept is None else (Keeper, layer.kept.count)
+    bias = torch.zeros(H) if layer.retained is None else layer.retained.bias
+    weight = v.new_zeros(G, D) if layer.retained is None else layer.retained.weight
+    kind, kept = (Window, 0) if layer.retained is None else (Keeper, layer.retained.count)
     keepers = [kind(W, S, kept, CONTEXT) for _ in range(G)]
     for t in range(q.shape[1]):
         if memory is not None and t - W >= S:
@@ -200,7 +200,7 @@ SPANS = [(2, 3), (6, 0), (1, 0), (5, 1), (50, 4)]
 CASES = [(*rule, *span) for rule in RULES for span in SPANS[: 5 if rule[0] == "llama" else 2]]
 
 
-@pytest.mark.parametrize(("name", "update", "kept", "W", "S"), CASES)
+@pytest.mark.parametrize(("name", "update", "retained", "W", "S"), CASES)
 @torch.no_grad()
 def test_forward_is_the_loop_whole_and_in_any_chunks(
     name: str, update: WindowUpdate | None, kept: int, W: int, S: int
@@ -218,7 +218,7 @@ def test_forward_is_the_loop_whole_and_in_any_chunks(
     torch.testing.assert_close(model(short).logits, expected[:, : W + S], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "update", "kept"), RULES)
+@pytest.mark.parametrize(("name", "update", "retained"), RULES)
 def test_every_gradient_is_the_loops(name: str, update: WindowUpdate | None, kept: int) -> None:
     model, tokens = build(name, update, kept, 5, 2).requires_grad_(True), distinct(63)
     exact = copy.deepcopy(model).double()
@@ -285,7 +285,7 @@ def test_a_text_far_beyond_the_bases_context_is_read_as_well_as_a_short_one(
     assert len(asked) == (4 if name == "llama" else 0)
 
 
-@pytest.mark.parametrize("kept", [0, 5])
+@pytest.mark.parametrize("retained", [0, 5])
 @torch.no_grad()
 def test_compiled_it_is_the_same(kept: int) -> None:
     model = build("llama", "delta", kept, 7, 3)

@@ -7,9 +7,9 @@ from transformers import PreTrainedModel
 from infini.evaluation.layer_error import LayerData
 from infini.evaluation.losses import cross_entropy, next_token
 from infini.evaluation.perplexity import double_shift
-from infini.model.architectures import head_of
+from infini.model.architectures import output_head
 from infini.model.retrofit import retrofit
-from infini.model.segments import run_segments
+from infini.model.segmented.segments import run_segments
 from infini.training.audit import LabelsShiftedTwice, MemoryCarried, padding_counted
 from infini.training.long_context import Batch, Documents
 from toy import long_recipe, some_pieces
@@ -42,7 +42,7 @@ def test_carried_memory_is_the_document_befores(model: PreTrainedModel) -> None:
     with torch.no_grad():
         hidden, _ = run_segments(model, text.tokens[order].flatten()[None], L)
         targets = next_token(text.tokens[second.rows], text.mask[second.rows])
-        expected = cross_entropy(hidden[:, 64:], head_of(model), targets).sum()
+        expected = cross_entropy(hidden[:, 64:], output_head(model), targets).sum()
     torch.testing.assert_close(carried.total, expected, rtol=1e-5, atol=1e-4)
     assert not torch.allclose(carried.total, next(plain.losses(second)).total, rtol=1e-5)
 

@@ -8,20 +8,20 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from infini.choices import KEPT_BLOCK
+from infini.choices import RETENTION_BLOCK
 from infini.corpus.haystacks import Facts
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
 from infini.evaluation.config import FullProtocol
 from infini.model.base import load_base
-from infini.model.layers import our_tensors
 from infini.model.retrofit import retrofit
+from infini.model.segmented.layers import infini_parameters
 from infini.paths import DOCUMENTS, TEACHER
 from infini.training import loop
 from infini.training.config import DocumentRecipe
 from infini.training.long_context import Batch, Documents, train_on_documents
 from infini.training.loop import Loss
-from infini.training.seeds import Job
+from infini.training.seeds import TrainingRun
 from infini.training.teacher import record
 from toy import batch, long_recipe, some_pieces, window_recipe, write_documents
 
@@ -49,7 +49,7 @@ def test_of_a_batch_with_needles_the_answers_alone_are_learnt(
     model: PreTrainedModel, facts: Facts
 ) -> None:
     text = some_pieces([300, 280, 300], 300)
-    retrofit(model, "window", window=8, sinks=2, kept=4)
+    retrofit(model, "window", window=8, sinks=2, retained=4)
     how = window_recipe(needles=0.5, batch_size=2)
     documents, plain = Documents(model, text, L, how, None, facts), Documents(model, text, L, how)
     asking = batch(1, 2, needles=7)
@@ -97,7 +97,11 @@ def test_answers_are_learnt_by_cross_entropy_beside_a_teacher(
         (window_recipe(), None, 10),
         (window_recipe(layer={"window": 20, "sinks": 3}), None, 23),
         (window_recipe(windows=WINDOWS), 62, 64),
-        (window_recipe(layer={"window": 8, "sinks": 2, "kept": 4}), None, 10 + KEPT_BLOCK - 1),
+        (
+            window_recipe(layer={"window": 8, "sinks": 2, "retained": 4}),
+            None,
+            10 + RETENTION_BLOCK - 1,
+        ),
     ],
 )
 def test_questions_are_beyond_what_is_seen_exactly(
@@ -125,7 +129,7 @@ def test_answers_that_cost_more_than_what_a_teacher_says_are_no_divergence(
     record(model, text, FullProtocol(context=64, stride=64)).save(TEACHER)
     retrofit(model, "window", window=60, sinks=2)
     how = window_recipe(objective="distillation", needles=0.5)
-    fit = train_on_documents(model, how, L, Job("toy", 0)).fit
+    fit = train_on_documents(model, how, L, TrainingRun("toy", 0)).fit
     said, answered = fit.first_losses["text"], fit.first_losses["answers"]
     assert answered > loop.EXPLODED * said > 0
 
@@ -149,11 +153,11 @@ def test_a_killed_training_with_needles_continues_to_the_same_bits(
         asked.clear()
         monkeypatch.setattr(Documents, "losses", losses)
         torch.manual_seed(0)
-        model = retrofit(load_base(str(base_folder)), "window", window=8, sinks=2, kept=4)
-        done = train_on_documents(model, how, L, Job("toy", 0))
+        model = retrofit(load_base(str(base_folder)), "window", window=8, sinks=2, retained=4)
+        done = train_on_documents(model, how, L, TrainingRun("toy", 0))
         assert [len(done.fit.curve), done.train_size, done.val_size] == [2, 4, 4]
         done.checkpoint.remove()
-        return {name: tensor.detach().clone() for name, tensor in our_tensors(model).items()}
+        return {name: tensor.detach().clone() for name, tensor in infini_parameters(model).items()}
 
     expected = train()
     assert (len(asked), sum(asked)) == (8, 4)
@@ -174,4 +178,4 @@ def test_documents_too_short_for_needles_are_one_line(
     write_documents([64, 64])
     retrofit(model, "window", window=8, sinks=2)
     with pytest.raises(InputError, match=r"^needles: a document of 64 tokens does not hold"):
-        train_on_documents(model, window_recipe(needles=1.0), L, Job("toy", 0))
+        train_on_documents(model, window_recipe(needles=1.0), L, TrainingRun("toy", 0))

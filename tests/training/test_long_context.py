@@ -7,10 +7,10 @@ from transformers import PreTrainedModel
 from infini.evaluation import perplexity
 from infini.evaluation.config import FullProtocol
 from infini.evaluation.losses import cross_entropy, next_token
-from infini.model.architectures import head_of
-from infini.model.layers import our_tensors
-from infini.model.reading import memory_used, read_documents
+from infini.model.architectures import output_head
+from infini.model.forward import forward_documents, memory_mode
 from infini.model.retrofit import retrofit
+from infini.model.segmented.layers import infini_parameters
 from infini.training.config import DocumentRecipe, LongRecipe
 from infini.training.long_context import Batch, Control, Documents, linear
 from infini.training.teacher import record
@@ -34,7 +34,9 @@ def gradients(model: PreTrainedModel, how: LongRecipe) -> tuple[float, list[bool
             (loss.total / loss.step_items).backward()
             total, count = total + loss.total.item(), count + loss.items
             steps.append(loss.step)
-    flat = torch.cat([p.grad.flatten() for p in our_tensors(model).values() if p.grad is not None])
+    flat = torch.cat(
+        [p.grad.flatten() for p in infini_parameters(model).values() if p.grad is not None]
+    )
     return total / count, steps, flat
 
 
@@ -62,7 +64,9 @@ def test_gradient_of_a_document_is_that_of_its_mean_loss(model: PreTrainedModel)
     model.zero_grad()
     for loss in Documents(model, text, L, how).losses(batch(0, 1)):
         (loss.total / 63).backward()
-    flat = torch.cat([p.grad.flatten() for p in our_tensors(model).values() if p.grad is not None])
+    flat = torch.cat(
+        [p.grad.flatten() for p in infini_parameters(model).values() if p.grad is not None]
+    )
     torch.testing.assert_close(flat, weighted)
 
 
@@ -70,11 +74,11 @@ def test_a_control_scores_a_document_with_the_next_ones_memory(model: PreTrained
     torch.manual_seed(0)
     retrofit(model, "parallel", layers=[0], segment_length=L, alpha=1.0)
     text = some_pieces([64, 64, 64], 64)
-    with memory_used(model, "swapped"):
+    with memory_mode(model, "swapped"):
         (loss,) = Control(model, text, L, long_recipe()).losses(batch(2))
-        hidden, _ = read_documents(model, text.tokens[[2, 0]], L)
+        hidden, _ = forward_documents(model, text.tokens[[2, 0]], L)
     targets = next_token(text.tokens[2:], text.mask[2:])
-    expected = cross_entropy(hidden[:1], head_of(model), targets).sum()
+    expected = cross_entropy(hidden[:1], output_head(model), targets).sum()
     torch.testing.assert_close(loss.total, expected)
     assert (loss.items, loss.step_items, loss.step) == (63, 63, True)
     (own,) = Documents(model, text, L, long_recipe()).losses(batch(2))
@@ -91,7 +95,7 @@ def test_a_window_is_trained_on_whole_documents(model: PreTrainedModel) -> None:
     loss.total.backward()
     expected = perplexity.documents(model, text, L).nats[1].sum()
     torch.testing.assert_close(loss.total.detach(), expected)
-    assert any(p.grad is not None and p.grad.any() for p in our_tensors(model).values())
+    assert any(p.grad is not None and p.grad.any() for p in infini_parameters(model).values())
 
 
 def test_a_control_is_validated_with_another_documents_memory(model: PreTrainedModel) -> None:
@@ -115,7 +119,7 @@ def test_a_control_of_an_even_batch_needs_no_companions(model: PreTrainedModel) 
 def test_distillation_follows_the_teacher_and_windows_are_drawn(model: PreTrainedModel) -> None:
     text = some_pieces([64, 64, 64, 64], 64)
     teacher = record(model, text, FullProtocol(context=64, stride=64))
-    retrofit(model, "window", window=8, sinks=2, kept=4)
+    retrofit(model, "window", window=8, sinks=2, retained=4)
     how = window_recipe(objective="distillation", windows=WINDOWS, batch_size=1)
     documents = Documents(model, text, L, how, teacher)
     sizes = {one.window for epoch in range(1, 9) for one in documents.batches(epoch)}

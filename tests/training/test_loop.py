@@ -15,7 +15,7 @@ from torch import nn
 
 from infini.console.signals import Stopped
 from infini.errors import InputError
-from infini.model import tensors
+from infini.model import tensor_files as tensors
 from infini.training import loop as training
 from infini.training.checkpoint import Checkpoint
 from infini.training.loop import Fit, Loss, Task, adamw, fit

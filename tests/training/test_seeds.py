@@ -11,7 +11,7 @@ from infini.model.retrofit import retrofit
 from infini.paths import CHECKPOINTS
 from infini.training.checkpoint import Checkpoint
 from infini.training.loop import Fit
-from infini.training.seeds import Job, Trained, train_seeds
+from infini.training.seeds import TrainingResult, TrainingRun, train_seeds
 
 
 def test_every_seed_is_written_and_checkpoints_go_last(
@@ -21,14 +21,16 @@ def test_every_seed_is_written_and_checkpoints_go_last(
     retrofit(model, segment_length=16)
     kept: list[int] = []  # checkpoints there as each seed begins
 
-    def train(job: Job) -> Trained:
+    def train(job: TrainingRun) -> TrainingResult:
         kept.append(len(list(CHECKPOINTS.glob("*"))))
         checkpoint = Checkpoint(job.name, "key")
         checkpoint.save({}, [], {})
         curve = [
             {"epoch": epoch, "train_loss": job.seed / epoch, "val_loss": 2.0} for epoch in (1, 2)
         ]
-        return Trained(model, Fit(curve, best_epoch=2, seconds=4.0 + job.seed), 9, 1, checkpoint)
+        return TrainingResult(
+            model, Fit(curve, best_epoch=2, seconds=4.0 + job.seed), 9, 1, checkpoint
+        )
 
     train_seeds("v1", "finetune", [0, 6], train)
     folder = Path("data/training/v1")
@@ -56,12 +58,12 @@ def test_a_killed_seed_leaves_the_others_checkpoints(
     monkeypatch.chdir(tmp_path)
     retrofit(model, segment_length=16)
 
-    def train(job: Job) -> Trained:
+    def train(job: TrainingRun) -> TrainingResult:
         if job.seed == 1:
             raise KeyboardInterrupt
         checkpoint = Checkpoint("first", "key")
         checkpoint.save({}, [], {})
-        return Trained(model, Fit([{"train_loss": 1.0}], best_epoch=1), 9, 0, checkpoint)
+        return TrainingResult(model, Fit([{"train_loss": 1.0}], best_epoch=1), 9, 0, checkpoint)
 
     with pytest.raises(KeyboardInterrupt):
         train_seeds("v1", "finetune", [0, 1], train)

@@ -1,0 +1,1 @@
+"""Segmented retrofits: an Infini-attention layer in place of a layer, or in parallel to it."""

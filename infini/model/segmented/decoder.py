@@ -1,0 +1,175 @@
+"""In front of a decoder's class: any length by segments, or beside its full attention."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from infini.errors import InputError
+from infini.memory.packing import Packing, Part, drive, join, split
+from infini.model.architectures import CACHE
+from infini.model.decoder_base import StatefulDecoder, inputs_of, named, newest, real_tokens
+from infini.model.segmented.cache import SegmentedCache
+from infini.model.segmented.layers import MemoryModule
+from infini.model.segmented.run import Run, UsesRun, running
+from infini.model.segmented.segments import run_rows
+
+
+class InfiniDecoder(StatefulDecoder, UsesRun):
+    """In front of a decoder's class: any length by segments, or beside its full attention."""
+
+    cache_type = SegmentedCache
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the base's own; its cache is what an earlier call returned, moved on in place.
+
+        attention_mask: (B, past + T), zero on padding, on either side. In a segmented run
+        positions restart in every segment, whatever position_ids says. InputError for a call
+        that a memory cannot answer.
+        """
+        given: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        if self.run is not None:  # one of the passes below
+            return super().forward(**given, use_cache=use_cache, **kwargs)
+        inputs = inputs_of(input_ids, inputs_embeds, kwargs)
+        batch, tokens = inputs.shape[:2]
+        packing = Packing.of(batch, tokens, newest(attention_mask, tokens))
+        cache = self.take_state(kwargs, use_cache, inputs, attention_mask)
+        if self.infini["segmented"]:
+            out = self._segmented(inputs, packing, cache, kwargs)
+        else:
+            out = self._beside_full_attention(packing, cache, given | kwargs)
+        if cache is not None:
+            cache.follow(inputs)
+        setattr(out, CACHE, cache)
+        return out
+
+    def _beside_full_attention(
+        self, packing: Packing, cache: SegmentedCache | None, given: dict[str, Any]
+    ) -> Any:
+        """The base's own pass, its other layers as ever; `given`: its arguments.
+
+        A mask of new tokens alone, or none, is that of all tokens that the cache has read.
+        InputError for another of these than they were read with.
+        """
+        states = {} if cache is None else cache.memory
+        inputs = next(given[k] for k in ("inputs_embeds", "input_ids") if given[k] is not None)
+        batch, tokens = inputs.shape[:2]
+        mask = given["attention_mask"]
+        if cache is not None:
+            past = cache.live.shape[1]
+            live = torch.cat([cache.live, real_tokens(newest(mask, tokens), batch, tokens)], 1)
+            if past and (mask is None or mask.shape[1] < past + tokens):
+                positions = (live.cumsum(1) - 1).clamp(min=0)[:, past:]
+                given["attention_mask"] = live.long().to(inputs.device)
+                given["position_ids"] = positions.to(inputs.device)
+            elif past and mask is not None and not torch.equal((mask != 0).cpu(), live):
+                raise InputError(
+                    f"attention_mask: of the {past} tokens that were read it says otherwise than "
+                    "when they were: it is needed as it was, or of the new tokens alone"
+                )
+        run = Run(packing, tokens, self.infini["segment_length"], states)
+        base = {CACHE: None if cache is None else cache.base, "use_cache": cache is not None}
+        with running(self, run):
+            out = super().forward(**given, **base)
+        if cache is not None:
+            cache.live = live
+        return out
+
+    def _segmented(
+        self, inputs: Tensor, packing: Packing, cache: SegmentedCache | None, kwargs: dict[str, Any]
+    ) -> Any:
+        """A segmented run of a batch, padded on either side; hidden states in the same places."""
+        packed = packing.pack(inputs, 1)
+        if cache is None:
+            length = self.infini["segment_length"]
+            out = run_rows(self, packed, packing.lengths, length, {}, **kwargs)
+        else:
+            out = self._continued(packed, packing.lengths, cache, kwargs)
+        out.last_hidden_state = packing.unpack(out.last_hidden_state, 1)
+        if out.get("hidden_states") is not None:
+            out.hidden_states = tuple(packing.unpack(h, 1) for h in out.hidden_states)
+        return out
+
+    def _continued(
+        self, inputs: Tensor, lengths: Tensor, cache: SegmentedCache, kwargs: dict[str, Any]
+    ) -> Any:
+        """A segmented run of packed inputs from where `cache` is; hidden states (B, T, d)."""
+        length, tokens = self.infini["segment_length"], inputs.shape[1]
+        parts = split(cache.pending, lengths, length)
+        out: Any = None
+        hidden: list[list[Tensor]] = []  # by part: the last hidden state, then those of each layer
+
+        def keep(result: Any) -> Tensor:
+            nonlocal out
+            out = result
+            hidden.append([out.last_hidden_state, *(out.get("hidden_states") or ())])
+            return out.last_hidden_state
+
+        def whole(part: Part) -> Tensor:
+            rows = part.take(inputs, 1)
+            return keep(run_rows(self, rows, part.counts, length, cache.memory, **kwargs))
+
+        def begun(part: Part) -> Tensor:
+            return keep(self._begun_segment(part.take(inputs, 1), part.counts, cache, kwargs))
+
+        last = drive(parts, tokens, 1, begun=begun, whole=whole)
+        if last is None:
+            raise InputError("attention_mask: no real token in the batch")
+        out.last_hidden_state = last
+        if len(hidden[0]) > 1:
+            out.hidden_states = tuple(
+                join(list(zip(parts.used, column, strict=True)), tokens, 1)
+                for column in list(zip(*hidden, strict=True))[1:]
+            )
+        return out
+
+    def _begun_segment(
+        self, inputs: Tensor, counts: Tensor, cache: SegmentedCache, kwargs: dict[str, Any]
+    ) -> Any:
+        """Some more tokens of each sample's segment begun, the others' keys and values cached."""
+        length, tokens = self.infini["segment_length"], inputs.shape[1]
+        cache.align()
+        positions = cache.pending[:, None] + torch.arange(tokens)  # (B, t)
+        mask = None
+        if not cache.live.all():
+            # New padding is behind the real tokens: nothing to hide within this pass.
+            mask = torch.cat([cache.live, torch.ones(positions.shape, dtype=torch.bool)], 1)
+            mask = mask.long().to(inputs.device)
+        with running(self, Run(Packing(counts, None), tokens, length, cache.memory)):
+            out = super().forward(
+                **named(inputs),
+                **{CACHE: cache.base},
+                attention_mask=mask,
+                position_ids=positions.clamp(max=length - 1).to(inputs.device),
+                use_cache=True,
+                **kwargs,
+            )
+        cache.advance(counts, tokens, length)
+        return out
+
+    def empty_cache(self) -> SegmentedCache:
+        # Full attention keeps what the base itself would, segments plain keys and values.
+        config = None if self.infini["segmented"] else self.config
+        return SegmentedCache(self.fingerprint(), DynamicCache(config=config))
+
+    def our_parameters(self) -> dict[str, nn.Parameter]:
+        return {
+            f"{module.layer_index}.{name}": tensor
+            for module in self.modules()
+            if isinstance(module, MemoryModule)
+            for name, tensor in module.named_parameters()
+        }

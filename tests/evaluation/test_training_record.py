@@ -1,0 +1,48 @@
+"""Whatever a training left that cannot be is one line that names the file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from infini.errors import InputError
+from infini.evaluation.training_record import check_settings, figures_of, seeds_of
+
+FILE = Path("data/training/v5/finetune.json")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    FILE.parent.mkdir(parents=True)
+
+
+def test_seeds_and_figures_are_read(place: None) -> None:
+    FILE.write_text('{"0": {"epochs": 3, "val_loss": 0.123456789}, "7": {}}')
+    assert seeds_of("v5") == [0, 7]
+    assert figures_of("v5", "finetune", 0) == {"epochs": 3, "val_loss": 0.123457}
+    assert figures_of("v5", "finetune", 7) == {}
+
+
+@pytest.mark.parametrize("content", ["{}", '{"x": {}}', '{"-1": {}}', '{"²": {}}'])
+def test_a_record_without_seeds_is_refused(content: str) -> None:
+    FILE.write_text(content)
+    with pytest.raises(InputError, match=f"^{FILE}: figures by seed are needed"):
+        seeds_of("v5")
+
+
+@pytest.mark.parametrize("content", ["[]", '{"epochs": "x"}', '{"a": null}', '{"a": 1e999}'])
+def test_figures_are_finite_numbers(content: str) -> None:
+    FILE.write_text(f'{{"0": {content}}}')
+    with pytest.raises(InputError, match=f"^{FILE}: 0: "):
+        figures_of("v5", "finetune", 0)
+
+
+def test_the_model_of_another_version_is_refused() -> None:
+    folder = Path("model")
+    folder.mkdir()
+    (folder / "infini_config.json").write_text(json.dumps({"method": "window", "window": 64}))
+    check_settings(folder, {"method": "window", "window": 64, "layers": None, "alpha": 0.0})
+    message = "window is 64, of the version 32: run its training again"
+    with pytest.raises(InputError, match=message):
+        check_settings(folder, {"method": "window", "window": 32})

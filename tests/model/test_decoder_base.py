@@ -1,0 +1,189 @@
+"""Whose a cache is, and calls that are refused before they move one."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+import infini
+from architectures import L, text, tiny
+from infini.errors import InputError
+from infini.model.architectures import CACHE, CACHES, cache_of
+from infini.model.segmented.layers import infini_parameters
+
+Retrofitted = Callable[[str, str], PreTrainedModel]
+W = {"method": "window", "window": 8, "sinks": 2}
+PARALLEL = {"segment_length": L}
+OTHERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (W | {"window": 12}, W),
+    (W | {"retained": 3}, W | {"retained": 4}),
+    (W, W | {"layers": [0]}),
+    (PARALLEL, PARALLEL | {"segmented": False}),
+    (PARALLEL | {"segmented": False}, PARALLEL),
+    (PARALLEL, PARALLEL | {"segment_length": L - 1}),
+    (PARALLEL, PARALLEL | {"layers": [1]}),
+    (PARALLEL, PARALLEL),  # of other weights
+]
+
+
+@pytest.fixture(params=["window", "beside", "taught", "beside_full"])
+def model(request: pytest.FixtureRequest, retrofitted: Retrofitted) -> PreTrainedModel:
+    """Every kind of cache."""
+    if request.param != "window":
+        return retrofitted("llama", request.param)
+    return infini.retrofit(tiny("llama"), "window", window=7, sinks=3)
+
+
+@pytest.mark.parametrize("same_base", [False, True])
+@pytest.mark.parametrize(("one", "other"), OTHERS)
+@torch.no_grad()
+def test_another_models_cache_is_refused_as_it_is(
+    one: dict[str, Any], other: dict[str, Any], same_base: bool
+) -> None:
+    first = infini.retrofit(tiny("llama"), **one)
+    for length in (5, 30):
+        state = cache_of(first(text(2, length)))
+        expected = first(text(2, 9), **{CACHE: copy.deepcopy(state)}).logits
+        second = infini.retrofit(infini.remove(first) if same_base else tiny("llama"), **other)
+        if one == other:
+            next(iter(infini_parameters(second).values())).data += 1
+        for ask in (second, second.generate):
+            with pytest.raises(InputError, match="written by other memory layers"):
+                ask(text(2, 9), **{CACHE: state})
+        if same_base:
+            first = infini.retrofit(infini.remove(second), **one)
+        else:
+            assert torch.equal(first(text(2, 9), **{CACHE: state}).logits, expected)
+
+
+def test_a_cache_goes_on_while_its_model_learns_and_in_a_copy_of_it(model: PreTrainedModel) -> None:
+    with torch.no_grad():
+        state = cache_of(model(text(2, 20)))
+    twin = copy.deepcopy(model)
+    copies = [copy.deepcopy(state), pickle.loads(pickle.dumps(state))]
+    expected = model(text(2, 9), **{CACHE: copy.deepcopy(state)}).logits
+    for one in copies:
+        assert torch.equal(twin(text(2, 9), **{CACHE: one}).logits, expected)
+    for parameter in infini_parameters(model).values():
+        parameter.data += 1
+    model(text(2, 9), **{CACHE: copy.deepcopy(state)})
+    state.batch_repeat_interleave(3)
+    model.generate(text(2, 9), **{CACHE: state}, num_beams=3, max_new_tokens=3)
+    with pytest.raises(InputError, match="written by other memory layers"):
+        model(text(2, 9), **{CACHE: copies[0]})  # the twin has taken it
+    state.reset()
+    model(text(1, 9), **{CACHE: state})
+
+
+WRONG: dict[str, tuple[str, dict[str, Any]]] = {
+    "long mask": (
+        "attention_mask: {columns} columns at most, past and new tokens, are needed, got",
+        {"input_ids": text(2, 3)},
+    ),
+    "list": (
+        r"attention_mask: a tensor \(batch, past \+ 3\) is needed, got a list",
+        {"input_ids": text(2, 3), "attention_mask": [[1, 1, 1]] * 2},
+    ),
+    "two inputs": (
+        "input_ids and inputs_embeds: one of the two",
+        {"input_ids": text(2, 3), "inputs_embeds": torch.zeros(2, 3, 16)},
+    ),
+    "one axis": (
+        r"input_ids: a tensor \(batch, tokens\) is needed, got \(3,\)",
+        {"input_ids": text(1, 3)[0]},
+    ),
+    "no tensor": (
+        r"input_ids: a tensor \(batch, tokens\) is needed, got a list",
+        {"input_ids": [[1, 2]]},
+    ),
+    "embeddings": (
+        r"inputs_embeds: a tensor \(batch, tokens, width\) is needed, got \(2, 3\)",
+        {"inputs_embeds": torch.zeros(2, 3)},
+    ),
+    "fractions": ("input_ids: whole numbers are needed", {"input_ids": torch.ones(2, 3)}),
+    "no sample": ("at least one token is needed", {"input_ids": text(0, 3)}),
+    "other batch": ("holds 2 samples, the batch has 3", {"input_ids": text(3, 3)}),
+    "vocabulary": (
+        "input_ids: tokens from 0 to 49 are needed, got 50",
+        {"input_ids": torch.tensor([[1] * 20 + [50], [1] * 21])},
+    ),
+    "negative": (
+        "input_ids: tokens from 0 to 49 are needed, got -1",
+        {"input_ids": torch.tensor([[1, -1]] * 2)},
+    ),
+}
+
+
+@pytest.mark.parametrize("read", [5, 20])
+@pytest.mark.parametrize("name", WRONG)
+@torch.no_grad()
+def test_a_call_that_is_refused_moves_no_cache(
+    name: str, read: int, model: PreTrainedModel
+) -> None:
+    message, arguments = WRONG[name]
+    state, more = cache_of(model(text(2, read))), text(2, 30)
+    expected = model(more, **{CACHE: copy.deepcopy(state)}).logits
+    if name == "long mask":
+        arguments = arguments | {"attention_mask": torch.ones(2, read + 4)}
+    with pytest.raises(InputError, match=message.format(columns=read + 3)):
+        model(**arguments, **{CACHE: state})
+    assert torch.equal(model(more, **{CACHE: state}).logits, expected)
+
+
+@torch.no_grad()
+def test_a_pass_that_fails_leaves_the_cache_as_it_was(model: PreTrainedModel) -> None:
+    state, more = cache_of(model(text(2, 5))), text(2, 3)
+    expected = model(more, **{CACHE: copy.deepcopy(state)}).logits
+    with pytest.raises(RuntimeError):
+        model(inputs_embeds=torch.zeros(2, 3, 7), **{CACHE: state})
+    assert torch.equal(model(more, **{CACHE: state}).logits, expected)
+
+
+@torch.no_grad()
+def test_two_caches_are_refused(model: PreTrainedModel) -> None:
+    state = cache_of(model(text(2, 5)))
+    decoder, more = model.get_decoder(), text(2, 3)
+    with pytest.raises(InputError, match="cache and past_key_values: two names of one argument"):
+        decoder(more, **{name: copy.deepcopy(state) for name in CACHES})
+    decoder(more, **dict.fromkeys(CACHES, state))
+
+
+def test_a_mask_longer_than_the_text_is_refused(model: PreTrainedModel) -> None:
+    for use_cache in (True, False):
+        with pytest.raises(InputError, match="attention_mask: 3 columns at most"):
+            model(text(2, 3), attention_mask=torch.ones(2, 4), use_cache=use_cache)
+
+
+@torch.no_grad()
+def test_a_mask_that_contradicts_what_was_read_is_refused(retrofitted: Retrofitted) -> None:
+    model, tokens = retrofitted("llama", "beside_full"), text(2, 20)
+    mask = torch.ones_like(tokens)
+    mask[0, :4] = 0
+
+    def state() -> Any:
+        return cache_of(model(tokens[:, :12], attention_mask=mask[:, :12]))
+
+    whole = model(tokens, attention_mask=mask).logits[:, 12:]
+    logits = model(tokens[:, 12:], attention_mask=mask, **{CACHE: state()}).logits
+    torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="of the 12 tokens that were read it says otherwise"):
+        model(tokens[:, 12:], attention_mask=torch.ones_like(mask), **{CACHE: state()})
+
+
+@pytest.mark.parametrize("name", dict.fromkeys([CACHE, "past_key_values"]))
+def test_generate_takes_no_cache_without_a_memory(name: str, model: PreTrainedModel) -> None:
+    given: dict[str, Any] = {name: DynamicCache()}
+    with pytest.raises(InputError, match="a DynamicCache cannot hold the memory"):
+        model.generate(text(1, 3), **given, max_new_tokens=2)
+
+
+def test_tokens_of_the_embeddings_kind_are_not_asked_for_a_vocabulary(
+    model: PreTrainedModel,
+) -> None:
+    embeds: Tensor = model.get_input_embeddings()(text(2, 9))
+    torch.testing.assert_close(model(inputs_embeds=embeds).logits, model(text(2, 9)).logits)

@@ -1,0 +1,56 @@
+"""A replaced layer that starts as the base's own: the base itself, within a segment."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import MistralForCausalLM
+
+import infini
+from architectures import CONFIGS, L, text, tiny
+from infini.errors import InputError
+from infini.model.base import load_base
+from infini.model.segmented.init_from_base import GATE
+from infini.model.segmented.layers import segmented_layers
+
+DATA_BASE = Path(infini.__file__).parents[1] / "data/base"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("segmented", [True, False])
+@torch.no_grad()
+def test_a_taught_replacement_is_the_base_within_a_segment(name: str, segmented: bool) -> None:
+    model, tokens = tiny(name), text(2, 2 * L)
+    within = model(tokens[:, :L]).logits
+    infini.retrofit(model, "replace", [0, 2], L, init="teacher", segmented=segmented)
+    torch.testing.assert_close(model(tokens[:, :L]).logits, within, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(tokens).logits[:, :L], within, rtol=1e-5, atol=1e-5)
+    for module in segmented_layers(model).values():
+        assert module.infini_attention.beta.tolist() == [GATE] * 4
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_so_it_is_bit_for_bit_with_products_in_bfloat16(name: str) -> None:
+    model, tokens = tiny(name), text(2, L)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(tokens).logits
+        infini.retrofit(model, "replace", [0, 2], L, init="teacher")
+        assert torch.equal(model(tokens).logits, expected)
+
+
+@torch.no_grad()
+def test_a_taught_replacement_is_the_embedded_base_within_a_segment() -> None:
+    model = load_base(str(DATA_BASE))
+    tokens = torch.randint(model.config.vocab_size, (2, 256))
+    expected = model(tokens).logits
+    every = list(range(model.config.num_hidden_layers))
+    infini.retrofit(model, "replace", every, 256, init="teacher")
+    torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_window_shorter_than_a_segment_is_refused() -> None:
+    config = CONFIGS["mistral"].__class__(**CONFIGS["mistral"].to_dict() | {"sliding_window": 8})
+    with pytest.raises(InputError, match="longer than the base's sliding window, 8"):
+        infini.retrofit(MistralForCausalLM(config), "replace", segment_length=L)
+    infini.retrofit(MistralForCausalLM(config), "replace", segment_length=8)

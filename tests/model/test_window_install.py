@@ -1,0 +1,299 @@
+"""A window in every architecture: exact where it must be, streamed as read whole, remembered."""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import infini
+from architectures import REFUSED, WINDOWED, text, tiny
+from infini.errors import InputError
+from infini.memory import eviction
+from infini.model.architectures import CACHE, cache_of
+from infini.model.segmented.layers import infini_parameters
+from infini.model.window.install import windowed
+
+W, S = 7, 3
+# Grouped, learned positions, a cap, some layers with a window or without positions, neighbours
+KEPT = ("llama", "gpt2", "gemma2", "gpt_oss", "smollm3", "glm")
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def case_name(case: tuple[str, int]) -> str:
+    return case[0] + ("-kept" if case[1] else "")
+
+
+def train(model: PreTrainedModel) -> PreTrainedModel:
+    """Memory weights that matter."""
+    torch.manual_seed(1)
+    for parameter in infini_parameters(model).values():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.5)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of kept pairs, so that a short text has many."""
+    monkeypatch.setattr(eviction, "BLOCK", 8)
+
+
+@pytest.fixture(params=[*product(WINDOWED, [0]), *product(KEPT, [5])], ids=case_name)
+def case(request: pytest.FixtureRequest) -> tuple[str, int]:
+    """An architecture and how many pairs it keeps."""
+    return request.param
+
+
+@pytest.fixture
+def name(case: tuple[str, int]) -> str:
+    return case[0]
+
+
+@pytest.fixture
+def options(case: tuple[str, int]) -> dict[str, Any]:
+    """The memory besides, but for some."""
+    alone = case[1] and case[0] != "llama"
+    return {"window": W, "retained": case[1], "update": "none" if alone else "gated_delta"}
+
+
+@pytest.fixture
+def trained(name: str, options: dict[str, Any]) -> PreTrainedModel:
+    return train(infini.retrofit(tiny(name), "window", sinks=S, **options))
+
+
+@torch.no_grad()
+def test_a_short_text_is_the_bases_bit_for_bit(name: str, options: dict[str, Any]) -> None:
+    base, tokens = tiny(name), text(2, W + S)
+    expected = base(tokens).logits
+    mask = torch.ones_like(tokens)
+    mask[0, :4] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    padded = base(tokens, attention_mask=mask, position_ids=positions).logits
+    longer = base(text(1, 40)).logits
+    parameters = dict(base.named_parameters())
+    model = train(infini.retrofit(base, "window", sinks=S, **options))
+    assert torch.equal(model(tokens).logits, expected)
+    assert torch.equal(model(tokens, use_cache=False).logits, expected)
+    assert torch.equal(model(tokens, attention_mask=mask).logits[mask == 1], padded[mask == 1])
+    assert not torch.allclose(model(text(1, 40)).logits, longer)
+    assert torch.equal(infini.remove(model)(text(1, 40)).logits, longer)
+    assert dict(model.named_parameters()).keys() == parameters.keys()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+@torch.no_grad()
+def test_untrained_it_is_the_base_with_an_explicit_mask(name: str) -> None:
+    model, tokens = tiny(name), text(2, 40)
+    learned = name in ("gpt2", "opt")
+    sinks = S if learned else 0  # behind the edge, rotary sinks stand at another distance
+    positions = torch.arange(40)[None].expand(2, -1)  # OPT would count the mask
+    mask = masks(model, 40, sinks)
+    expected = model(tokens, attention_mask=mask, position_ids=positions).logits
+    infini.retrofit(model, "window", window=W, sinks=sinks)
+    torch.testing.assert_close(model(tokens).logits, expected, **CLOSE)
+    infini.remove(model)
+    with windowed(model, W, sinks):
+        torch.testing.assert_close(model(tokens).logits, expected, **CLOSE)
+    assert not hasattr(model, "infini_config")
+
+
+def masks(model: PreTrainedModel, tokens: int, sinks: int) -> Any:
+    """Additive, (1, 1, T, T), of the window and the base's own, as its decoder takes them."""
+    config = model.config
+    t, j = torch.arange(tokens)[:, None], torch.arange(tokens)
+
+    def mask(window: int) -> Tensor:
+        seen = (j <= t) & ((t - j < window) | (j < sinks))
+        return torch.zeros(1, 1, tokens, tokens).masked_fill(~seen, torch.finfo(torch.float32).min)
+
+    own = getattr(config, "sliding_window", None) or W
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if "sliding_attention" in kinds:
+        return {"full_attention": mask(W), "sliding_attention": mask(min(W, own))}
+    return mask(min(W, own) if config.model_type == "mistral" else W)
+
+
+@torch.no_grad()
+def test_any_chunks_and_any_padding_give_what_the_text_gives_alone(
+    trained: PreTrainedModel,
+) -> None:
+    tokens = text(2, 60)
+    whole = trained(tokens, use_cache=False).logits
+    for chunks in ([4, 4, 1, 1, 1, 5, 1, 43], [10, 50], [25, 35]):
+        cache, out = None, []
+        for chunk in tokens.split(chunks, 1):
+            done = trained(chunk, **{CACHE: cache}, use_cache=True)
+            cache = cache_of(done)
+            out.append(done.logits)
+        torch.testing.assert_close(torch.cat(out, 1), whole, **CLOSE)
+
+    lengths = [60, 4, 11, 37]
+    for side in ("left", "right"):
+        pads = [(60 - n, 0) if side == "left" else (0, 60 - n) for n in lengths]
+        rows = torch.cat([F.pad(text(1, n), pad) for n, pad in zip(lengths, pads, strict=True)])
+        mask = (rows != 0).long()
+        cache, out = None, []
+        for end in (5, 6, 20, 60):
+            begin = sum(o.shape[1] for o in out)
+            done = trained(
+                rows[:, begin:end], attention_mask=mask[:, :end], **{CACHE: cache}, use_cache=True
+            )
+            cache = cache_of(done)
+            out.append(done.logits)
+        at_once = trained(rows, attention_mask=mask, use_cache=False).logits
+        for row, n in enumerate(lengths):
+            alone = trained(text(1, n), use_cache=False).logits[0]
+            for padded in (torch.cat(out, 1), at_once):
+                torch.testing.assert_close(padded[row][mask[row] == 1], alone, **CLOSE)
+
+
+@torch.no_grad()
+def test_only_memory_reaches_behind_the_window_and_nothing_ahead(
+    name: str, options: dict[str, Any]
+) -> None:
+    tokens = text(1, 40)
+    early, late = tokens.clone(), tokens.clone()
+    early[0, S] = 1 + tokens[0, S] % 49
+    late[0, 30] = 1 + tokens[0, 30] % 49
+    model = tiny(name)
+    reach = S + 3 * (W - 1)  # of token S through three layers
+    with windowed(model, W, 0):
+        a, b = model(tokens).logits, model(early).logits
+        torch.testing.assert_close(a[:, reach + 1 :], b[:, reach + 1 :], rtol=0, atol=0)
+        assert not torch.equal(a[:, S + W - 1], b[:, S + W - 1])
+    train(infini.retrofit(model, "window", sinks=0, **options))
+    a, b = model(tokens).logits, model(early).logits
+    assert (a - b)[:, reach + 1 :].abs().max() > 1e-5
+    b = model(late).logits
+    torch.testing.assert_close(a[:, :30], b[:, :30], rtol=0, atol=0)
+    assert not torch.equal(a[:, 30], b[:, 30])
+
+
+@torch.no_grad()
+def test_generate_writes_what_forward_passes_predict(trained: PreTrainedModel) -> None:
+    lengths, new = [3, 41, 28], 6 * W  # in all, beyond ten windows
+    rows = torch.cat([F.pad(text(1, n), (41 - n, 0)) for n in lengths])
+    options: dict[str, Any] = {"return_dict_in_generate": True, "output_logits": True}
+    out = trained.generate(
+        rows, attention_mask=(rows != 0).long(), max_new_tokens=new, do_sample=False, **options
+    )
+    for row, n in enumerate(lengths):
+        written = out.sequences[row, 41 - n :][None]
+        logits = trained(written, use_cache=False).logits[0, n - 1 : -1]
+        torch.testing.assert_close(torch.stack(out.logits, 1)[row], logits, rtol=1e-3, atol=1e-4)
+        assert torch.equal(logits.argmax(-1), written[0, n:])
+    size = cache_of(out).nbytes
+    cache = cache_of(trained(text(3, 200)))
+    assert size == cache.nbytes
+    assert cache.get_seq_length() == 200
+
+
+@pytest.mark.parametrize(
+    "case", [("llama", 0), ("gpt2", 0), ("gemma3", 0), ("llama", 5), ("gpt2", 5)], ids=case_name
+)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"num_beams": 3, "do_sample": False},
+        {"do_sample": True},
+        {"do_sample": False, "prefill_chunk_size": 5},
+    ],
+    ids=["beams", "sampled", "chunks"],
+)
+@torch.no_grad()
+def test_generate_in_other_ways(trained: PreTrainedModel, how: dict[str, Any]) -> None:
+    tokens, written = text(2, 37), []
+    for use in (True, False):
+        torch.manual_seed(0)
+        given = how if use else {k: v for k, v in how.items() if "prefill" not in k}
+        written.append(trained.generate(tokens, use_cache=use, max_new_tokens=8, **given))
+    assert torch.equal(*written)
+
+
+@torch.no_grad()
+def test_memory_and_model_are_saved_and_loaded(
+    trained: PreTrainedModel, name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    tokens = text(2, 40)
+    expected = trained(tokens, use_cache=False).logits
+    trained.save_pretrained(tmp_path / "model")
+    for read in (6, 25):
+        infini.save_memory(cache_of(trained(tokens[:, :read])), tmp_path / "memory")
+        model = infini.load(tmp_path / "model", tiny(name))
+        state = infini.load_memory(tmp_path / "memory", model)
+        rest = model(tokens[:, read:], **{CACHE: state}).logits
+        torch.testing.assert_close(rest, expected[:, read:], **CLOSE)
+        assert torch.equal(model(tokens, use_cache=False).logits, expected)
+    other = infini.retrofit(tiny(name), "window", sinks=S, **options)
+    with pytest.raises(InputError, match="written by other memory layers"):
+        infini.load_memory(tmp_path / "memory", other)
+
+
+def test_checkpointed_gradients_are_the_plain_ones(trained: PreTrainedModel) -> None:
+    tokens, gradients = text(2, 40), []
+    trained.train()
+    for checkpointing in (False, True):
+        if checkpointing:
+            trained.gradient_checkpointing_enable()
+        trained.zero_grad()
+        torch.manual_seed(0)  # the same dropout
+        trained(tokens, labels=tokens).loss.backward()
+        gradients.append({n: p.grad.clone() for n, p in infini_parameters(trained).items()})
+    for key, gradient in gradients[0].items():
+        # A layer with a window of its own keeps no pair
+        assert gradient.abs().max() > 0 or ".retained." in key, key
+        torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-3, atol=1e-6)
+    frozen = [p for n, p in trained.named_parameters() if "infini_window" not in n]
+    assert all(p.grad is None and not p.requires_grad for p in frozen)
+
+
+@torch.no_grad()
+def test_autocast_to_bfloat16_stays_near(trained: PreTrainedModel) -> None:
+    tokens = text(2, 40)
+    expected = trained(tokens).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = trained(tokens).logits.float()
+        first = trained(tokens[:, :8])
+        rest = trained(tokens[:, 8:], **{CACHE: cache_of(first)}).logits.float()
+    assert F.cosine_similarity(whole, expected, dim=-1).mean() > 0.98
+    assert F.cosine_similarity(rest, expected[:, 8:], dim=-1).mean() > 0.98
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_base_that_cannot_have_one_is_refused_and_untouched(name: str) -> None:
+    model = tiny(name)
+    own = model.config._attn_implementation
+    expected = model(text(1, 9)).logits
+    with pytest.raises(InputError, match=f'method="window": {type(model).__name__} .*"parallel"'):
+        infini.retrofit(model, "window", window=W)
+    assert model.config._attn_implementation == own
+    assert torch.equal(model(text(1, 9)).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        (r"layers \[3\] do not exist, the base has 0 to 2", {"layers": [3]}),
+        (r"window \+ sinks: 256 at most \(the base's context\), got 254 \+ 4", {"window": 254}),
+        ("window: a whole number from 1 on is needed, got 0", {"window": 0}),
+        ("window: a whole number from 1 on is needed, got 7.5", {"window": 7.5}),
+        (r"\+ sinks: 249 at most .* without 7, beside kept pairs", {"window": 246, "retained": 1}),
+        ("kept: a whole number from 0 on is needed, got -1", {"retained": -1}),
+        ("update: one of 'linear', 'delta', 'gated_delta', 'none'", {"update": "some"}),
+        ("segment_length: not with method='window'", {"segment_length": 8}),
+        ("alpha: not with method='window'", {"alpha": 0.5}),
+        ("sinks: not with method='parallel'", {"method": "parallel", "sinks": 2}),
+        ("kept: not with method='parallel'", {"method": "parallel", "retained": 2}),
+        ("update: one of 'linear', 'delta' is", {"method": "parallel", "update": "gated_delta"}),
+    ],
+)
+def test_what_cannot_be_is_refused(message: str, options: dict[str, Any]) -> None:
+    model = tiny("llama")
+    with pytest.raises(InputError, match=message):
+        infini.retrofit(model, **{"method": "window", **options})
+    assert not hasattr(model, "infini_config")
