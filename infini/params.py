@@ -25,9 +25,8 @@ from infini.schema import Name, Section, Seed, explain, printable
 from infini.training.config import (
     Adapter,
     AnyAdapter,
-    Audit,
     Replacement,
-    Version,
+    VersionConfig,
     WindowAdapter,
 )
 from infini.training.pretraining_config import Pretrain
@@ -51,10 +50,9 @@ class Params(Section):
     adapters: dict[Name, AnyAdapter]
     evaluate: Evaluate
     cost: Cost
-    audits: dict[Name, Audit]
 
     @property
-    def versions(self) -> dict[str, Version]:
+    def versions(self) -> dict[str, VersionConfig]:
         """All of them, by name."""
         return {**self.replacements, **self.adapters}
 
@@ -87,8 +85,6 @@ class Params(Section):
         if "base" in self.versions:
             key = f"{self.section('base')}.base"
             raise InputError(f"{key}: is the untouched base's name: rename the version")
-        if "costs" in self.audits:
-            raise InputError("audits.costs: is the costs' name in the report: rename the audit")
         return self
 
     @model_validator(mode="after")
@@ -140,38 +136,6 @@ class Params(Section):
             )
         return self
 
-    @model_validator(mode="after")
-    def _audits(self) -> "Params":
-        for name, audit in self.audits.items():
-            try:
-                audited(audit, self.versions)
-            except InputError as error:
-                raise InputError(f"audits.{name}.{error}") from None
-        return self
-
-
-def audited(audit: Audit, versions: dict[str, Version]) -> Version:
-    """An audit's recipe: its version's, with what it changes. InputError for what cannot be."""
-    if (version := versions.get(audit.of)) is None:
-        raise InputError(f"of: one of {', '.join(versions)} is needed, got {audit.of!r}")
-    if isinstance(version, WindowAdapter):
-        raise InputError(f"of: {audit.of!r} reads by window, the log's loop is of segments")
-    if "distill" not in version.steps and (audit.distill or audit.mistake == "padding_counted"):
-        key = "distill" if audit.distill else "mistake"
-        raise InputError(f"{key}: nothing of {audit.of!r} is distilled")
-    if isinstance(version, Adapter) and (own := audit.finetune.keys() & {*version.own}):
-        raise InputError(f"finetune.{min(own)}: is the version's own, no setting of a training")
-    try:
-        changed = version.changed(audit)
-    except ValidationError as invalid:
-        place = "finetune." if isinstance(version, Adapter) else ""
-        raise InputError(f"{place}{explain(type(version), _first(invalid))}") from None
-    if audit.mistake in ("labels_shifted_twice", "memory_carried") and changed.long.needles:
-        raise InputError("mistake: not with needles, which the log had not")
-    if audit.mistake == "labels_shifted_twice" and changed.long.objective == "distillation":
-        raise InputError("mistake: a teacher gives no labels that could be shifted")
-    return changed
-
 
 def read(key: str, kind: type[T]) -> T:
     """The value of a dotted key, which is of `kind`; the whole file is checked first.
@@ -202,7 +166,7 @@ def every_seed() -> list[int]:
     return [read("seed", int), *read("seeds", list[int])]
 
 
-def versions() -> dict[str, Version]:
+def versions() -> dict[str, VersionConfig]:
     """Every version by name: `replacements`, then `adapters`."""
     return {
         **read("replacements", dict[str, Replacement]),

@@ -5,9 +5,10 @@ from infini.console.stage import run
 from infini.console.stopwatch import Stopwatch
 from infini.evaluation.config import Evaluate
 from infini.evaluation.protocols import HeldOutText
+from infini.files import write_json
 from infini.model.base import load_base, load_tokenizer
 from infini.model.config import Base
-from infini.paths import AUDITS, write_json
+from infini.paths import AUDITS
 from infini.training.audit import run_audit
 from infini.training.config import Audit
 from infini.training.seeds import TrainingRun

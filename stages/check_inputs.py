@@ -9,8 +9,9 @@ import hashlib
 from infini import params
 from infini.console.stage import run
 from infini.corpus.inputs import contents
+from infini.files import write_json
 from infini.model.config import Base
-from infini.paths import AUDITS, AUDITS_LOCK, COSTS, INPUTS, write_json
+from infini.paths import AUDITS, AUDITS_LOCK, COSTS, INPUTS
 
 
 def main() -> None:

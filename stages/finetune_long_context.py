@@ -5,7 +5,7 @@ from infini.console.stage import run
 from infini.model.base import load_base
 from infini.model.config import Base
 from infini.model.loading import load
-from infini.paths import model_folder
+from infini.paths import Version
 from infini.training.config import LongRecipe
 from infini.training.long_context import train_on_documents
 from infini.training.seeds import TrainingResult, TrainingRun, train_seeds
@@ -19,7 +19,7 @@ def main(version: str) -> None:
 
     def train(job: TrainingRun) -> TrainingResult:
         model = load_base(base.model, base.revision).to(processes.device())
-        model = load(model_folder(version, "distill", job.seed), model)
+        model = load(Version(version, job.seed).model_folder("distill"), model)
         return train_on_documents(model, recipe, length, job)
 
     train_seeds(version, "finetune", params.every_seed(), train)

@@ -8,9 +8,10 @@ from infini.console.stopwatch import Stopwatch
 from infini.corpus.config import Data
 from infini.corpus.prepare import prepare, write
 from infini.corpus.sources import read_texts
+from infini.files import write_json
 from infini.model.base import load_tokenizer
 from infini.model.config import Base
-from infini.paths import DOCUMENTS, SAMPLES, SUMMARY, write_json
+from infini.paths import DOCUMENTS, PREPARED, SAMPLES
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def main() -> None:
             "used for nothing else; with a base that has not seen it, set data.shares.base=0.0",
             100 * data.shares.base,
         )
-    write_json(SUMMARY, counts)
+    write_json(PREPARED, counts)
     watch.write()
 
 

@@ -23,10 +23,10 @@ import infini
 import toy_artifacts
 from infini.corpus.inputs import contents
 from infini.errors import InputError
+from infini.files import read_json, write_json
 from infini.model.architectures import cache_of
 from infini.model.base import load_base
 from infini.model.loading import loaded
-from infini.paths import read_json, write_json
 from toy_artifacts import TOKENS, Artifact, make, outcome
 
 

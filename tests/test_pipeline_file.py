@@ -27,7 +27,8 @@ STAGES = {
     for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items()
 }
 CHANGES_NO_FIGURE = {
-    f"infini/{name}" for name in ("console", "choices", "errors", "params", "paths", "schema")
+    f"infini/{name}"
+    for name in ("console", "choices", "errors", "files", "params", "paths", "schema")
 }
 
 

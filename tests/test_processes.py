@@ -74,7 +74,7 @@ def prepared(project: Path) -> Path:
 
 
 def figures() -> dict[str, float]:
-    files = [*Path("data/training").rglob("*.json"), *Path("reports/metrics").glob("*.json")]
+    files = [*Path("reports/training").rglob("*.json"), *Path("reports/metrics").glob("*.json")]
     return numbers({str(file): json.loads(file.read_text()) for file in files})
 
 
@@ -108,7 +108,7 @@ def test_two_processes_agree_with_one(
         stage(name, version)
     one = figures()
     shutil.rmtree("data/models")
-    shutil.rmtree("data/training")
+    shutil.rmtree("reports/training")
     # One launch for all of them: what takes long is starting three processes.
     Path("several.py").write_text(SEVERAL.format(stages=stages))
     run("several", version, launch)
@@ -181,7 +181,7 @@ def test_a_stage_killed_again_and_again_ends_with_the_same_bits(prepared: Path) 
     stage("distill_layer0", "v2")
     outputs = [
         *Path("data/models/v2/distill/seed0").iterdir(),
-        Path("data/training/v2/distill.csv"),
+        Path("reports/training/v2/distill.csv"),
     ]
     expected = {file: file.read_bytes() for file in outputs}
     for file in outputs:

@@ -148,7 +148,7 @@ def test_a_run_with_seeds_has_means_spreads_and_a_report(
         assert files(f"data/models/{version}/finetune") == {
             f"seed{seed}/{file}" for seed in (0, 1) for file in SAVED
         }
-        assert set(pd.read_csv(f"data/training/{version}/finetune.csv")["seed"]) == {0, 1}
+        assert set(pd.read_csv(f"reports/training/{version}/finetune.csv")["seed"]) == {0, 1}
         losses = pd.read_parquet(f"data/evaluation/{version}/losses.parquet")
         sums = losses.query("protocol == 'documents'").groupby("seed")[["nats", "tokens"]].sum()
         each = np.exp(sums["nats"] / sums["tokens"])

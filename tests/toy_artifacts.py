@@ -16,10 +16,10 @@ from infini.corpus.pieces import Pieces
 from infini.corpus.prepare import Piece, write
 from infini.corpus.sources import read_texts
 from infini.errors import InputError
+from infini.files import read_json, read_table
 from infini.model.architectures import CACHE, cache_of
 from infini.model.base import load_base, load_tokenizer
 from infini.model.loading import loaded
-from infini.paths import read_json, read_table
 from infini.training.checkpoint import Checkpoint
 
 L = 8

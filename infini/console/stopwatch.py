@@ -5,7 +5,8 @@ import time
 
 import psutil
 
-from infini.paths import TIMES, write_json
+from infini.files import write_json
+from infini.paths import TIMES
 
 log = logging.getLogger(__name__)
 

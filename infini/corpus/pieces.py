@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infini.errors import InputError
-from infini.paths import read_table
+from infini.files import read_table
 
 
 class Batch(NamedTuple):

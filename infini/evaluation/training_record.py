@@ -6,7 +6,8 @@ from typing import Any
 
 from infini.errors import InputError
 from infini.evaluation.estimates import Metrics, rounded
-from infini.paths import TRAINING, read_json
+from infini.files import read_json
+from infini.paths import TRAINING
 
 
 def seeds_of(version: str) -> list[int]:

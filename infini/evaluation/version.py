@@ -33,17 +33,11 @@ from infini.evaluation.protocols import HeldOutText
 from infini.evaluation.retrieval import retrieval, summary
 from infini.evaluation.score import Score
 from infini.evaluation.training_record import check_settings, figures_of, seeds_of
+from infini.files import read_json, read_table, write_json
 from infini.model.loading import loaded
 from infini.model.segmented.layers import added_parameters, frozen_layers, segmented_layers
 from infini.model.window.layer import window_layers
-from infini.paths import (
-    EVALUATION,
-    METRICS,
-    model_folder,
-    read_json,
-    read_table,
-    write_json,
-)
+from infini.paths import EVALUATION, METRICS, Version
 
 
 class Evaluation(NamedTuple):
@@ -104,7 +98,7 @@ def evaluate_seeds(
     """
     seeds = seeds_of(version)
     for seed in seeds:
-        check_settings(model_folder(version, "finetune", seed), options)
+        check_settings(Version(version, seed).model_folder("finetune"), options)
     return {
         seed: evaluate_version(base, version, seed, text, in_full=seed == seeds[0])
         for seed in seeds
@@ -121,10 +115,10 @@ def evaluate_version(
     text.check(base)
     untouched, metrics = _untouched(METRICS / "base.json"), Metrics()
     before = untouched | {"documents": untouched["segmented"]}
-    if model_folder(version, "distill", seed).is_dir():
+    if Version(version, seed).model_folder("distill").is_dir():
         before, distilled = _distilled(base, version, seed, text)
         metrics["distill"] = distilled | _gap(untouched, before)
-    with loaded(model_folder(version, "finetune", seed), base) as model:
+    with loaded(Version(version, seed).model_folder("finetune"), base) as model:
         kept = max_state_bytes(model, text)
         added, gates, weights = added_parameters(model), _gates(model), _weights(model)
         processes.deal_out(frozen_layers(model))
@@ -133,7 +127,7 @@ def evaluate_version(
         found = retrieval(model, text.haystacks) if in_full else pd.DataFrame()
     losses = text.tables(scores)
     theirs = _losses_of_base(EVALUATION / "base/losses.parquet", losses)
-    control = model_folder(version, "control", seed)
+    control = Version(version, seed).model_folder("control")
     losses = pd.concat([losses, opponents(base, control, text, kept.total, theirs)])
     final = protocol_metrics(losses)
     if by_window:  # untrained, it is the base's
@@ -144,7 +138,7 @@ def evaluate_version(
     metrics |= weights | final | against | {"bytes": itemised(kept), "cost": {"parameters": added}}
     metrics |= summary(found) if in_full else {}
     if by_window:
-        folders = model_folder(version, "finetune", seed), control
+        folders = Version(version, seed).model_folder("finetune"), control
         metrics["at"], others = at_other_windows(base, folders, text, theirs)
         losses = pd.concat([losses, *others])
     return Evaluation(metrics, losses.reset_index(drop=True), found, gates)
@@ -232,7 +226,7 @@ def _distilled(
 ) -> tuple[Metrics, Metrics]:
     """The figures by protocol before the long documents, and the layers' mean squared error
     against those that they replace."""
-    with loaded(model_folder(version, "distill", seed), base) as model:
+    with loaded(Version(version, seed).model_folder("distill"), base) as model:
         processes.deal_out(frozen_layers(model))
         scores = {
             "short": text.short(model),

@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.errors import InputError
+from infini.files import read_json
 from infini.model import serialization as storage
 from infini.model.base import load_base, load_tokenizer, weights_fingerprint
 from infini.model.retrofit import remove, retrofit
 from infini.model.segmented.layers import has_memory
-from infini.paths import read_json
 
 NOT_OURS = ("base", "format")  # of the settings: no options of `retrofit`
 

@@ -9,12 +9,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from infini.errors import InputError
+from infini.files import read_json
 from infini.model import standard_files
 from infini.model.base import check_finite
 from infini.model.card import CARD, render
 from infini.model.segmented.layers import infini_parameters
 from infini.model.tensor_files import HASH, content_hash, read_tensors, write_tensors
-from infini.paths import read_json
 
 CONFIG, TENSORS = "infini_config.json", "infini.safetensors"
 

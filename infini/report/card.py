@@ -10,8 +10,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from infini.errors import InputError
+from infini.files import read_json
 from infini.model.card import CARD, Release, render
-from infini.paths import read_json
 from infini.report.cells import LEGEND, Cell
 from infini.report.findings import of_retrieval
 from infini.report.page import Table

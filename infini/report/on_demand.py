@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from ruamel.yaml.error import YAMLError
 
 from infini.errors import InputError
-from infini.paths import AUDITS_LOCK, DOCUMENTS, INPUTS, read_yaml
+from infini.files import read_yaml
+from infini.paths import AUDITS_LOCK, DOCUMENTS, INPUTS
 
 # What decides an audit's or the costs' figures, beside the versions and what they are run on.
 KEYS = ("seed", "base", "data.segment_length", "evaluate.documents", "evaluate.double_shift")

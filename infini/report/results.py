@@ -17,6 +17,7 @@ from infini.evaluation.estimates import (
     flatten,
     mean_over_seeds,
 )
+from infini.files import read_json, read_table
 from infini.model.config import Base
 from infini.paths import (
     AUDITS,
@@ -25,15 +26,13 @@ from infini.paths import (
     EVALUATION,
     METRICS,
     MODELS,
+    PREPARED,
     SAMPLES,
-    SUMMARY,
     TIMES,
     TRAINING,
-    read_json,
-    read_table,
 )
 from infini.report.on_demand import of_other_runs
-from infini.training.config import Adapter, Audit, Replacement, Version
+from infini.training.config import Adapter, Replacement, VersionConfig
 
 STEPS = ("distill", "finetune")
 
@@ -70,10 +69,10 @@ class Setup:
     full: FullProtocol
     replacements: dict[str, Replacement]
     adapters: dict[str, Adapter]
-    audits: dict[str, Audit]
+    audits: dict[str, Any]
 
     @property
-    def versions(self) -> dict[str, Version]:
+    def versions(self) -> dict[str, VersionConfig]:
         """Replacements, then adapters, by name."""
         return {**self.replacements, **self.adapters}
 
@@ -123,7 +122,7 @@ def read_results(setup: Setup) -> Results:
         },
         costs=read_table(COSTS, *COST) if "costs" in found - foreign else pd.DataFrame(),
         foreign=sorted(foreign),
-        prepared=_counts(SUMMARY),
+        prepared=_counts(PREPARED),
         padding=1 - samples.map(len).mean() / setup.data.segment_length,
     )
 
@@ -194,7 +193,7 @@ def _questions(file: Path) -> pd.DataFrame:
     return table if "task" in table else table.assign(task="passkey")
 
 
-def _curves(step: str, versions: dict[str, Version]) -> pd.DataFrame:
+def _curves(step: str, versions: dict[str, VersionConfig]) -> pd.DataFrame:
     """All versions' loss curves, long: version, epoch, split, loss, event (best, stopped).
 
     With several seeds a curve's version is `<version> seed <n>`.

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from infini.evaluation.estimates import estimates_of
-from infini.paths import AUDITS, METRICS, read_json, read_yaml
+from infini.files import read_json, read_yaml
+from infini.paths import AUDITS, METRICS
 from infini.report.on_demand import of_other_runs
 from infini.report.results import Figures, at_windows
 from infini.report.window_curve import WindowCurve

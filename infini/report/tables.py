@@ -10,7 +10,7 @@ from infini.report.cells import Cell, Change, Rounded
 from infini.report.findings import pays
 from infini.report.results import Figures, at_windows
 from infini.report.window_curve import WindowCurve
-from infini.training.config import Audit, Version
+from infini.training.config import VersionConfig
 
 # The rows of the research log's table "v1 vs v2": label, metric.
 LOG_ROWS = {
@@ -187,7 +187,7 @@ def perplexity_by(losses: dict[str, pd.DataFrame], place: str) -> pd.DataFrame:
     return pd.DataFrame(columns, dtype=object).rename(index=str)
 
 
-def settings(versions: Mapping[str, Version]) -> tuple[pd.DataFrame, frozenset[str]]:
+def settings(versions: Mapping[str, VersionConfig]) -> tuple[pd.DataFrame, frozenset[str]]:
     """A row a setting, a column a version; and which rows differ between versions."""
     columns = {
         version: {key: _setting(value) for key, value in flatten(recipe.blocks()).items()}
@@ -224,7 +224,7 @@ def double_shift(figures: dict[str, Figures], replacements: list[str]) -> pd.Dat
     )
 
 
-def audits(found: dict[str, Figures], asked: dict[str, Audit]) -> pd.DataFrame:
+def audits(found: dict[str, Figures], asked: dict[str, Any]) -> pd.DataFrame:
     """A row an audit: both scores before and after the documents, and against the version."""
     return frame(
         {

@@ -21,12 +21,13 @@ from infini.evaluation.layer_error import LayerData
 from infini.evaluation.losses import token_after_next
 from infini.evaluation.protocols import HeldOutText
 from infini.evaluation.version import protocol_metrics
+from infini.files import read_table
 from infini.model.loading import load
 from infini.model.retrofit import untrained
 from infini.model.segmented.run import States
 from infini.model.segmented.segments import run_segments
-from infini.paths import EVALUATION, model_folder, read_table
-from infini.training.config import Audit, Mistake, Replacement, Version
+from infini.paths import EVALUATION, Version
+from infini.training.config import Audit, Mistake, Replacement, VersionConfig
 from infini.training.distillation import distill
 from infini.training.long_context import Batch, Documents, own_rows, train_on_documents
 from infini.training.seeds import TrainingResult, TrainingRun
@@ -83,7 +84,7 @@ class Audited(NamedTuple):
 
 
 def run_audit(
-    audit: Audit, recipe: Version, base: PreTrainedModel, job: TrainingRun, text: HeldOutText
+    audit: Audit, recipe: VersionConfig, base: PreTrainedModel, job: TrainingRun, text: HeldOutText
 ) -> Audited:
     """Train by `recipe`; it is not distilled anew unless the audit is about that."""
     trainings = []
@@ -92,7 +93,7 @@ def run_audit(
             trainings = [_distilled(audit, recipe, base, job, text.segment_length)]
             model = trainings[0].model
         else:
-            model = load(model_folder(audit.of, "distill", job.seed), base)
+            model = load(Version(audit.of, job.seed).model_folder("distill"), base)
     else:
         model = untrained(base, job.seed, recipe.retrofit_options(text.segment_length))
     before = protocol_metrics(_losses(model, text))

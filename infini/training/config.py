@@ -1,4 +1,4 @@
-"""Sections of params.yaml: recipes of trainings, versions made of them, audits of a version."""
+"""Sections of params.yaml: recipes of trainings, versions made of them."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -7,10 +7,7 @@ from pydantic import Field, model_validator
 from infini.choices import RETENTION_BLOCK, Init, Objective, Position
 from infini.errors import InputError
 from infini.model.config import Placement, WindowPlacement
-from infini.schema import Different, Name, Positive, Rate, Section, Seed, Share
-
-# What the research log did wrong, as far as an audit can put it into a training of ours.
-Mistake = Literal["none", "labels_shifted_twice", "memory_carried", "padding_counted"]
+from infini.schema import Different, Positive, Rate, Section, Seed, Share
 
 
 class Recipe(Section):
@@ -151,14 +148,6 @@ class Replacement(Section):
         """Its settings by step: layer, distill, finetune."""
         return self.model_dump()
 
-    def changed(self, audit: "Audit") -> Self:
-        """The same with what an audit changes; ValidationError for what cannot be."""
-        content = self.model_dump()
-        if audit.distill:
-            content["distill"] |= audit.distill
-        content["finetune"] |= audit.finetune
-        return self.model_validate(content)
-
 
 class Adapter(DocumentRecipe):
     """A version that keeps every layer: what both methods have."""
@@ -201,10 +190,6 @@ class Adapter(DocumentRecipe):
         recipe = self.model_dump()
         own = {name: recipe.pop(name) for name in self.own}
         return own | {"finetune": recipe}
-
-    def changed(self, audit: "Audit") -> Self:
-        """The same with what an audit changes; ValidationError for what cannot be."""
-        return self.model_validate(self.model_dump() | audit.finetune)
 
 
 class ParallelAdapter(Adapter, LongRecipe):
@@ -255,18 +240,4 @@ class WindowAdapter(Adapter):
 
 
 AnyAdapter = Annotated[ParallelAdapter | WindowAdapter, Field(discriminator="method")]
-Version = Replacement | Adapter
-
-
-class Audit(Section):
-    """Stage audit: a version trained once more with a suspect of the research log in it."""
-
-    # the version
-    of: Name
-    # what the report says that it asks
-    question: str
-    # a mistake of the log that is put into the training, else: none
-    mistake: Mistake = "none"
-    # what differs from the version's own recipe; an empty `distill` keeps its distilled layer
-    distill: dict[str, Any] = Field(default_factory=dict)
-    finetune: dict[str, Any] = Field(default_factory=dict)
+VersionConfig = Replacement | Adapter

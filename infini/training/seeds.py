@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from infini import processes
 from infini.console.stopwatch import Stopwatch
-from infini.paths import MODELS, TRAINING, model_folder, write_json
+from infini.files import write_json
+from infini.paths import MODELS, TRAINING, Version
 from infini.training.checkpoint import Checkpoint
 from infini.training.loop import Fit
 
@@ -41,7 +42,7 @@ def train_seeds(
 ) -> None:
     """Train a version's step with each seed; none: the files are there, and hold nothing.
 
-    Writes the models, `data/training/<version>/<step>.json` (by seed) and `.csv` (with a column
+    Writes the models, `reports/training/<version>/<step>.json` (by seed) and `.csv` (with a column
     seed). The checkpoints stay until the last is done: a killed stage goes on with its seed.
     """
     watch = Stopwatch(f"{version}-{step}")
@@ -54,7 +55,7 @@ def train_seeds(
             TrainingRun(f"{version} {step} seed {seed}", seed)
         )
         if processes.is_main():
-            model.save_pretrained(model_folder(version, step, seed))
+            model.save_pretrained(Version(version, seed).model_folder(step))
         del model  # one base at a time
         summaries[str(seed)] = fit.summary(train_size, val_size)
         curves.append(fit.table().assign(seed=seed))
@@ -73,7 +74,7 @@ def save_untrained(
 ) -> None:
     """A step that trains nothing: the model that `build` makes for each seed, and no figures."""
     for seed in seeds:
-        build(seed).save_pretrained(model_folder(version, step, seed))
+        build(seed).save_pretrained(Version(version, seed).model_folder(step))
     _write(version, step, {str(seed): {} for seed in seeds}, [])
 
 

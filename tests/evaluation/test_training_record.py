@@ -8,7 +8,7 @@ import pytest
 from infini.errors import InputError
 from infini.evaluation.training_record import check_settings, figures_of, seeds_of
 
-FILE = Path("data/training/v5/finetune.json")
+FILE = Path("reports/training/v5/finetune.json")
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from infini.model.base import load_tokenizer
 from infini.model.loading import load, loaded
 from infini.model.segmented.layers import added_parameters, has_memory, segmented_layers
 from infini.model.window.install import windowed
-from infini.paths import EVALUATION, METRICS, model_folder
+from infini.paths import EVALUATION, METRICS, Version
 from toy import read_params, stage, write_params
 
 L = 16
@@ -118,9 +118,9 @@ def test_opponents_are_a_window_of_as_many_bytes_and_the_control(
     ceiling = perplexity.sliding(model, text.long, 32, 8)
     with windowed(model, size, 2):
         window = perplexity.documents(model, text.long, L)
-    with loaded(model_folder(version, "control", 0), model):
+    with loaded(Version(version, 0).model_folder("control"), model):
         control = perplexity.documents(model, text.long, L, "swapped")
-    with loaded(model_folder(version, "finetune", 0), model):
+    with loaded(Version(version, 0).model_folder("finetune"), model):
         own = perplexity.documents(model, text.long, L)
         swapped = perplexity.documents(model, text.long, L, "swapped")
     close = {"rel": 1e-3, "abs": 1e-6}
@@ -167,7 +167,7 @@ def test_a_finished_models_figures_are_those_of_direct_calls(
     found, losses, cases, gates = evaluate_version(model, version, 0, text)
     base = perplexity.documents(model, text.long, L)
     ceiling = perplexity.sliding(model, text.long, 32, 8)
-    load(model_folder(version, "finetune", 0), model)
+    load(Version(version, 0).model_folder("finetune"), model)
     on = perplexity.documents(model, text.long, L)
     off = perplexity.documents(model, text.long, L, "off")
     first = text.long.first(1)
@@ -204,7 +204,7 @@ def test_a_window_version_is_asked_as_every_other(
     model: PreTrainedModel, text: HeldOutText
 ) -> None:
     found, _, cases, _ = evaluate_version(model, "v5", 0, text)
-    load(model_folder("v5", "finetune", 0), model)
+    load(Version("v5", 0).model_folder("finetune"), model)
     pd.testing.assert_frame_equal(cases, retrieval(model, text.haystacks))
     assert {name: found[name] for name in ("passkey", "recall")} == summary(cases)
     assert (cases["log_prob"] != cases["log_prob_off"]).any()
@@ -214,10 +214,13 @@ def test_a_distilled_models_figures_are_those_of_direct_calls(
     model: PreTrainedModel, text: HeldOutText
 ) -> None:
     found = evaluate_version(model, "v2", 0, text).metrics
-    base, trained = written("base"), json.loads(Path("data/training/v2/distill.json").read_text())
+    base, trained = (
+        written("base"),
+        json.loads(Path("reports/training/v2/distill.json").read_text()),
+    )
     data = record_layer(model, 0, text.samples)
     untouched = perplexity.documents(model, text.samples, L).perplexity
-    load(model_folder("v2", "distill", 0), model)
+    load(Version("v2", 0).model_folder("distill"), model)
     distilled = perplexity.documents(model, text.samples, L).perplexity
     error = mean_squared_error(segmented_layers(model)[0], data)
     before = perplexity.documents(model, text.long, L)
@@ -237,7 +240,7 @@ def test_a_distilled_models_figures_are_those_of_direct_calls(
     assert tuned["double_shift_before"] == rounded(shifted.perplexity)
     assert tuned["double_shift_next_before"] == rounded(same.perplexity)
     assert tuned["ppl_improvement"] == rounded(tuned["ppl_before"] - tuned["ppl_after"])
-    row = json.loads(Path("data/training/v2/finetune.json").read_text())["0"]
+    row = json.loads(Path("reports/training/v2/finetune.json").read_text())["0"]
     assert tuned["val_ppl"] == rounded(math.exp(rounded(row["val_loss"])))
 
 

@@ -12,20 +12,9 @@ import yaml
 
 from infini.errors import InputError
 from infini.evaluation.estimates import Estimate
-from infini.paths import (
-    AUDITS as AUDIT_FOLDER,
-)
-from infini.paths import (
-    AUDITS_LOCK,
-    COSTS,
-    EVALUATION,
-    METRICS,
-    SAMPLES,
-    SUMMARY,
-    TIMES,
-    TRAINING,
-    write_json,
-)
+from infini.files import write_json
+from infini.paths import AUDITS as AUDIT_FOLDER
+from infini.paths import AUDITS_LOCK, COSTS, EVALUATION, METRICS, PREPARED, SAMPLES, TIMES, TRAINING
 from infini.report import tables
 from infini.report.results import Setup, loss_curve, read_results, read_times
 from report.toy_results import AUDITS, BASE, SETUP, audit, gates, losses, passkey, version
@@ -44,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     spread = {"spread": {"documents": {"ppl": 1.5}}}
     write_json(METRICS / "v3.json", version(38.0, 40.0, 0.05, 0.005) | spread)
     write_json(AUDIT_FOLDER / "right.json", audit((90.0, 50.0), (12000.0, 11000.0)))
-    write_json(SUMMARY, {"train": {"texts": 3}})
+    write_json(PREPARED, {"train": {"texts": 3}})
     tables = {
         "base": losses(segmented=3.6, full=3.5).assign(seed=0),
         "v3": pd.concat(

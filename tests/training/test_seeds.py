@@ -33,7 +33,7 @@ def test_every_seed_is_written_and_checkpoints_go_last(
         )
 
     train_seeds("v1", "finetune", [0, 6], train)
-    folder = Path("data/training/v1")
+    folder = Path("reports/training/v1")
     assert kept == [0, 1]
     assert not CHECKPOINTS.exists()
     assert {str(file) for file in Path("data/models").rglob("*.safetensors")} == {
@@ -68,4 +68,4 @@ def test_a_killed_seed_leaves_the_others_checkpoints(
     with pytest.raises(KeyboardInterrupt):
         train_seeds("v1", "finetune", [0, 1], train)
     assert len(list(CHECKPOINTS.iterdir())) == 1
-    assert not Path("data/training").exists()
+    assert not Path("reports/training").exists()
