@@ -13,7 +13,7 @@ from infini.report import provenance
 from infini.report.page import html, markdown, save_drawings
 from infini.report.results import Setup, leftovers, read_results, read_times
 from infini.report.sections import build
-from infini.training.config import Adapter, Audit, Replacement
+from infini.training.config import Adapter, Replacement
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def main() -> None:
         full=params.read("evaluate.full", FullProtocol),
         replacements=params.read("replacements", dict[str, Replacement]),
         adapters=params.read("adapters", dict[str, Adapter]),
-        audits=params.read("audits", dict[str, Audit]),
+        audits={},
     )
     for file in leftovers(setup):
         log.warning("%s: of no version or audit in params.yaml: not shown, delete it", file)

@@ -157,14 +157,6 @@ BAD: list[tuple[str, Any, str]] = [
     ("evaluate.pass_key", {}, "unknown key; did you mean passkey?"),
     ("cost.lengths", [], "a list of 1 or more (each a whole number from 1 to"),
     ("cost.repeats", 0, "a whole number from 1 to 1,000,000,000 is needed, got 0"),
-    ("audits.padding.of", "v8", "one of v1, v2, v4, v3, v5 is needed, got 'v8'"),
-    ("audits.padding.question", None, "text is needed, got null"),
-    ("audits.padding.mistake", "padding", "one of 'none', 'labels_shifted_twice', 'memory_carr"),
-    ("audits.padding.distill.lrr", 1.0, "unknown key; did you mean lr?"),
-    ("audits.carried_memory.finetune.lr", 2.0, "a number above 0 up to 1 is needed, got 2.0"),
-    ("audits.carried_memory.distill", {"lr": 0.1}, "nothing of 'v3' is distilled"),
-    ("audits.padding.of", "v5", "'v5' reads by window, the log's loop is of segments"),
-    ("audits.costs", {"of": "v2", "question": "?"}, "is the costs' name in the report: rename"),
     ("sede", 1, "unknown key; did you mean seed? (known: seed, seeds, base"),
 ]
 

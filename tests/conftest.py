@@ -83,9 +83,6 @@ def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) 
         "recall": {"pairs": [1, 2], "questions": 1, "segments": 10, "samples": 1},
     }
     content["cost"] = {"lengths": [32, 64], "repeats": 1}
-    kept = ("padding", "labels_shifted_twice", "carried_memory", "step_a_segment")
-    content["audits"] = {name: content["audits"][name] for name in kept}
-    content["audits"]["labels_shifted_twice"]["finetune"] = {}
     write_params(content)
     return tmp_path
 

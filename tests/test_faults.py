@@ -52,7 +52,6 @@ def test_killed_stages_and_full_disks_leave_no_trace(
     content = read_params()
     content["replacements"] = {"v2": content["replacements"]["v2"]}
     content["adapters"] = {"v5": content["adapters"]["v5"]}
-    content["audits"] = {"padding": content["audits"]["padding"]}
     content["pretrain"] |= {
         "vocab_size": 300, "width": 16, "layers": 1, "heads": 2, "warmup": 1, "batch_tokens": 256,
         "phases": [{"corpora": ["text"], "context": 32, "epochs": 1}],

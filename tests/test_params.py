@@ -56,33 +56,6 @@ def test_one_line_names_key_and_range_and_value(project: Path, subtests: pytest.
             assert message.startswith(" ".join(f"{whole}: ".split()))  # a key of two lines, too
 
 
-def test_a_mistake_of_the_logs_loop_needs_a_loop_like_the_logs(project: Path) -> None:
-    content = read_params()
-    content["adapters"]["v3"]["needles"] = 0.5
-    write_params(content)
-    wanted = "audits.carried_memory.mistake: not with needles, which the log had not"
-    assert refusal() == wanted
-
-
-def test_an_audit_changes_a_training_and_only_as_the_log_did(project: Path) -> None:
-    content = read_params()
-    audit = content["audits"]["carried_memory"]
-    for changed, wanted in (
-        ({"needles": 0.5}, "mistake: not with needles, which the log had not"),
-        ({"seeds": [3]}, "finetune.seeds: is the version's own, no setting of a training"),
-        ({"layer": {"layers": [9]}}, "finetune.layer: is the version's own, no setting of a"),
-    ):
-        audit["finetune"] = changed
-        write_params(content)
-        assert refusal().startswith(f"audits.carried_memory.{wanted}")
-    audit |= {"mistake": "labels_shifted_twice", "finetune": {"objective": "distillation"}}
-    write_params(content)
-    assert (
-        refusal()
-        == "audits.carried_memory.mistake: a teacher gives no labels that could be shifted"
-    )
-
-
 def test_a_key_cannot_write_to_the_terminal(project: Path) -> None:
     Path("params.yaml").write_text('"\\e[31mred": 1\n')
     assert "\\x1b[31mred: unknown key" in refusal()

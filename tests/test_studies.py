@@ -58,7 +58,7 @@ def study_params() -> dict[str, Any]:
     content = read_params()
     del content["pretrain"]
     content["base"]["model"], content["data"]["corpus"] = "data/base", "../../text"
-    return content | {"replacements": {}, "adapters": {}, "audits": {}}
+    return content | {"replacements": {}, "adapters": {}}
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from infini.evaluation.estimates import Estimate
 from infini.report.cells import show_estimate
 from infini.report.results import Figures
 from infini.report.window_curve import FULL, WindowCurve
-from infini.training.config import Audit
+from typing import Any
 
 # What the research log reports of its long documents, before and after finetuning (its v2).
 LOG_BEFORE, LOG_AFTER = 19701.1, 587.6
@@ -177,7 +177,7 @@ def listed(names: list[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def of_the_log(base: Figures, audited: dict[str, Figures], audits: dict[str, Audit]) -> list[str]:
+def of_the_log(base: Figures, audited: dict[str, Figures], audits: dict[str, Any]) -> list[str]:
     """What the research log's 19,701.1 and 587.6 measured, by our numbers."""
     next_token = base["double_shift.next_token_ppl"].value
     shifted = base["double_shift.ppl"].value
@@ -204,7 +204,7 @@ def of_the_log(base: Figures, audited: dict[str, Figures], audits: dict[str, Aud
     return [before, after]
 
 
-def shifted_and_right(audits: dict[str, Audit]) -> tuple[str, str] | None:
+def shifted_and_right(audits: dict[str, Any]) -> tuple[str, str] | None:
     """An audit with labels shifted twice, and the one that differs from it by right labels only."""
     for name, audit in audits.items():
         if audit.mistake == "labels_shifted_twice":

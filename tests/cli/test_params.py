@@ -13,7 +13,7 @@ def test_a_valid_file_is_said_to_be_with_its_versions(
 ) -> None:
     main(["params"])
     assert capsys.readouterr().out == "params.yaml: valid; versions: v1, v2, v4, v3, v5\n"
-    write_params(read_params() | {"replacements": {}, "adapters": {}, "audits": {}})
+    write_params(read_params() | {"replacements": {}, "adapters": {}})
     main(["params"])
     assert capsys.readouterr().out == "params.yaml: valid; versions: none\n"
 
