@@ -19,7 +19,7 @@ class BaseConfig:
     # Commit, branch or tag on the hub; None: main
     revision: str | None = None
 
-    # Type of matrix products in training and evaluation; bfloat16: on processors that are fast at it
+    # Type of matrix products in training and evaluation; bfloat16: for processors fast at it
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
