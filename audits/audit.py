@@ -137,7 +137,7 @@ def audited_version(audit: Audit, versions: dict[str, VersionConfig]) -> Version
         changed = type(version).model_validate(settings)
     except ValidationError as invalid:
         raise InputError(_first_error(invalid)) from None
-    if audit.mistake in DOCUMENTS and changed.long.needles:
+    if audit.mistake in DOCUMENTS and changed.long.question_share:
         raise InputError("mistake: the log had no synthetic questions")
     if audit.mistake == "labels_shifted_twice" and changed.long.objective == "distillation":
         raise InputError("mistake: a teacher has no labels to shift")

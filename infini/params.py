@@ -74,8 +74,8 @@ class Params(Section):
                 wanted[f"adapters.{name}.layer: window + sinks"] = version.layer.window + sinks
                 if version.windows:
                     wanted[f"adapters.{name}.windows + sinks"] = max(version.windows) + sinks
-                if window.also:
-                    wanted["evaluate.window.also + sinks"] = max(window.also) + sinks
+                if window.extra_sizes:
+                    wanted["evaluate.window.extra_sizes + sinks"] = max(window.extra_sizes) + sinks
         return wanted
 
     @model_validator(mode="after")
@@ -127,8 +127,10 @@ class Params(Section):
                 if value > most:
                     raise InputError(f"{key}: at most {other}, {most}, got {value}")
         for name, adapter in self.adapters.items():
-            if lack := adapter.lack(data.documents, data.document_length, data.segment_length):
-                raise InputError(f"adapters.{name}.{lack}")
+            if missing := adapter.missing(
+                data.documents, data.document_length, data.segment_length
+            ):
+                raise InputError(f"adapters.{name}.{missing}")
         if self.pretrain is not None and self.pretrain.width % self.pretrain.heads:
             raise InputError(
                 f"pretrain.width: a multiple of pretrain.heads, {self.pretrain.heads}, is needed, "

@@ -51,7 +51,7 @@ def test_one_line_names_key_and_range_and_value(project: Path, subtests: pytest.
             write_params(content)
             message = refusal()
             assert wanted in message
-            of_a_block = ("must sum", "patience needs", "bptt_segments must", "needles need")
+            of_a_block = ("must sum", "patience needs", "bptt_segments must", "question_share needs")
             whole = key.rpartition(".")[0] if wanted.startswith(of_a_block) else key
             assert message.startswith(" ".join(f"{whole}: ".split()))  # a key of two lines, too
 
@@ -162,9 +162,9 @@ def checked() -> str:
             "evaluate.window: sizes + sinks: up to 64 tokens, the context of 'here', got 65",
         ),
         (
-            "evaluate.window.also",
+            "evaluate.window.extra_sizes",
             [63],
-            "evaluate.window.also + sinks: up to 64 tokens, the context of 'here', got 65",
+            "evaluate.window.extra_sizes + sinks: up to 64 tokens, the context of 'here', got 65",
         ),
         (
             "data",

@@ -54,9 +54,9 @@ def write_documents(lengths: list[int]) -> None:
         pd.DataFrame(table).to_parquet(DOCUMENTS / f"{split}.parquet")
 
 
-def batch(*rows: int, window: int | None = None, needles: int | None = None) -> Batch:
+def batch(*rows: int, window: int | None = None, question_seed: int | None = None) -> Batch:
     """Documents of a step."""
-    return Batch(torch.tensor(rows), window, needles)
+    return Batch(torch.tensor(rows), window, question_seed)
 
 
 def long_recipe(**changed: object) -> LongRecipe:

@@ -106,7 +106,7 @@ def questioned(
             left -= size
     if not chosen:
         raise InputError(
-            f"needles: a document of {len(text)} tokens does not hold a fact and, {apart} tokens "
+            f"question_share: a document of {len(text)} tokens does not hold a fact and, {apart} tokens "
             "later, its question; raise length, or lower the window"
         )
     room = len(text) - sum(fact.size + len(facts.stop) for fact in chosen)

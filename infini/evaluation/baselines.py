@@ -75,12 +75,12 @@ def opponents(
 def at_other_windows(
     base: PreTrainedModel, folders: tuple[Path, Path], text: HeldOutText, untouched: pd.DataFrame
 ) -> tuple[Metrics, list[pd.DataFrame]]:
-    """The same weights read with each of `evaluate.window.also`: figures and losses by window.
+    """The same weights read with each of `evaluate.window.extra_sizes`: figures and losses by window.
 
     folders: of the version, by a window, and of its control. The losses' protocols end in _w<size>.
     """
     metrics, tables = Metrics(), []
-    for size in text.recipes.window.also:
+    for size in text.recipes.window.extra_sizes:
         with loaded(folders[0], base) as model, window_override(model, size):
             kept = max_state_bytes(model, text)
             losses = text.tables({"documents": text.documents(model)})

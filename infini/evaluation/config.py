@@ -47,7 +47,7 @@ class WindowProtocol(Section):
     # first tokens of a text that are always seen
     sinks: Annotated[int, Field(ge=0)]
     # windows that versions of method: window are read with besides their own
-    also: Annotated[list[Positive], Different] = Field(default_factory=list)
+    extra_sizes: Annotated[list[Positive], Different] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _sizes(self) -> "WindowProtocol":

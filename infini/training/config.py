@@ -43,7 +43,7 @@ class DocumentRecipe(Recipe):
     length: Annotated[int, Field(ge=2)] | None = None
     # of the batches, how many hold facts and further on a question about each: there the answers
     # alone are learnt, by cross-entropy
-    needles: Share = 0.0
+    question_share: Share = 0.0
     # of the learning rates; linear: up during the first fifth of all steps, then down to a tenth
     schedule: Literal["constant", "linear"] = "constant"
 
@@ -58,7 +58,7 @@ class DocumentRecipe(Recipe):
         """Of which every batch draws its window; none: the layer's own."""
         return []
 
-    def seen_exactly(self, segment_length: int, window: int | None) -> int:
+    def exact_context(self, segment_length: int, window: int | None) -> int:
         """How far back a token sees without a memory, in tokens; window: the one drawn."""
         return segment_length
 
@@ -84,8 +84,8 @@ class LongRecipe(DocumentRecipe):
     def _update(self) -> Self:
         if self.update == "segment" and self.bptt_segments != 0:
             raise InputError("bptt_segments must be 0 with update: segment")
-        if self.update == "segment" and self.needles:
-            raise InputError("needles need update: document, a segment may have no answer")
+        if self.update == "segment" and self.question_share:
+            raise InputError("question_share needs update: document, a segment may have no answer")
         return self
 
     def chunk(self, segment_length: int) -> int | None:
@@ -174,7 +174,7 @@ class Adapter(DocumentRecipe):
         """Arguments of `infini.retrofit` that put its untrained memory into a base."""
         raise NotImplementedError
 
-    def lack(self, documents: int, length: int, segment_length: int) -> str | None:
+    def missing(self, documents: int, length: int, segment_length: int) -> str | None:
         """What so many documents of so many tokens lack for it, behind the key; None: nothing."""
         documents = self.documents or documents
         fewest = 3 if self.hold_out else 2  # one of them is for val
@@ -219,16 +219,16 @@ class WindowAdapter(Adapter):
     def drawn_windows(self) -> list[int]:
         return self.windows
 
-    def seen_exactly(self, segment_length: int, window: int | None) -> int:
+    def exact_context(self, segment_length: int, window: int | None) -> int:
         seen = (window or self.layer.window) + self.layer.sinks
         return seen + (RETENTION_BLOCK - 1 if self.layer.retained else 0)
 
-    def lack(self, documents: int, length: int, segment_length: int) -> str | None:
+    def missing(self, documents: int, length: int, segment_length: int) -> str | None:
         read = min(self.length or length, length)
         windows = self.windows or [self.layer.window]
-        seen = max(self.seen_exactly(segment_length, window) for window in windows)
+        seen = max(self.exact_context(segment_length, window) for window in windows)
         if read > seen:
-            return super().lack(documents, length, segment_length)
+            return super().missing(documents, length, segment_length)
         return (
             f"{'layer.window' if self.length is None else 'length'}: documents of {read} tokens "
             f"leave nothing to a memory behind the {seen} that are seen exactly (window, sinks, a "

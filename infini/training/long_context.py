@@ -37,13 +37,13 @@ class Batch:
 
     rows: Tensor  # (B,), indices
     window: int | None = None  # None: the layer's own
-    needles: int | None = None  # the seed of the facts put in; None: none
+    question_seed: int | None = None  # of its retrieval questions; None: no questions
 
 
 class Documents:
     """How a model is trained on long documents; audits override what the research log did.
 
-    facts: what needles are made of, where the recipe has them.
+    facts: facts that retrieval questions are about, if the recipe has any.
     """
 
     def __init__(
@@ -63,7 +63,9 @@ class Documents:
         order = shuffled(len(self.text), self.recipe.batch_size, seed)
         draw, count = Random(seed), len(order)
         windows = draw.choices(self.recipe.drawn_windows or [None], k=count)
-        filled = set(draw.sample(range(count), int(self.recipe.needles * count + draw.random())))
+        filled = set(
+            draw.sample(range(count), int(self.recipe.question_share * count + draw.random()))
+        )
         return [
             Batch(rows, window, seed * count + i if i in filled else None)
             for i, (rows, window) in enumerate(zip(order, windows, strict=True))
@@ -72,10 +74,10 @@ class Documents:
     def filled(self, batch: Batch) -> Pieces:
         """All documents, those of the batch with facts in them, of which the answers count."""
         assert self.facts is not None
-        assert batch.needles is not None
-        text, generator = self.text, torch.Generator().manual_seed(batch.needles)
+        assert batch.question_seed is not None
+        text, generator = self.text, torch.Generator().manual_seed(batch.question_seed)
         tokens, mask = text.tokens.clone(), text.mask.clone()
-        apart = self.recipe.seen_exactly(self.segment_length, batch.window)
+        apart = self.recipe.exact_context(self.segment_length, batch.window)
         for row in batch.rows.tolist():
             real = text.mask[row]
             tokens[row, real], mask[row, real] = questioned(
@@ -114,14 +116,14 @@ class Documents:
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """The losses of a batch, chunk after chunk."""
-        text = self.text if batch.needles is None else self.filled(batch)
+        text = self.text if batch.question_seed is None else self.filled(batch)
         tokens, mask, length = text.tokens, text.mask, text.tokens.shape[1]
         rows, idle = own_rows(batch.rows)
         scored = self.targets(tokens[batch.rows], mask[batch.rows]) != UNSCORED  # (B, T)
         targets = self.targets(tokens[rows], mask[rows] & (not idle)).to(self.model.device)
         tokens = tokens[torch.cat([rows, self.companions(rows)])].to(self.model.device)
         states = self.start(batch.rows)
-        teacher = None if batch.needles is not None else self.teacher
+        teacher = None if batch.question_seed is not None else self.teacher
         for start in range(0, length, self.chunk):
             part = slice(start, start + self.chunk)
             said = None if teacher is None else Teacher(*(x[rows, part] for x in teacher))
@@ -135,7 +137,7 @@ class Documents:
                 yield Loss(nats.sum(), count, count)
             else:
                 last = start + self.chunk >= length
-                kind = "text" if batch.needles is None else "answers"
+                kind = "text" if batch.question_seed is None else "answers"
                 yield Loss(nats.sum(), count, int(scored.sum()), last, kind)
             states = detach(states)
 
@@ -218,7 +220,7 @@ def train_on_documents(
         train = train.shortened(recipe.length)
     processes.deal_out(frozen_layers(model))
     facts = None
-    if recipe.needles:
+    if recipe.question_share:
         name, commit = model.name_or_path, getattr(model.config, "_commit_hash", None)
         facts = Facts(load_tokenizer(name, commit))
     documents = kind(model, train, segment_length, recipe, teacher, facts)

@@ -131,6 +131,6 @@ def test_they_are_a_function_of_the_generator(facts: Facts, tokenizer: Tokenizer
 def test_a_document_that_holds_no_question_is_named(
     facts: Facts, tokenizer: Tokenizer, length: int, apart: int
 ) -> None:
-    wanted = f"^needles: a document of {length} tokens does not hold a fact and, {apart} tokens"
+    wanted = f"^question_share: a document of {length} tokens does not hold a fact and, {apart} tokens"
     with pytest.raises(InputError, match=wanted):
         questioned(text(tokenizer, length), facts, apart, generator())

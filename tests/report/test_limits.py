@@ -71,7 +71,7 @@ def test_what_both_win_is_set_beside_each_alone() -> None:
 def test_only_what_is_trained_alike_is_set_beside_both() -> None:
     trees = {"v6": reads(37.5, 0.02, 0.002), "v7": reads(37.0, 0.03, 0.003)}
     other = copy.deepcopy(PARAMS)
-    other["adapters"]["v6"]["needles"] = 1.0
+    other["adapters"]["v6"]["question_share"] = 1.0
     assert not [s for s in limits.of_study(study(trees, params=other)) if "alone" in s]
 
 

@@ -38,8 +38,8 @@ def facts(base_folder: Path) -> Facts:
 def test_a_share_of_the_batches_has_needles(
     model: PreTrainedModel, share: float, counts: set[int]
 ) -> None:
-    documents = Documents(model, some_pieces([64] * 3, 64), L, long_recipe(needles=share))
-    epochs = [[one.needles is not None for one in documents.batches(i)] for i in range(300)]
+    documents = Documents(model, some_pieces([64] * 3, 64), L, long_recipe(question_share=share))
+    epochs = [[one.question_seed is not None for one in documents.batches(i)] for i in range(300)]
     assert {sum(epoch) for epoch in epochs} == counts
     for batches in zip(*epochs, strict=True):  # the first of an epoch as often as the last
         assert sum(batches) / 300 == pytest.approx(share, abs=0.1)
@@ -50,9 +50,9 @@ def test_of_a_batch_with_needles_the_answers_alone_are_learnt(
 ) -> None:
     text = some_pieces([300, 280, 300], 300)
     retrofit(model, "window", window=8, sinks=2, retained=4)
-    how = window_recipe(needles=0.5, batch_size=2)
+    how = window_recipe(question_share=0.5, batch_size=2)
     documents, plain = Documents(model, text, L, how, None, facts), Documents(model, text, L, how)
-    asking = batch(1, 2, needles=7)
+    asking = batch(1, 2, question_seed=7)
     filled = documents.filled(asking)
     assert torch.equal(filled.tokens[0], text.tokens[0]), "of another batch"
     changed = filled.tokens != text.tokens
@@ -67,7 +67,7 @@ def test_of_a_batch_with_needles_the_answers_alone_are_learnt(
     own = logits.gather(2, filled.tokens[1:, 1:, None])[..., 0]
     torch.testing.assert_close(loss.total.detach(), -own[answers[:, 1:]].sum())
     assert torch.equal(next(documents.losses(asking)).total, loss.total), "by the batch's seed"
-    assert not torch.equal(documents.filled(batch(1, 2, needles=8)).tokens, filled.tokens)
+    assert not torch.equal(documents.filled(batch(1, 2, question_seed=8)).tokens, filled.tokens)
     # A batch without is what it is without facts
     (loss,), (same,) = documents.losses(batch(1, 2)), plain.losses(batch(1, 2))
     assert torch.equal(loss.total, same.total)
@@ -81,10 +81,10 @@ def test_answers_are_learnt_by_cross_entropy_beside_a_teacher(
     text = some_pieces([300, 300], 300)
     teacher = record(model, text, FullProtocol(context=64, stride=64))
     retrofit(model, "window", window=8, sinks=2)
-    how = window_recipe(objective="distillation", needles=0.5)
+    how = window_recipe(objective="distillation", question_share=0.5)
     taught = Documents(model, text, L, how, teacher, facts)
     alone = Documents(model, text, L, how, None, facts)
-    for asking, same in ((batch(0, needles=3), True), (batch(0), False)):
+    for asking, same in ((batch(0, question_seed=3), True), (batch(0), False)):
         one, other = (next(documents.losses(asking)) for documents in (taught, alone))
         assert one.items == other.items
         assert torch.equal(one.total, other.total) == same
@@ -107,13 +107,13 @@ def test_answers_are_learnt_by_cross_entropy_beside_a_teacher(
 def test_questions_are_beyond_what_is_seen_exactly(
     model: PreTrainedModel, facts: Facts, how: DocumentRecipe, window: int | None, seen: int
 ) -> None:
-    assert how.seen_exactly(L, window) == seen
+    assert how.exact_context(L, window) == seen
     text, gaps = some_pieces([250], 250), []  # room for one fact
     (filler,) = facts.tokenizer("#")["input_ids"]
     text.tokens.fill_(filler)
     documents = Documents(model, text, L, how, None, facts)
     for seed in range(60):
-        (tokens,) = documents.filled(batch(0, window=window, needles=seed)).tokens
+        (tokens,) = documents.filled(batch(0, window=window, question_seed=seed)).tokens
         first, *_, last = torch.where(tokens != filler)[0].tolist()
         gaps.append(int((tokens[first:last] == filler).sum()))
     assert seen <= min(gaps) < 1.2 * seen < 100 < max(gaps)
@@ -128,7 +128,7 @@ def test_answers_that_cost_more_than_what_a_teacher_says_are_no_divergence(
     # Windows of nearly all the text: what the base says is said at once
     record(model, text, FullProtocol(context=64, stride=64)).save(TEACHER)
     retrofit(model, "window", window=60, sinks=2)
-    how = window_recipe(objective="distillation", needles=0.5)
+    how = window_recipe(objective="distillation", question_share=0.5)
     fit = train_on_documents(model, how, L, TrainingRun("toy", 0)).fit
     said, answered = fit.first_losses["text"], fit.first_losses["answers"]
     assert answered > loop.EXPLODED * said > 0
@@ -141,11 +141,11 @@ def test_a_killed_training_with_needles_continues_to_the_same_bits(
     write_documents([256, 230, 256, 256])
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     real, asked = Documents.losses, list[bool]()
-    how = window_recipe(needles=0.5, windows=[8, 16], epochs=2, lr=1e-2)
+    how = window_recipe(question_share=0.5, windows=[8, 16], epochs=2, lr=1e-2)
 
     def train(fail_at: int | None = None) -> dict[str, torch.Tensor]:
         def losses(self: Documents, batch: Batch) -> Iterator[Loss]:
-            asked.append(batch.needles is not None)
+            asked.append(batch.question_seed is not None)
             if len(asked) == fail_at:
                 raise KeyboardInterrupt
             yield from real(self, batch)
@@ -177,5 +177,5 @@ def test_documents_too_short_for_needles_are_one_line(
     monkeypatch.chdir(tmp_path)
     write_documents([64, 64])
     retrofit(model, "window", window=8, sinks=2)
-    with pytest.raises(InputError, match=r"^needles: a document of 64 tokens does not hold"):
-        train_on_documents(model, window_recipe(needles=1.0), L, TrainingRun("toy", 0))
+    with pytest.raises(InputError, match=r"^question_share: a document of 64 tokens does not hold"):
+        train_on_documents(model, window_recipe(question_share=1.0), L, TrainingRun("toy", 0))

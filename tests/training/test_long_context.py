@@ -22,7 +22,7 @@ WINDOWS = [8, 32, 62]
 
 def told(batches: list[Batch]) -> list[tuple[list[int], int | None, int | None]]:
     """All that is in them."""
-    return [(one.rows.tolist(), one.window, one.needles) for one in batches]
+    return [(one.rows.tolist(), one.window, one.question_seed) for one in batches]
 
 
 def gradients(model: PreTrainedModel, how: LongRecipe) -> tuple[float, list[bool], torch.Tensor]:
@@ -143,7 +143,7 @@ def test_the_linear_schedule_rises_and_falls_to_a_tenth() -> None:
 
 def test_batches_are_a_function_of_the_seed(model: PreTrainedModel) -> None:
     text = some_pieces([64] * 5, 64)
-    how = window_recipe(windows=WINDOWS, batch_size=2, needles=0.5)
+    how = window_recipe(windows=WINDOWS, batch_size=2, question_share=0.5)
     first, again = (
         [Documents(model, text, L, how).batches(seed) for seed in range(8)] for _ in range(2)
     )
@@ -153,5 +153,5 @@ def test_batches_are_a_function_of_the_seed(model: PreTrainedModel) -> None:
     for seed, epoch in enumerate(first):
         without = [(rows, window, None) for rows, window, _ in told(epoch)]
         assert told(plain.batches(seed)) == without, "the others and their windows stay"
-    seeds = [one.needles for epoch in first for one in epoch if one.needles is not None]
+    seeds = [one.question_seed for epoch in first for one in epoch if one.question_seed is not None]
     assert len(set(seeds)) == len(seeds), "everywhere other facts"
