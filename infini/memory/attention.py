@@ -15,9 +15,9 @@ from infini.choices import (
     Position,
     Update,
     check_choice,
-    check_finite_number,
-    check_whole,
-    check_yes_no,
+    check_finite,
+    check_integer,
+    check_bool,
 )
 from infini.errors import InputError
 from infini.memory.compressive import MemoryState, Rule, attend
@@ -51,11 +51,11 @@ class Heads:
     def __post_init__(self) -> None:
         for name in ("num_kv_heads", "head_dim"):
             if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), 1)
-        check_yes_no("qkv_bias", self.qkv_bias)
-        check_yes_no("out_bias", self.out_bias)
+                check_integer(name, getattr(self, name), 1)
+        check_bool("qkv_bias", self.qkv_bias)
+        check_bool("out_bias", self.out_bias)
         if self.scale is not None:
-            check_finite_number("scale", self.scale)
+            check_finite("scale", self.scale)
 
 
 class InfiniAttention(nn.Module):
@@ -85,9 +85,9 @@ class InfiniAttention(nn.Module):
         heads: Heads | None = None,
     ):
         super().__init__()
-        check_whole("hidden_size", hidden_size, 1)
-        check_whole("num_heads", num_heads, 1)
-        check_whole("segment_length", segment_length, 1)
+        check_integer("hidden_size", hidden_size, 1)
+        check_integer("num_heads", num_heads, 1)
+        check_integer("segment_length", segment_length, 1)
         check_choice("update", update, Update)
         check_choice("local", local, LocalKind)
         check_choice("position", position, Position)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infini.choices import MemoryMode, Update, check_choice, check_whole
+from infini.choices import MemoryMode, Update, check_choice, check_integer
 from infini.errors import InputError
 from infini.memory.buffers import columns
 from infini.memory.packing import Packing, Part, drive, split, swap_halves
@@ -112,7 +112,7 @@ def compressive_memory(
     belong together, a mask of another size, a state of other sizes.
     """
     check_choice("update", update, Update)
-    check_whole("segment_length", segment_length, 1)
+    check_integer("segment_length", segment_length, 1)
     _check_shapes(q, k, v)
     packing = Packing.of(q.shape[0], q.shape[2], mask)
     q, k, v = (packing.pack(x, 2) for x in (q, k, v))

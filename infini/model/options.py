@@ -12,10 +12,10 @@ from infini.choices import (
     Position,
     Update,
     WindowUpdate,
+    check_bool,
     check_choice,
-    check_finite_number,
-    check_whole,
-    check_yes_no,
+    check_finite,
+    check_integer,
 )
 from infini.errors import InputError
 
@@ -58,9 +58,9 @@ class Settings:
             check_choice("position", self.position, Position)
         if not self.layers:
             raise InputError("layers: at least one is needed")
-        check_whole("segment_length", self.segment_length, 1)
-        check_finite_number("alpha", self.alpha)
-        check_yes_no("segmented", self.segmented)
+        check_integer("segment_length", self.segment_length, 1)
+        check_finite("alpha", self.alpha)
+        check_bool("segmented", self.segmented)
 
     @property
     def taught(self) -> bool:
@@ -80,9 +80,9 @@ class WindowSettings:
 
     def __post_init__(self) -> None:
         check_choice("update", self.update, WindowUpdate)
-        check_whole("window", self.window, 1)
-        check_whole("sinks", self.sinks, 0)
-        check_whole("retained", self.retained, 0)
+        check_integer("window", self.window, 1)
+        check_integer("sinks", self.sinks, 0)
+        check_integer("retained", self.retained, 0)
         if self.retained and not self.layers:
             raise InputError("kept: a layer to keep pairs in is needed, layers=[] names none")
 
@@ -97,7 +97,7 @@ def check_layers(layers: Sequence[int] | None) -> None:
     if isinstance(layers, str) or not isinstance(layers, Sequence):
         raise InputError(f"layers: a list of decoder layers is needed, got {layers!r}")
     for layer in layers:
-        check_whole("layers", layer, 0)
+        check_integer("layers", layer, 0)
 
 
 def check_options(method: Method, given: dict[str, Any]) -> None:

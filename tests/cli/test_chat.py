@@ -126,7 +126,7 @@ def test_a_saved_model_finds_its_base_or_is_given_it(
         ("base --file book.txt --save-memory book.txt/m", "book.txt/m: cannot be written"),
         ("base --window 8 --prompt=", "--prompt: at least one character is needed"),
         ("base --prompt a", "window + sinks: 33 at most (the base's context without 31"),
-        ("base --window 0 --prompt a", "window: a whole number from 1 on is needed, got 0"),
+        ("base --window 0 --prompt a", "window must be ≥ 1, got 0"),
         ("base --base base --prompt a", "--base: for a saved model with a memory, base is none"),
         ("mine --kept 3 --sinks 1", "--kept: for a plain base, mine has its own"),
         ("mine --base book.txt", "no model at 'book.txt'"),

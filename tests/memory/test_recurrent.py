@@ -178,5 +178,5 @@ def test_a_delay_below_one_or_not_the_states_is_refused() -> None:
         recurrent_memory(*inputs(5), state=state)
     with pytest.raises(TypeError, match="segment_length"):
         recurrent_memory(*inputs(5), segment_length=3)
-    with pytest.raises(ValueError, match="update: one of 'linear', 'delta' is needed, got 'dleta'"):
+    with pytest.raises(ValueError, match="update must be one of 'linear', 'delta', got 'dleta'"):
         recurrent_memory(*inputs(5), update="dleta")

@@ -280,16 +280,16 @@ def test_a_base_that_cannot_have_one_is_refused_and_untouched(name: str) -> None
     [
         (r"layers \[3\] do not exist, the base has 0 to 2", {"layers": [3]}),
         (r"window \+ sinks: 256 at most \(the base's context\), got 254 \+ 4", {"window": 254}),
-        ("window: a whole number from 1 on is needed, got 0", {"window": 0}),
-        ("window: a whole number from 1 on is needed, got 7.5", {"window": 7.5}),
+        ("window must be ≥ 1, got 0", {"window": 0}),
+        ("window must be an integer ≥ 1, got 7.5", {"window": 7.5}),
         (r"\+ sinks: 249 at most .* without 7, beside kept pairs", {"window": 246, "retained": 1}),
-        ("kept: a whole number from 0 on is needed, got -1", {"retained": -1}),
-        ("update: one of 'linear', 'delta', 'gated_delta', 'none'", {"update": "some"}),
+        ("retained must be ≥ 0, got -1", {"retained": -1}),
+        ("update must be one of 'linear', 'delta', 'gated_delta', 'none'", {"update": "some"}),
         ("segment_length: not with method='window'", {"segment_length": 8}),
         ("alpha: not with method='window'", {"alpha": 0.5}),
         ("sinks: not with method='parallel'", {"method": "parallel", "sinks": 2}),
         ("kept: not with method='parallel'", {"method": "parallel", "retained": 2}),
-        ("update: one of 'linear', 'delta' is", {"method": "parallel", "update": "gated_delta"}),
+        ("update must be one of 'linear', 'delta' is", {"method": "parallel", "update": "gated_delta"}),
     ],
 )
 def test_what_cannot_be_is_refused(message: str, options: dict[str, Any]) -> None:
