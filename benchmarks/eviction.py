@@ -6,8 +6,6 @@ In nats a token on a study's val documents, beside the base's window of as many 
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pandas as pd
 import torch
@@ -16,7 +14,7 @@ from benchmarks import table
 from infini import params, processes
 from infini.corpus.pieces import Pieces
 from infini.evaluation import perplexity
-from infini.memory import eviction
+from infini.memory.eviction import DecayedAttention, num_recent
 from infini.model.base import load_base
 from infini.model.config import Base
 from infini.model.forward import memory_mode
@@ -27,16 +25,6 @@ from infini.paths import DOCUMENTS
 SINKS = 4
 # window, pairs kept, fading a block
 CASES = [(64, 128, 0.77), (64, 128, 1.0), (64, 128, 0.3), (64, 32, 0.77)]
-
-
-@contextmanager
-def fading(factor: float) -> Iterator[None]:
-    """Within it, scores fade by this factor a block."""
-    before, eviction.FADING = eviction.FADING, factor
-    try:
-        yield
-    finally:
-        eviction.FADING = before
 
 
 def main() -> None:
@@ -54,13 +42,15 @@ def main() -> None:
 
     rows = []
     for window, kept, factor in CASES:
-        exact = eviction.recent(window) + 1 + kept
+        exact = num_recent(window) + 1 + kept
         with windowed(model, exact, SINKS):
             plain = nats()
-        with fading(factor):
-            retrofit(model, "window", window=window, sinks=SINKS, retained=kept, update="none")
-            own, other = nats(), nats("swapped")
-            remove(model)
+        policy = DecayedAttention(factor)
+        retrofit(
+            model, "window", window=window, sinks=SINKS, retained=kept, update="none", policy=policy
+        )
+        own, other = nats(), nats("swapped")
+        remove(model)
         rows.append([window, kept, factor, exact, plain, own, plain - own, other])
     names = ["window", "retained", "fading", "exact tokens", "window of as many", "with kept pairs"]
     found = pd.DataFrame(rows, columns=[*names, "gain", "another document's pairs"]).round(4)

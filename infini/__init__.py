@@ -17,23 +17,28 @@ from infini.model.auto_registration import announce
 if TYPE_CHECKING:
     from infini import memory
     from infini.memory import InfiniAttention
+    from infini.memory.eviction import RetentionPolicy, register_policy
     from infini.model.loading import load
     from infini.model.memory_file import load_memory, save_memory
     from infini.model.retrofit import remove, retrofit
 
 __all__ = [
     "InfiniAttention",
+    "RetentionPolicy",
     "load",
     "load_memory",
     "memory",
+    "register_policy",
     "remove",
     "retrofit",
     "save_memory",
 ]
 _HOMES = {
     "InfiniAttention": "infini.memory",
+    "RetentionPolicy": "infini.memory.eviction",
     "load": "infini.model.loading",
     "load_memory": "infini.model.memory_file",
+    "register_policy": "infini.memory.eviction",
     "remove": "infini.model.retrofit",
     "retrofit": "infini.model.retrofit",
     "save_memory": "infini.model.memory_file",

@@ -14,10 +14,10 @@ from infini.choices import (
     MemoryMode,
     Position,
     Update,
+    check_bool,
     check_choice,
     check_finite,
     check_integer,
-    check_bool,
 )
 from infini.errors import InputError
 from infini.memory.compressive import MemoryState, Rule, attend

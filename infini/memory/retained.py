@@ -1,11 +1,11 @@
-"""Attention to sinks, to a window, and to pairs behind it that stay exact.
+"""Attention to sinks, a window, and retained key-value pairs that stay exact behind it.
 
-A token of the block that begins with token b sees the S sinks, the K pairs that `eviction` keeps
-during the block, and the tokens b - W < j ≤ t. Which pairs are kept carries no gradient, what is
-read from them does: it also teaches which to favour, and what is favoured stays longer.
+A token of the block that begins at position b sees the S sinks, the K pairs that the retention
+policy (`eviction`) selected for the block, and the tokens b - W < j ≤ t. The selection carries no
+gradient; what is read from the pairs does, and trains the bias that also enters the selection.
 
 Shapes: B batch, H query heads, G key-value heads, T new tokens, D key width, V value width, N
-blocks of C queries, P pairs in all: K kept, R = W + C - 2 recent ones, T new ones.
+blocks of C queries, P pairs in all: K retained, R = W + C - 2 recent, T new ones.
 """
 
 from dataclasses import replace
@@ -16,43 +16,66 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infini.choices import MemoryMode
-from infini.memory.eviction import Choice, RetainedState, Sight, choose, recent
+from infini.memory.eviction import (
+    BlockLayout,
+    CallPairs,
+    RetainedState,
+    RetentionPolicy,
+    Selection,
+    num_recent,
+    policy_by_name,
+    select,
+)
 from infini.memory.packing import swap_halves
-from infini.memory.window import Attention, Rotate, Span
+from infini.memory.window import Attention, ChunkInfo, Rotate
 
-NONE = -1e4  # a score of what is not there
+MASKED_SCORE = -1e4  # attention score of an empty slot
 
 
 class RetainedPairs(nn.Module):
-    """What a layer learns of its kept pairs: how much it favours them, in logits.
+    """Retained pairs of a layer: their number, their policy, and a learned bias on their scores.
 
-    A query head all of them alike, a key-value head each by its value: unlike keys, values have
-    little in common that would be favoured with whatever is.
+    `bias` shifts the scores of all retained pairs, one scalar per query head. `weight` scores each
+    pair by its value, one vector per key-value head. Keys would not do: what makes a pair worth
+    retaining shows in values.
+
+    Args:
+        heads: Query heads, H.
+        kv_heads: Key-value heads, G.
+        width: Value width, V.
+        num_retained: Pairs that a key-value head retains, K.
+        policy: Selects the pairs; None: `decayed_attention`.
     """
 
     use: MemoryMode = "own"  # see `infini.model.forward`
+    gate_parameters = ("bias",)  # trained at the gate learning rate
 
-    def __init__(self, heads: int, kv_heads: int, width: int, count: int):
+    def __init__(
+        self,
+        heads: int,
+        kv_heads: int,
+        width: int,
+        num_retained: int,
+        policy: RetentionPolicy | None = None,
+    ):
         super().__init__()
-        self.count = count
+        self.num_retained = num_retained
+        self.policy = policy or policy_by_name("decayed_attention")
         self.bias = nn.Parameter(torch.zeros(heads))
         self.weight = nn.Parameter(torch.zeros(kv_heads, width))
 
-    def favours(self, v: Tensor) -> Tensor:
-        """(B, G, P), of values, (B, G, P, V), whatever their length."""
+    def pair_bias(self, v: Tensor) -> Tensor:
+        """Compute the learned bias of pairs from their values: (B, G, P, V) → (B, G, P), logits.
+
+        The length of a value does not matter.
+        """
         with torch.autocast(v.device.type, enabled=False):
             v = F.normalize(v.float(), dim=-1) * v.shape[-1] ** 0.5
             return torch.einsum("bgpv,gv->bgp", v, self.weight.float())
 
 
-def _gather(x: Tensor, places: Tensor) -> Tensor:
-    """(B, G, P, D), places (B, G, …) → (B, G, …, D)."""
-    index = places.flatten(2)[..., None].expand(-1, -1, -1, x.shape[3])
-    return x.gather(2, index).unflatten(2, places.shape[2:])
-
-
-class Pairs(NamedTuple):
-    """What a layer holds beside the kept, keys without positions."""
+class WindowPairs(NamedTuple):
+    """Key-value pairs of a layer beside the retained ones, keys without positions."""
 
     keys: Tensor  # recent and new: (B, G, R + T, D)
     values: Tensor  # (B, G, R + T, V)
@@ -60,142 +83,205 @@ class Pairs(NamedTuple):
     sink_values: Tensor  # (B, G, S, V)
 
 
-class Reader(NamedTuple):
-    """How a base attends."""
+class AttentionSpec(NamedTuple):
+    """The attention of a base's layer."""
 
     attention: Attention
     rotate: Rotate | None  # gives q and k their positions; None: they have none, or have them
     scale: float  # of q·k
-    context: int | None = None  # in tokens; None: any
-    limit: int | None = None  # its own window, in tokens, where it has one
+    context: int | None = None  # tokens of the base's context; None: any
+    sliding_window: int | None = None  # the layer's own window, in tokens, where it has one
 
 
 def retained_attention(
-    q: Tensor, pairs: Pairs, state: RetainedState, span: Span, reader: Reader, kept: RetainedPairs
+    q: Tensor,
+    pairs: WindowPairs,
+    state: RetainedState,
+    chunk: ChunkInfo,
+    spec: AttentionSpec,
+    retained: RetainedPairs,
 ) -> tuple[Tensor, RetainedState]:
-    """Every new token's attention to sinks, kept pairs and window, (B, T, H, V); the state after.
+    """Compute the new tokens' attention to sinks, retained pairs and window.
 
-    q: (B, H, T, D), without positions.
+    Args:
+        q: Queries without positions, (B, H, T, D).
+        pairs: Sinks, recent and new pairs.
+        state: Retained pairs before the call.
+        chunk: Numbers of tokens.
+        spec: The base's attention.
+        retained: Learned bias and retention policy.
+
+    Returns:
+        The output, (B, T, H, V), and the retained pairs after the call.
     """
-    reach = min((x for x in (reader.context, reader.limit) if x is not None), default=None)
-    alike: dict[Sight, list[int]] = {}  # samples of the same blocks
-    for sample, tokens in enumerate(zip(span.counts.tolist(), span.lengths.tolist(), strict=True)):
-        sight = Sight(*tokens, span.window, span.sinks, reach, reader.limit)
-        alike.setdefault(sight, []).append(sample)
-    if len(alike) == 1:
-        return _in_steps(q, pairs, state, sight, reader, kept)
-    done = []
-    for sight, samples in alike.items():
+    limits = [x for x in (spec.context, spec.sliding_window) if x is not None]
+    max_distance = min(limits, default=None)
+    samples_of: dict[BlockLayout, list[int]] = {}
+    lengths = zip(chunk.past_lengths.tolist(), chunk.lengths.tolist(), strict=True)
+    for sample, (past, new) in enumerate(lengths):
+        layout = BlockLayout(
+            past, new, chunk.window, chunk.sinks, max_distance, spec.sliding_window
+        )
+        samples_of.setdefault(layout, []).append(sample)
+    if len(samples_of) == 1:
+        return _attend_in_chunks(q, pairs, state, layout, spec, retained)
+    outs, states = [], []
+    for layout, samples in samples_of.items():
         rows = torch.tensor(samples, device=q.device)
-        some, before = Pairs(*(x[rows] for x in pairs)), RetainedState(*(x[rows] for x in state))
-        done.append(_in_steps(q[rows], some, before, sight, reader, kept))
-    order = [sample for samples in alike.values() for sample in samples]
-    back = torch.tensor(order, device=q.device).argsort()
-    outs, states = zip(*done, strict=True)
-    after = (torch.cat(x)[back] for x in zip(*states, strict=True))
-    return torch.cat(outs)[back], RetainedState(*after)
-
-
-def _in_steps(
-    q: Tensor, pairs: Pairs, state: RetainedState, sight: Sight, reader: Reader, kept: RetainedPairs
-) -> tuple[Tensor, RetainedState]:
-    """The same of samples alike, no more tokens at once than the base has positions for."""
-    step = max(1, sight.tokens if reader.rotate is None else reader.context or sight.tokens)
-    outs = []
-    for start in range(0, sight.tokens, step):
-        end = min(start + step, sight.tokens)
-        keys, values = (x[:, :, start : end + recent(sight.window)] for x in pairs[:2])
-        some = pairs._replace(keys=keys, values=values)
-        part = replace(sight, count=sight.count + start, tokens=end - start)
-        out, state = _attend(q[:, :, start:end], some, state, part, reader, kept)
+        own_pairs = WindowPairs(*(x[rows] for x in pairs))
+        own_state = RetainedState(*(x[rows] for x in state))
+        out, after = _attend_in_chunks(q[rows], own_pairs, own_state, layout, spec, retained)
         outs.append(out)
-    none = q.new_zeros(len(q), 0, q.shape[1], pairs.values.shape[3])
-    out = torch.cat(outs, 1) if outs else none
-    return F.pad(out, (0, 0, 0, 0, 0, q.shape[2] - sight.tokens)), state
+        states.append(after)
+    order = [sample for samples in samples_of.values() for sample in samples]
+    inverse = torch.tensor(order, device=q.device).argsort()
+    next_state = RetainedState(*(torch.cat(x)[inverse] for x in zip(*states, strict=True)))
+    return torch.cat(outs)[inverse], next_state
+
+
+def _attend_in_chunks(
+    q: Tensor,
+    pairs: WindowPairs,
+    state: RetainedState,
+    layout: BlockLayout,
+    spec: AttentionSpec,
+    retained: RetainedPairs,
+) -> tuple[Tensor, RetainedState]:
+    """Attend for samples of one layout, no more tokens at once than the base has positions for."""
+    num_new = layout.num_new
+    step = max(1, num_new if spec.rotate is None else spec.context or num_new)
+    outs = []
+    for start in range(0, num_new, step):
+        end = min(start + step, num_new)
+        keys, values = (x[:, :, start : end + num_recent(layout.window)] for x in pairs[:2])
+        part = replace(layout, num_past=layout.num_past + start, num_new=end - start)
+        own = pairs._replace(keys=keys, values=values)
+        out, state = _attend(q[:, :, start:end], own, state, part, spec, retained)
+        outs.append(out)
+    nothing = q.new_zeros(len(q), 0, q.shape[1], pairs.values.shape[3])
+    out = torch.cat(outs, 1) if outs else nothing
+    return F.pad(out, (0, 0, 0, 0, 0, q.shape[2] - num_new)), state
 
 
 def _attend(
-    q: Tensor, pairs: Pairs, state: RetainedState, sight: Sight, reader: Reader, kept: RetainedPairs
+    q: Tensor,
+    pairs: WindowPairs,
+    state: RetainedState,
+    layout: BlockLayout,
+    spec: AttentionSpec,
+    retained: RetainedPairs,
 ) -> tuple[Tensor, RetainedState]:
-    K, N, scale = state.keys.shape[2], sight.blocks, reader.scale
-    near, far, keys, sink_keys = _rotated(q, pairs, state, sight, reader.rotate)
-    values = torch.cat([state.values, pairs.values], 2)
-    favours = kept.favours(values)  # (B, G, P)
-    scaled = near * scale, far * scale
-    choice = choose(scaled, keys, sink_keys, favours, state, sight)
-    if torch.is_autocast_enabled(q.device.type):  # as the attention will have them, but sooner
-        product = torch.get_autocast_dtype(q.device.type)
-        near, far, keys, sink_keys = (x.to(product) for x in (near, far, keys, sink_keys))
-    places, there = choice.places[:, :, :-1], choice.there[:, :, :-1]
-    chosen_keys, chosen_values = _gather(keys, places), _gather(values, places)
-    favoured = favours.gather(2, places.flatten(2)).view(places.shape)  # (B, G, N, K)
-    if kept.use == "off":
-        there = torch.zeros_like(there)
-    elif kept.use == "swapped":
-        chosen = chosen_keys, chosen_values, favoured, there
-        chosen_keys, chosen_values, favoured, there = map(swap_halves, chosen)
-    # A score is q·k of the window and the kept, or of the sinks: each beside zeros of the other.
-    # Two more columns: a head's favour for all kept, and a pair's own, or none at all where no
-    # pair is. And as many zeros as make their number one that fused kernels take.
-    width = keys.shape[3]
+    """Attend for samples of one layout."""
+    K, N, scale = state.keys.shape[2], layout.num_blocks, spec.scale
+    q, sink_q, rotated_keys, sink_keys = _rotated(q, pairs, state, layout, spec.rotate)
+    keys = torch.cat([state.keys, pairs.keys], 2)  # (B, G, P, D)
+    values = torch.cat([state.values, pairs.values], 2)  # (B, G, P, V)
+    key_bias = retained.pair_bias(values)  # (B, G, P)
+    selection = select(
+        (q * scale, sink_q * scale),
+        CallPairs(keys, rotated_keys, values, sink_keys),
+        key_bias,
+        state,
+        layout,
+        retained.policy,
+    )
+    if torch.is_autocast_enabled(q.device.type):  # the attention would cast them later
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, sink_q, rotated_keys, sink_keys = (
+            x.to(dtype) for x in (q, sink_q, rotated_keys, sink_keys)
+        )
+    indices, valid = selection.indices[:, :, :-1], selection.valid[:, :, :-1]  # (B, G, N, K)
+    retained_keys, retained_values = _gather(rotated_keys, indices), _gather(values, indices)
+    retained_bias = key_bias.gather(2, indices.flatten(2)).view(indices.shape)  # (B, G, N, K)
+    if retained.use == "off":
+        valid = torch.zeros_like(valid)
+    elif retained.use == "swapped":
+        own = retained_keys, retained_values, retained_bias, valid
+        retained_keys, retained_values, retained_bias, valid = map(swap_halves, own)
+    # A score is q·k of window and retained pairs, or of the sinks: each beside zeros of the other.
+    # Two more columns add the bias: a query head's, and a pair's own, or MASKED_SCORE in an empty
+    # slot. And as many zeros as make a width that fused kernels take.
+    width = rotated_keys.shape[3]
     zeros = -(2 * width + 2) % 8
-    head_favour = kept.bias[None, :, None, None].expand(*near.shape[:3], 1).to(near.dtype)
-    asked = F.pad(torch.cat([near, far, head_favour, torch.ones_like(head_favour)], -1), (0, zeros))
-    none = max(NONE / scale, torch.finfo(keys.dtype).min)
-    own = torch.where(there, favoured / scale, none)[..., None].to(keys.dtype)
-    marks = torch.cat([torch.full_like(own, 1 / scale), own], -1)
-    all_keys = (
-        _to_each(F.pad(sink_keys, (width, 2 + zeros)), N),
-        torch.cat([F.pad(chosen_keys, (0, width)), F.pad(marks, (0, zeros))], -1),
-        sight.windows(F.pad(keys[:, :, K:], (0, width + 2 + zeros))),
+    head_bias = retained.bias[None, :, None, None].expand(*q.shape[:3], 1).to(q.dtype)
+    extended_q = torch.cat([q, sink_q, head_bias, torch.ones_like(head_bias)], -1)
+    extended_q = F.pad(extended_q, (0, zeros))
+    masked = max(MASKED_SCORE / scale, torch.finfo(rotated_keys.dtype).min)
+    own_bias = torch.where(valid, retained_bias / scale, masked)[..., None].to(rotated_keys.dtype)
+    bias_columns = torch.cat([torch.full_like(own_bias, 1 / scale), own_bias], -1)
+    extended_keys = (
+        _expand_per_block(F.pad(sink_keys, (width, 2 + zeros)), N),
+        torch.cat([F.pad(retained_keys, (0, width)), F.pad(bias_columns, (0, zeros))], -1),
+        layout.unfold_windows(F.pad(rotated_keys[:, :, K:], (0, width + 2 + zeros))),
     )  # (B, G, N, S or K or W - 1 + C, ·)
-    all_values = _to_each(pairs.sink_values, N), chosen_values, sight.windows(pairs.values)
-    out = reader.attention(
-        _to_rows(sight.by_block(asked)),
-        _to_rows(torch.cat(all_keys, 3)),
-        _to_rows(torch.cat(all_values, 3)),
-        _mask(sight, len(q), K, q.device),
+    all_values = (
+        _expand_per_block(pairs.sink_values, N),
+        retained_values,
+        layout.unfold_windows(pairs.values),
+    )
+    out = spec.attention(
+        _blocks_to_batch(layout.split_queries(extended_q)),
+        _blocks_to_batch(torch.cat(extended_keys, 3)),
+        _blocks_to_batch(torch.cat(all_values, 3)),
+        _mask(layout, len(q), K, q.device),
     )  # (B·N, C, H, V)
-    out = out.unflatten(0, (-1, N)).flatten(1, 2)[:, sight.begun : sight.begun + sight.tokens]
-    return out, _after(choice, torch.cat([state.keys, pairs.keys], 2), values)
+    out = out.unflatten(0, (-1, N)).flatten(1, 2)
+    out = out[:, layout.block_offset : layout.block_offset + layout.num_new]
+    return out, _next_state(selection, keys, values)
 
 
 def _rotated(
-    q: Tensor, pairs: Pairs, state: RetainedState, sight: Sight, rotate: Rotate | None
+    q: Tensor,
+    pairs: WindowPairs,
+    state: RetainedState,
+    layout: BlockLayout,
+    rotate: Rotate | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries as window and sinks are seen, all keys, the sinks' keys; counted from the call on."""
+    """Return q as window and sinks are seen, all keys, and sink keys, with positions.
+
+    Positions count from the call's first token.
+    """
     if rotate is None:
         return q, q, torch.cat([state.keys, pairs.keys], 2), pairs.sink_keys
-    here = torch.arange(-recent(sight.window), sight.tokens, device=q.device)[None]
-    new = here[:, -sight.tokens :]
-    far = (new + sight.count).clamp(max=sight.window + sight.sinks - 1)
-    back = (state.positions - sight.count).masked_fill(state.positions < 0, 0)
-    kept = rotate(state.keys.flatten(0, 1)[:, None], back.flatten(0, 1)).view_as(state.keys)
-    keys = torch.cat([kept, rotate(pairs.keys, here)], 2)
-    sinks = rotate(pairs.sink_keys, torch.arange(sight.sinks, device=q.device)[None])
-    return rotate(q, new), rotate(q, far), keys, sinks
+    positions = torch.arange(-num_recent(layout.window), layout.num_new, device=q.device)[None]
+    new = positions[:, -layout.num_new :]
+    at_edge = (new + layout.num_past).clamp(max=layout.window + layout.sinks - 1)
+    back = (state.positions - layout.num_past).masked_fill(state.positions < 0, 0)
+    retained = rotate(state.keys.flatten(0, 1)[:, None], back.flatten(0, 1)).view_as(state.keys)
+    keys = torch.cat([retained, rotate(pairs.keys, positions)], 2)
+    sink_keys = rotate(pairs.sink_keys, torch.arange(layout.sinks, device=q.device)[None])
+    return rotate(q, new), rotate(q, at_edge), keys, sink_keys
 
 
-def _to_each(x: Tensor, blocks: int) -> Tensor:
+def _gather(x: Tensor, indices: Tensor) -> Tensor:
+    """(B, G, P, D), indices (B, G, …) → (B, G, …, D)."""
+    index = indices.flatten(2)[..., None].expand(-1, -1, -1, x.shape[3])
+    return x.gather(2, index).unflatten(2, indices.shape[2:])
+
+
+def _expand_per_block(x: Tensor, num_blocks: int) -> Tensor:
     """(B, G, S, D) → (B, G, N, S, D)."""
-    return x[:, :, None].expand(-1, -1, blocks, -1, -1)
+    return x[:, :, None].expand(-1, -1, num_blocks, -1, -1)
 
 
-def _to_rows(x: Tensor) -> Tensor:
+def _blocks_to_batch(x: Tensor) -> Tensor:
     """(B, H, N, n, ·) → (B·N, H, n, ·)."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
-def _mask(sight: Sight, batch: int, kept: int, device: torch.device) -> Tensor:
-    """(B·N, 1, C, S + K + W - 1 + C), True where a query may look."""
-    sinks = sight.seen_sinks(device)
-    pairs = torch.ones(*sinks.shape[:2], kept, dtype=torch.bool, device=device)
-    mask = torch.cat([sinks, pairs, sight.seen(device)], -1)
+def _mask(layout: BlockLayout, batch: int, num_retained: int, device: torch.device) -> Tensor:
+    """Return which sinks, retained pairs and window tokens a query sees, True where it does.
+
+    (B·N, 1, C, S + K + W - 1 + C); empty slots of retained pairs are True here.
+    """
+    sinks = layout.sink_mask(device)
+    retained = torch.ones(*sinks.shape[:2], num_retained, dtype=torch.bool, device=device)
+    mask = torch.cat([sinks, retained, layout.window_mask(device)], -1)
     return mask[None].expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
 
 
-def _after(choice: Choice, keys: Tensor, values: Tensor) -> RetainedState:
-    """For the tokens to come; keys and values of all P."""
-    places, there = choice.places[:, :, -1], choice.there[:, :, -1, :, None]
-    kept_keys, kept_values = (_gather(x, places) * there for x in (keys, values))
-    return RetainedState(kept_keys, kept_values, choice.positions, choice.scores, choice.attention)
+def _next_state(selection: Selection, keys: Tensor, values: Tensor) -> RetainedState:
+    """Return the retained pairs for later tokens; keys, values: of all P pairs."""
+    indices, valid = selection.indices[:, :, -1], selection.valid[:, :, -1, :, None]
+    retained_keys, retained_values = (_gather(x, indices) * valid for x in (keys, values))
+    return RetainedState(retained_keys, retained_values, *selection[2:])

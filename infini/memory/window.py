@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infini.memory.eviction import RetainedState, recent
+from infini.memory.eviction import RetainedState, RetentionPolicy, num_recent
 from infini.memory.packing import gather
 
 BLOCK = 64  # queries of a block, where the window is shorter
@@ -45,18 +45,35 @@ class WindowState(NamedTuple):
 
     @classmethod
     def empty(
-        cls, k: Tensor, v: Tensor, span: "Span", memory: bool, kept: int = 0
+        cls,
+        k: Tensor,
+        v: Tensor,
+        chunk: "ChunkInfo",
+        memory: bool,
+        num_retained: int = 0,
+        policy: RetentionPolicy | None = None,
     ) -> "WindowState":
-        """Before the first token; k and v give sizes, types and device; kept: K."""
+        """Return the state before the first token.
+
+        Args:
+            k: Keys, (B, G, ·, D), which give size, type and device.
+            v: Values, (B, G, ·, V).
+            chunk: Gives window and sinks.
+            memory: Whether the layer has a matrix.
+            num_retained: Retained pairs of a key-value head, K.
+            policy: Retention policy, where there are any.
+        """
 
         def zeros(like: Tensor, tokens: int) -> Tensor:
             return like.new_zeros(*like.shape[:2], tokens, like.shape[3])
 
-        S, W = span.sinks, span.window
-        rows = k.shape[3] if memory else 0
-        matrix, held = zeros(v, rows).float(), recent(W) if kept else W - 1
-        pairs = RetainedState.empty(k, v, kept, held) if kept else None
-        return cls(zeros(k, S), zeros(v, S), zeros(k, held), zeros(v, held), matrix, pairs)
+        S, held = chunk.sinks, num_recent(chunk.window) if num_retained else chunk.window - 1
+        matrix = zeros(v, k.shape[3] if memory else 0).float()
+        retained = None
+        if num_retained:
+            assert policy is not None
+            retained = RetainedState.empty(k, v, num_retained, held, policy)
+        return cls(zeros(k, S), zeros(v, S), zeros(k, held), zeros(v, held), matrix, retained)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "WindowState":
         """All its tensors changed."""
@@ -70,15 +87,18 @@ class WindowState(NamedTuple):
     def tensors(self) -> dict[str, Tensor]:
         """All of them by name."""
         own = self._asdict()
-        kept = own.pop("retained")
-        return own | ({} if kept is None else {f"kept.{n}": x for n, x in kept._asdict().items()})
+        retained = own.pop("retained")
+        if retained is None:
+            return own
+        return own | {f"retained.{name}": x for name, x in retained._asdict().items()}
 
     @classmethod
     def of_tensors(cls, tensors: dict[str, Tensor]) -> "WindowState":
         """The inverse of `tensors`; TypeError where one is missing."""
-        kept = {n.removeprefix("kept."): x for n, x in tensors.items() if n.startswith("kept.")}
-        own = {name: x for name, x in tensors.items() if not name.startswith("kept.")}
-        return cls(**own, retained=RetainedState(**kept) if kept else None)
+        prefix = "retained."
+        retained = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+        own = {name: x for name, x in tensors.items() if not name.startswith(prefix)}
+        return cls(**own, retained=RetainedState(**retained) if retained else None)
 
     @property
     def nbytes(self) -> int:
@@ -92,32 +112,36 @@ class WindowState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Span:
+class ChunkInfo:
     """The new tokens of a batch, T of each sample, behind what it has read before."""
 
-    counts: Tensor  # tokens read before: (B,) int64, on the CPU
+    past_lengths: Tensor  # tokens read before: (B,) int64, on the CPU
     lengths: Tensor  # real ones of the T, which come first: (B,) int64, on the CPU
-    tokens: int  # T
+    num_tokens: int  # T
     window: int  # W
     sinks: int  # S
 
     @cached_property
-    def numbers(self) -> Tensor:
+    def positions(self) -> Tensor:
         """Of the tokens, from the text's start: (B, T), or (1, T) where all samples agree."""
-        counts = self.counts[:1] if bool((self.counts == self.counts[0]).all()) else self.counts
-        return counts[:, None] + torch.arange(self.tokens)
+        counts = (
+            self.past_lengths[:1]
+            if bool((self.past_lengths == self.past_lengths[0]).all())
+            else self.past_lengths
+        )
+        return counts[:, None] + torch.arange(self.num_tokens)
 
     @cached_property
     def blocks(self) -> tuple[int, int]:
         """N and C."""
-        size = min(self.tokens, max(self.window, BLOCK))
-        return -(-self.tokens // size), size
+        size = min(self.num_tokens, max(self.window, BLOCK))
+        return -(-self.num_tokens // size), size
 
     @cached_property
-    def written(self) -> Tensor | None:
+    def evicted_mask(self) -> Tensor | None:
         """Which of the first T of `joined` tokens leave the window: (B, T); None: all."""
-        at = torch.arange(self.tokens)
-        number = self.counts[:, None] - (self.window - 1) + at  # from the text's start
+        at = torch.arange(self.num_tokens)
+        number = self.past_lengths[:, None] - (self.window - 1) + at  # from the text's start
         leaves = (number >= self.sinks) & (at < self.lengths[:, None])
         return None if bool(leaves.all()) else leaves
 
@@ -128,7 +152,7 @@ class Span:
         """
         N, C = self.blocks
         W, S = self.window, self.sinks
-        first = self.numbers[:, :1].to(device)
+        first = self.positions[:, :1].to(device)
         query = (first + torch.arange(N * C, device=device)).unflatten(1, (N, C))[..., None]
         key = torch.arange(C + W - 1, device=device) + torch.arange(N, device=device)[:, None] * C
         key = (first[..., None] - (W - 1) + key)[:, :, None]  # (B, N, 1, K)
@@ -139,15 +163,17 @@ class Span:
         if limit is not None:
             far = far & (query.clamp(max=W + S - 1) - sink < limit)
         mask = torch.cat([far, near], -1)  # (B or 1, N, C, S + K)
-        return mask.expand(len(self.counts), -1, -1, -1).flatten(0, 1)[:, None]
+        return mask.expand(len(self.past_lengths), -1, -1, -1).flatten(0, 1)[:, None]
 
-    def after(self, state: WindowState, k: Tensor, v: Tensor, matrix: Tensor) -> WindowState:
+    def next_state(self, state: WindowState, k: Tensor, v: Tensor, matrix: Tensor) -> WindowState:
         """The state after the new tokens; k, v: (B, G, T, ·)."""
         S = self.sinks
-        slots = torch.arange(S).expand(len(self.counts), -1)
-        counts = self.counts[:, None]
+        slots = torch.arange(S).expand(len(self.past_lengths), -1)
+        counts = self.past_lengths[:, None]
         # Slot j holds token j: the old one, or new token j - counts (any, where there is none yet)
-        source = slots.where(slots < counts, (S + slots - counts).clamp(max=S + self.tokens - 1))
+        source = slots.where(
+            slots < counts, (S + slots - counts).clamp(max=S + self.num_tokens - 1)
+        )
         last = self.lengths[:, None] + torch.arange(state.keys.shape[2])
 
         def keep(old_sinks: Tensor, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,8 +181,8 @@ class Span:
             if S and bool((counts < S).any()):
                 sinks = gather(torch.cat([old_sinks, new], 2), source.to(new.device), 2)
             joined = torch.cat([old, new], 2)
-            if bool((self.lengths == self.tokens).all()):
-                return sinks, joined[:, :, self.tokens :].clone()
+            if bool((self.lengths == self.num_tokens).all()):
+                return sinks, joined[:, :, self.num_tokens :].clone()
             return sinks, gather(joined, last.to(new.device), 2)
 
         sink_keys, keys = keep(state.sink_keys, state.keys, k)
@@ -168,7 +194,7 @@ def window_attention(
     q: Tensor,
     joined: tuple[Tensor, Tensor],
     sinks: tuple[Tensor, Tensor],
-    span: Span,
+    span: ChunkInfo,
     attention: Attention,
     rotate: Rotate | None = None,
     limit: int | None = None,
@@ -190,7 +216,7 @@ def window_attention(
         near, k = rotate(near, here[:, W - 1 :]), rotate(k, here)
         if S:
             # A score is q·k of the window or of the sinks: the one beside zeros of the other.
-            far = rotate(q, span.numbers.clamp(max=W + S - 1).to(q.device))
+            far = rotate(q, span.positions.clamp(max=W + S - 1).to(q.device))
             near = torch.cat([near, _by_block(far, N, C, C)], -1)  # (B·N, H, C, 2 D)
             k = F.pad(k, (0, D))
             sink_k = F.pad(rotate(sink_k, torch.arange(S, device=q.device)[None]), (D, 0))
@@ -198,7 +224,7 @@ def window_attention(
         k = torch.cat([_to_each(sink_k, N), k], 2)
         v = torch.cat([_to_each(sink_v, N), v], 2)
     out = attention(near, k, v, span.mask(limit, q.device))  # (B·N, C, H, V)
-    return out.unflatten(0, (-1, N)).flatten(1, 2)[:, : span.tokens]
+    return out.unflatten(0, (-1, N)).flatten(1, 2)[:, : span.num_tokens]
 
 
 def _by_block(x: Tensor, blocks: int, size: int, width: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from infini.evaluation.cost import StateBytes, carried, read
-from infini.memory.eviction import recent
+from infini.memory.eviction import num_recent
 from infini.model.retrofit import remove, retrofit
 from infini.model.segmented.layers import added_parameters, infini_parameters
 
@@ -56,7 +56,7 @@ def test_a_replacements_parameters_are_those_beyond_the_layer(model: PreTrainedM
 def test_kept_pairs_are_memory_and_the_window_is_exact(model: PreTrainedModel) -> None:
     retrofit(model, "window", window=12, sinks=2, update="none", retained=3)
     found = carried(read(model, torch.randint(300, (1, 60))))
-    heads, held = 2, recent(12)
+    heads, held = 2, num_recent(12)
     pairs = 4 * 2 * 3 * HIDDEN  # keys and values
     figures = heads * (2 * 4 * (3 + held) + 8 * 3)  # scores and attention paid, positions
     assert found.memory == LAYERS * (pairs + figures)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from infini.memory import eviction
+from infini.memory.eviction import block_layout
 from infini.model.architectures import CACHE, cache_of
 from infini.model.forward import forward_documents, memory_mode
 from infini.model.retrofit import remove, retrofit
@@ -29,7 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of kept pairs, so that a short text has many."""
-    monkeypatch.setattr(eviction, "BLOCK", 8)
+    monkeypatch.setattr(block_layout, "RETENTION_BLOCK", 8)
 
 
 @pytest.fixture(params=METHODS)

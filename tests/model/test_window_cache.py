@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 import infini
 from architectures import text, tiny
 from infini.errors import InputError
-from infini.memory import eviction
-from infini.memory.eviction import recent
+from infini.memory.eviction import block_layout
+from infini.memory.eviction import num_recent
 from infini.model.architectures import CACHE, cache_of
 from infini.model.window.cache import WindowCache
 
@@ -65,7 +65,7 @@ def test_samples_are_chosen_repeated_and_forgotten(model: PreTrainedModel, lengt
 @torch.no_grad()
 def test_its_size_is_that_of_the_memory_and_the_tokens_held(model: PreTrainedModel) -> None:
     D, G, layers, K = 4, 2, 3, model.infini_config["retained"]
-    held = recent(W) if K else W - 1
+    held = num_recent(W) if K else W - 1
     memory, exact = 4 * G * D * D, 2 * 4 * G * D * (held + S)
     figures = 2 * 4 * (K + held) + 8 * K if K else 0  # scores, attention; positions
     pairs = G * (2 * 4 * D * K + figures)
@@ -89,7 +89,7 @@ def test_pairs_are_kept_and_go_where_their_sample_goes(model: PreTrainedModel) -
 @torch.no_grad()
 def test_a_short_text_goes_on_where_a_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A base's own window keeps out what the first block leaves, whoever has read it."""
-    monkeypatch.setattr(eviction, "BLOCK", 8)
+    monkeypatch.setattr(block_layout, "RETENTION_BLOCK", 8)
     model, tokens = tiny("mistral_5"), text(1, 30)
     infini.retrofit(model, "window", window=5, sinks=3, retained=2, update="none")
     whole = model(tokens, use_cache=False).logits

@@ -19,12 +19,12 @@ from transformers import (
 import infini
 from architectures import text
 from infini.choices import WindowUpdate
-from infini.memory import eviction
+from infini.memory.eviction import block_layout
 from infini.model.architectures import CACHE, cache_of
 from infini.model.segmented.layers import infini_parameters
 from infini.model.window.install import windowed
 from infini.model.window.rotation import Rotation
-from memory.toy_kept import Keeper, read_token
+from memory.toy_retained import Keeper, read_token
 
 D, CONTEXT = 8, 64
 SIZES = {
@@ -54,7 +54,7 @@ RULES: list[tuple[str, WindowUpdate | None, int]] = [
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of kept pairs, so that a short text has many."""
-    monkeypatch.setattr(eviction, "BLOCK", 8)
+    monkeypatch.setattr(block_layout, "RETENTION_BLOCK", 8)
 
 
 def build(name: str, update: WindowUpdate | None, kept: int, W: int, S: int) -> PreTrainedModel:
@@ -132,7 +132,7 @@ def attend(
     memory = None if layer.memory is None else Memory(layer.memory)
     bias = torch.zeros(H) if layer.retained is None else layer.retained.bias
     weight = v.new_zeros(G, D) if layer.retained is None else layer.retained.weight
-    kind, kept = (Window, 0) if layer.retained is None else (Keeper, layer.retained.count)
+    kind, kept = (Window, 0) if layer.retained is None else (Keeper, layer.retained.num_retained)
     keepers = [kind(W, S, kept, CONTEXT) for _ in range(G)]
     for t in range(q.shape[1]):
         if memory is not None and t - W >= S:

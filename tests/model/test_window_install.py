@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import infini
 from architectures import REFUSED, WINDOWED, text, tiny
 from infini.errors import InputError
-from infini.memory import eviction
+from infini.memory.eviction import block_layout
 from infini.model.architectures import CACHE, cache_of
 from infini.model.segmented.layers import infini_parameters
 from infini.model.window.install import windowed
@@ -39,7 +39,7 @@ def train(model: PreTrainedModel) -> PreTrainedModel:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of kept pairs, so that a short text has many."""
-    monkeypatch.setattr(eviction, "BLOCK", 8)
+    monkeypatch.setattr(block_layout, "RETENTION_BLOCK", 8)
 
 
 @pytest.fixture(params=[*product(WINDOWED, [0]), *product(KEPT, [5])], ids=case_name)

@@ -8,7 +8,7 @@ from transformers import Phi3Config, Phi3ForCausalLM
 import infini
 from architectures import GROUPED, text, tiny
 from infini.errors import InputError
-from infini.memory import eviction
+from infini.memory.eviction import block_layout
 from infini.model.architectures import CACHE, cache_of
 from infini.model.window.attention import install_attention, uninstall_attention
 from infini.model.window.install import rotation as rotations
@@ -88,7 +88,7 @@ def test_an_unknown_rotation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_window_stays_within_what_one_rotation_is_for(
     retained: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eviction, "BLOCK", 8)
+    monkeypatch.setattr(block_layout, "RETENTION_BLOCK", 8)
     rope = {
         "rope_type": "longrope",
         "rope_theta": 10000.0,

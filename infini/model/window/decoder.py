@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from infini.memory.packing import Packing, gather
-from infini.memory.window import Span
+from infini.memory.window import ChunkInfo
 from infini.model.architectures import CACHE
 from infini.model.decoder_base import StatefulDecoder, inputs_of, named, newest, real_tokens
 from infini.model.window.attention import RUN, instructions
@@ -95,7 +95,9 @@ class WindowDecoder(StatefulDecoder):
         if cache is not None and cache.text.layers:
             self._absorb(cache)
         counts = torch.zeros(batch, dtype=torch.int64) if cache is None else cache.counts
-        span = Span(counts, packing.lengths, tokens, self.infini["window"], self.infini["sinks"])
+        span = ChunkInfo(
+            counts, packing.lengths, tokens, self.infini["window"], self.infini["sinks"]
+        )
         run = WindowRun(span)
         if cache is not None:
             run = WindowRun(span, cache.states, {})
@@ -115,13 +117,13 @@ class WindowDecoder(StatefulDecoder):
         return out
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _positions(self, span: Span) -> Tensor:
+    def _positions(self, span: ChunkInfo) -> Tensor:
         """What the base is told, (B, T): 0, as the rotation is ours.
 
         Learnt ones begin again where they end: a token keeps its own while it is in the window, so
         none can be at the edge's distance. All at the last one would have no order.
         """
-        positions = span.numbers.expand(len(span.counts), -1)
+        positions = span.positions.expand(len(span.past_lengths), -1)
         if self.learned_positions is None:
             return torch.zeros_like(positions)
         return positions % self.learned_positions
@@ -132,7 +134,7 @@ class WindowDecoder(StatefulDecoder):
         packing = Packing.of(batch, columns, cache.live)
         start = torch.zeros_like(cache.counts)
         window, sinks = self.infini["window"], self.infini["sinks"]
-        span = Span(start, packing.lengths, columns, window, sinks)
+        span = ChunkInfo(start, packing.lengths, columns, window, sinks)
         positions = packing.pack(cache.positions, 1)
         order = packing.order
         states = {}

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from infini.errors import InputError
 from infini.memory.associative import AssociativeMemory
-from infini.memory.eviction import recent
+from infini.memory.eviction import num_recent
 from infini.memory.retained import RetainedPairs
-from infini.memory.window import Span
+from infini.memory.window import ChunkInfo
 from infini.model.architectures import CACHE, context_length, decoder_layers
 from infini.model.base import weights_fingerprint
 from infini.model.class_extension import extend_class, restore_class
@@ -54,7 +54,7 @@ def install_window(
         raise InputError(f"layers {missing} do not exist, the base has 0 to {depth - 1}")
     longest = _longest(model)
     # The tokens of a block see one window
-    rest = recent(settings.window) + 1 - settings.window if settings.retained else 0
+    rest = num_recent(settings.window) + 1 - settings.window if settings.retained else 0
     if longest is not None and settings.window + settings.sinks + rest > longest:
         raise InputError(
             f"window + sinks: {longest - rest} at most (the base's context"
@@ -130,7 +130,7 @@ def _check_same(model: PreTrainedModel, positions: Positions, settings: WindowSe
     vocabulary = model.get_input_embeddings().weight.shape[0]
     text = torch.arange(1, tokens + 1, device=model.device)[None] % vocabulary
     counts = torch.zeros(1, dtype=torch.int64)
-    run = WindowRun(Span(counts, counts + tokens, tokens, tokens, settings.sinks))
+    run = WindowRun(ChunkInfo(counts, counts + tokens, tokens, tokens, settings.sinks))
     places = torch.arange(tokens, device=model.device)[None] * int(positions.learned)
     decoder = model.get_decoder()
     with evaluating(model), torch.autocast(model.device.type, enabled=False):

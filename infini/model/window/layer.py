@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from infini.memory.associative import AssociativeMemory
-from infini.memory.retained import Pairs, Reader, RetainedPairs, retained_attention
-from infini.memory.window import Attention, Span, WindowState, window_attention
+from infini.memory.retained import AttentionSpec, RetainedPairs, WindowPairs, retained_attention
+from infini.memory.window import Attention, ChunkInfo, WindowState, window_attention
 from infini.model.architectures import decoder_layers
 from infini.model.window.attention import blockwise
 from infini.model.window.rotation import QKV, Rotation
@@ -47,7 +47,7 @@ class WindowLayer(nn.Module):
     def forward(
         self,
         qkv: QKV,
-        span: Span,
+        span: ChunkInfo,
         state: WindowState | None,
         attention: Attention,
         scale: float,
@@ -61,25 +61,27 @@ class WindowLayer(nn.Module):
         state = state or self.empty(k, v, span)
         joined = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
         added, matrix = self._remember(q, joined, state, span)
-        after = span.after(state, k, v, matrix)
+        after = span.next_state(state, k, v, matrix)
         sinks = after.sink_keys, after.sink_values
         if self.retained is None:
             out = window_attention(q, joined, sinks, span, attention, self.rotation, limit)
         else:
             assert state.retained is not None
-            reader = Reader(attention, self.rotation, scale, self.context, limit)
+            reader = AttentionSpec(attention, self.rotation, scale, self.context, limit)
             out, kept = retained_attention(
-                q, Pairs(*joined, *sinks), state.retained, span, reader, self.retained
+                q, WindowPairs(*joined, *sinks), state.retained, span, reader, self.retained
             )
             after = after._replace(retained=kept)
         return out if added is None else out + added.transpose(1, 2).to(out.dtype), after
 
-    def empty(self, k: Tensor, v: Tensor, span: Span) -> WindowState:
+    def empty(self, k: Tensor, v: Tensor, span: ChunkInfo) -> WindowState:
         """The state before the first token."""
-        count = 0 if self.retained is None else self.retained.count
-        return WindowState.empty(k, v, span, self.memory is not None, count)
+        if self.retained is None:
+            return WindowState.empty(k, v, span, self.memory is not None)
+        count, policy = self.retained.num_retained, self.retained.policy
+        return WindowState.empty(k, v, span, self.memory is not None, count, policy)
 
-    def absorb(self, k: Tensor, v: Tensor, positions: Tensor, span: Span) -> WindowState:
+    def absorb(self, k: Tensor, v: Tensor, positions: Tensor, span: ChunkInfo) -> WindowState:
         """The state after keys, rotated by `positions`, (B, T), and values that the base made."""
         if self.rotation is not None:
             k = self.rotation(k, -positions.to(k.device))
@@ -87,23 +89,25 @@ class WindowLayer(nn.Module):
         joined = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
         asked = k.repeat_interleave(self.heads // k.shape[1], 1)  # nobody asks: any queries do
         # No pair has left so early that any attention to it counts: none is kept
-        return span.after(state, k, v, self._remember(asked, joined, state, span)[1])
+        return span.next_state(state, k, v, self._remember(asked, joined, state, span)[1])
 
     def _remember(
-        self, q: Tensor, joined: tuple[Tensor, Tensor], state: WindowState, span: Span
+        self, q: Tensor, joined: tuple[Tensor, Tensor], state: WindowState, span: ChunkInfo
     ) -> tuple[Tensor | None, Tensor]:
         """What the memory adds, (B, H, T, V), and the memory when the tokens have left."""
         if self.memory is None or self.memory.use == "off":
             return None, state.matrix
-        k, v = (x[:, :, -span.tokens - span.window + 1 :][:, :, : span.tokens] for x in joined)
-        return self.memory(q, k, v, state.matrix, span.written)
+        k, v = (
+            x[:, :, -span.num_tokens - span.window + 1 :][:, :, : span.num_tokens] for x in joined
+        )
+        return self.memory(q, k, v, state.matrix, span.evicted_mask)
 
 
 @dataclass
 class WindowRun:
     """A forward pass with a window; a kept state is moved on."""
 
-    span: Span
+    span: ChunkInfo
     states: dict[int, WindowState] = field(default_factory=dict)  # before the pass
     after: dict[int, WindowState] | None = None  # filled; None: nobody asks
 

@@ -1,0 +1,210 @@
+"""Base class of retention policies, and the registry of their names.
+
+A retention policy scores the key-value pairs of a layer at the end of every block of tokens. The
+K highest scores of a key-value head stay in the cache, beside the sinks and the window (KV
+eviction: H2O, arXiv 2306.14048; SnapKV, arXiv 2404.14469; kvpress calls it a press). A policy is
+one subclass with one method:
+
+    @register_policy("smallest_key_norm")
+    class SmallestKeyNorm(RetentionPolicy):
+        def score(self, pairs):
+            return -pairs.keys.norm(dim=-1)
+
+Masks, the learned bias, top-K selection and the reading of a text in chunks are `selection`'s.
+
+Shapes: B batch, G key-value heads, C tokens of a block, W window, K retained pairs,
+P = K + W - 1 + C pairs held at the end of a block, D key width, V value width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, TypeVar, overload
+
+from torch import Tensor
+
+from infini.errors import InputError
+
+
+@dataclass
+class HeldPairs:
+    """Key-value pairs that a layer holds at the end of a block, as a policy sees them.
+
+    The first K are the retained pairs, in order of their last rank; then come the tokens of the
+    block's window, oldest first, of which the first C have just left it. Slots without a pair are
+    not `valid`; their keys and values are zero, their scores are ignored.
+    """
+
+    positions: Tensor
+    """Token positions from the start of the text, int64: (B, G, P)"""
+    valid: Tensor
+    """True where there is a pair; sinks are none: (B, G, P)"""
+    num_retained: int
+    """K: the first K pairs are retained ones"""
+    block_start: int
+    """Position of the block's first token"""
+    block_size: int
+    """C, tokens"""
+    block_attention: Tensor | None
+    """Attention that the block's queries paid to each pair, reduced as the policy asks: (B, G, P),
+    float32; None: the policy needs none"""
+    state: dict[str, Tensor]
+    """The policy's own floats by name, (B, G, P) each, zero for new pairs; assign to update"""
+    gather: Callable[[str], Tensor] = field(repr=False)
+
+    @property
+    def num_candidates(self) -> int:
+        """K + C: the first K + C pairs compete for the K places."""
+        return self.num_retained + self.block_size
+
+    @property
+    def block_end(self) -> int:
+        """Position after the block's last token."""
+        return self.block_start + self.block_size
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """Keys without positions, float32: (B, G, P, D)."""
+        return self.gather("keys")
+
+    @cached_property
+    def rotated_keys(self) -> Tensor:
+        """Keys with the positions of the current call, float32: (B, G, P, D).
+
+        Their angles to each other do not depend on the call, their coordinates do.
+        """
+        return self.gather("rotated_keys")
+
+    @cached_property
+    def values(self) -> Tensor:
+        """Values, float32: (B, G, P, V)."""
+        return self.gather("values")
+
+
+class RetentionPolicy(ABC):
+    """Base class of retention policies; override `score`, and the attributes that it needs.
+
+    A policy object serves all layers, so it keeps nothing on itself: what it has to remember of a
+    pair goes to `HeldPairs.state`, which follows the pair and is saved with the cache.
+    """
+
+    name: str
+    """Registered name, which infini_config.json records; the class name if not registered."""
+
+    attention: Literal["max", "sum"] | None = None
+    """How attention weights are reduced over a block. "max": over queries and the query heads of
+    a group; "sum": over queries, mean over the heads. None: they are not computed."""
+    last_queries: int | None = None
+    """Number of queries at the end of a block whose attention counts; None: all."""
+    query_decay: float = 1.0
+    """With "sum": factor per token on the attention of the block's earlier queries (A2SF)."""
+
+    state: tuple[str, ...] = ()
+    """Names of the floats that the policy keeps per pair."""
+    state_covers_window: bool = False
+    """Whether the state includes pairs still in the window; False: it starts when they leave."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.name = cls.__name__
+
+    @abstractmethod
+    def score(self, pairs: HeldPairs) -> Tensor:
+        """Score all pairs at the end of a block; the highest stay.
+
+        Args:
+            pairs: What the layer holds. Keys, values and positions are there on access,
+                `block_attention` if the class attribute `attention` asks for it.
+
+        Returns:
+            Scores, (B, G, P), any real numbers; -inf: never retain this pair.
+        """
+
+
+PolicyFactory = Callable[[], RetentionPolicy]
+_Class = TypeVar("_Class", bound=type[RetentionPolicy])
+_FACTORIES: dict[str, PolicyFactory] = {}
+
+
+@overload
+def register_policy(name: str) -> Callable[[_Class], _Class]: ...
+@overload
+def register_policy(name: str, factory: PolicyFactory) -> None: ...
+def register_policy(
+    name: str, factory: PolicyFactory | None = None
+) -> Callable[[_Class], _Class] | None:
+    """Register a retention policy under a name, for `retrofit(policy=name)` and for `load`.
+
+    Args:
+        name: What infini_config.json records.
+        factory: A `RetentionPolicy` subclass, or a function without arguments that returns a
+            policy, such as `lambda: MyPolicy(alpha=0.9)`. None: use it as a class decorator.
+
+    Returns:
+        The decorator without `factory`, else None.
+
+    Raises:
+        InputError: `name` is registered for another policy already.
+    """
+
+    def register(cls: _Class) -> _Class:
+        _register(name, cls)
+        cls.name = name
+        return cls
+
+    if factory is None:
+        return register
+    if isinstance(factory, type):
+        register(factory)
+    else:
+        _register(name, factory)
+    return None
+
+
+def _register(name: str, factory: PolicyFactory) -> None:
+    known = _FACTORIES.get(name)
+    # A module that is loaded again, as in a notebook, replaces its own class.
+    if known is not None and _qualified_name(known) != _qualified_name(factory):
+        raise InputError(f"policy {name!r} is registered already: choose another name")
+    _FACTORIES[name] = factory
+
+
+def _qualified_name(factory: PolicyFactory) -> tuple[str, str]:
+    return factory.__module__, factory.__qualname__
+
+
+def policy_names() -> list[str]:
+    """Return the registered names, sorted."""
+    return sorted(_FACTORIES)
+
+
+def policy_by_name(name: str) -> RetentionPolicy:
+    """Return a new policy of a registered name.
+
+    Raises:
+        InputError: No policy has this name.
+    """
+    if name not in _FACTORIES:
+        raise InputError(
+            f"policy must be one of {', '.join(map(repr, policy_names()))}, got {name!r}: "
+            "a policy of your own is registered by infini.register_policy(name, cls)"
+        )
+    policy = _FACTORIES[name]()
+    policy.name = name
+    return policy
+
+
+def as_policy(policy: "str | RetentionPolicy") -> RetentionPolicy:
+    """Return the policy of a registered name, or the policy object itself.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if isinstance(policy, RetentionPolicy):
+        return policy
+    if not isinstance(policy, str):
+        raise InputError(
+            f"policy must be a registered name or a RetentionPolicy object, got {policy!r}"
+        )
+    return policy_by_name(policy)

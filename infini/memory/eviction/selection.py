@@ -1,0 +1,277 @@
+"""Selection of the key-value pairs that stay behind the window, for any retention policy.
+
+At the end of a block, for every key-value head on its own:
+
+    candidates ← the K retained pairs and those that have left the window
+    retained   ← the K candidates of the highest rank
+
+The rank of a pair is the policy's score plus what its learned bias (`RetainedPairs.pair_bias`)
+exceeds BIAS_THRESHOLD by; smaller biases, as all training leaves, decide nothing. A pair is
+dropped if the last query of the next block would see it from further away than the base's context
+or its own sliding window, so that positions stay the base's own.
+
+Attention weights are computed only for a policy that asks for them: softmax of q·k over all that
+a query sees, without the learned bias, without the base's soft cap. They are added up over the
+calls that read a block, in the same order of queries whatever the calls are.
+
+Shapes: B batch, H query heads, G key-value heads, r = H / G, D key width, V value width, S sinks,
+N blocks of C queries, K retained pairs, R = W + C - 2 recent ones, T new ones, P = K + R + T.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from infini.errors import InputError
+from infini.memory.eviction.block_layout import BlockLayout
+from infini.memory.eviction.policy import HeldPairs, RetentionPolicy
+
+BIAS_THRESHOLD = 0.5  # logits
+
+
+class RetainedState(NamedTuple):
+    """Retained pairs of a layer between two calls; its size is constant."""
+
+    keys: Tensor
+    """Keys without positions: (B, G, K, D)"""
+    values: Tensor
+    """(B, G, K, V)"""
+    positions: Tensor
+    """Token positions from the start of the text, int64; -1: no pair: (B, G, K)"""
+    policy_state: Tensor
+    """The policy's n floats a pair, float32: (B, G, n, K + R), or (B, G, n, K)"""
+    block_attention: Tensor
+    """Attention received in the block that is not complete, float32: (B, G, K + R), or (B, G, 0)"""
+
+    @classmethod
+    def empty(
+        cls, k: Tensor, v: Tensor, num_retained: int, num_recent: int, policy: RetentionPolicy
+    ) -> "RetainedState":
+        """Return the state before the first token.
+
+        Args:
+            k: Keys, (B, G, ·, D), which give size, type and device.
+            v: Values, (B, G, ·, V).
+            num_retained: K.
+            num_recent: R.
+            policy: Decides which floats are kept per pair.
+        """
+        heads = k.shape[:2]
+        num_state = num_retained + num_recent * policy.state_covers_window
+        num_attention = 0 if policy.attention is None else num_retained + num_recent
+        return cls(
+            k.new_zeros(*heads, num_retained, k.shape[3]),
+            v.new_zeros(*heads, num_retained, v.shape[3]),
+            torch.full((*heads, num_retained), -1, device=k.device),
+            k.new_zeros(*heads, len(policy.state), num_state, dtype=torch.float32),
+            k.new_zeros(*heads, num_attention, dtype=torch.float32),
+        )
+
+
+class CallPairs(NamedTuple):
+    """All key-value pairs of a call: K retained, R recent, T new ones."""
+
+    keys: Tensor
+    """Keys without positions: (B, G, P, D)"""
+    rotated_keys: Tensor
+    """Keys with positions: (B, G, P, D)"""
+    values: Tensor
+    """(B, G, P, V)"""
+    sink_keys: Tensor
+    """Keys of the sinks with positions: (B, G, S, D)"""
+
+
+class Selection(NamedTuple):
+    """Pairs that every block sees, by their index among the P, and the state after the call."""
+
+    indices: Tensor  # (B, G, N + 1, K): the last for the tokens to come
+    valid: Tensor  # whether there is a pair: (B, G, N + 1, K)
+    positions: Tensor  # as in RetainedState, like the rest
+    policy_state: Tensor
+    block_attention: Tensor
+
+
+@torch.no_grad()
+def select(
+    queries: tuple[Tensor, Tensor],
+    pairs: CallPairs,
+    key_bias: Tensor,
+    state: RetainedState,
+    layout: BlockLayout,
+    policy: RetentionPolicy,
+) -> Selection:
+    """Select the retained pairs block by block.
+
+    Args:
+        queries: Scaled queries with positions, (B, H, T, D): as the window and the retained pairs
+            are seen, and as the sinks are.
+        pairs: All pairs of the call.
+        key_bias: Learned bias of every pair, logits: (B, G, P).
+        state: State before the call.
+        layout: Blocks of the new tokens.
+        policy: Scores the pairs.
+
+    Returns:
+        The selection; it carries no gradient.
+    """
+    with torch.autocast(key_bias.device.type, enabled=False):
+        return _select(queries, pairs, key_bias, state, layout, policy)
+
+
+def _select(
+    queries: tuple[Tensor, Tensor],
+    pairs: CallPairs,
+    key_bias: Tensor,
+    state: RetainedState,
+    layout: BlockLayout,
+    policy: RetentionPolicy,
+) -> Selection:
+    """Select without autocast."""
+    (B, G, K), P, device = state.positions.shape, key_bias.shape[2], key_bias.device
+    C = layout.block_size
+    weights = None if policy.attention is None else _AttentionWeights(queries, pairs, layout, K)
+    rank_bias = (key_bias.float() - BIAS_THRESHOLD).clamp(min=0)  # (B, G, P)
+    indices = torch.arange(K, device=device).expand(B, G, -1)
+    positions, valid = state.positions, state.positions >= 0
+    # Of the retained pairs and of the block's window: (B, G, n, K + W - 1 + C)
+    policy_state, attention = _to_blocks(state, layout, policy)
+    selected = [(indices, valid)]
+    for block in range(layout.num_blocks):
+        scored = layout.scored_queries(block, policy.last_queries)
+        if weights is not None and scored:
+            received = weights.of_block(block, indices, valid)[..., scored.start : scored.stop, :]
+            attention = _add_attention(policy, attention, received)
+        if layout.is_block_end(block):
+            window = torch.arange(layout.window_width, device=device).expand(B, G, -1)
+            window = window + layout.block_start(block) - layout.window + 1
+            positions = torch.cat([positions, window], 2)  # (B, G, K + W - 1 + C)
+            indices = torch.cat([indices, window + P - layout.end], 2)
+            valid = torch.cat([valid, window >= layout.sinks], 2)
+            held = HeldPairs(
+                positions=positions.masked_fill(~valid, -1),
+                valid=valid,
+                num_retained=K,
+                block_start=layout.block_start(block),
+                block_size=C,
+                block_attention=None if weights is None else attention,
+                state=dict(zip(policy.state, policy_state.unbind(2), strict=True)),
+                gather=partial(_gather_held, pairs, indices, valid),
+            )
+            scores = _scores(policy, held)
+            positions, indices, valid = (x[..., : K + C] for x in (positions, indices, valid))
+            if layout.max_distance is not None:
+                next_end = layout.block_start(block + 1) + C
+                valid = valid & (next_end - positions <= layout.max_distance)
+            ranks = scores[..., : K + C] + rank_bias.gather(2, indices)
+            best, order = ranks.where(valid, -torch.inf).topk(K, -1)
+            valid = best > -torch.inf
+            positions, indices = positions.gather(2, order), indices.gather(2, order)
+            policy_state = _next_state(policy, held, order, valid)
+            attention = torch.zeros_like(attention)
+        selected.append((indices, valid))
+    all_indices, all_valid = (torch.stack(x, 2) for x in zip(*selected, strict=True))
+    if weights is not None:
+        attention = layout.from_blocks(attention, K)
+    if policy.state_covers_window:
+        policy_state = layout.from_blocks(policy_state, K)
+    else:
+        policy_state = policy_state[..., :K].clone()  # not a view of all
+    positions = positions.masked_fill(~valid, -1)
+    return Selection(all_indices, all_valid, positions, policy_state, attention)
+
+
+def _to_blocks(
+    state: RetainedState, layout: BlockLayout, policy: RetentionPolicy
+) -> tuple[Tensor, Tensor]:
+    """Return the policy's state, (B, G, n, K + W - 1 + C), and the attention, likewise or empty."""
+    K = state.positions.shape[2]
+    policy_state, attention = state.policy_state, state.block_attention
+    if policy.state_covers_window:
+        policy_state = layout.to_blocks(policy_state, K)
+    else:
+        policy_state = F.pad(policy_state, (0, layout.window_width))
+    return policy_state, attention if policy.attention is None else layout.to_blocks(attention, K)
+
+
+def _scores(policy: RetentionPolicy, held: HeldPairs) -> Tensor:
+    """Return the policy's scores, (B, G, K + W - 1 + C); InputError for another shape."""
+    scores = policy.score(held)
+    if scores.shape != held.positions.shape:
+        expected, got = tuple(held.positions.shape), tuple(scores.shape)
+        raise InputError(f"policy {policy.name!r}: score must return {expected}, got {got}")
+    return scores
+
+
+def _next_state(policy: RetentionPolicy, held: HeldPairs, order: Tensor, valid: Tensor) -> Tensor:
+    """Return the policy's state at the start of the next block: (B, G, n, K + W - 1 + C).
+
+    order: the selected among the candidates, (B, G, K); valid: where there is one.
+    """
+    in_window = held.num_candidates if policy.state_covers_window else held.positions.shape[2]
+    own = held.positions.new_zeros(*held.positions.shape[:2], 0, held.positions.shape[2]).float()
+    if policy.state:
+        own = torch.stack([held.state[name] for name in policy.state], 2)
+    order = order[:, :, None].expand(-1, -1, own.shape[2], -1)
+    selected = own.gather(3, order).where(valid[:, :, None], 0)
+    window = own[..., in_window:]
+    missing = own.shape[3] - selected.shape[3] - window.shape[3]
+    return torch.cat([selected, F.pad(window, (0, missing))], 3)
+
+
+def _gather_held(pairs: CallPairs, indices: Tensor, valid: Tensor, name: str) -> Tensor:
+    """Return what a policy sees of the pairs: (B, G, K + W - 1 + C, ·), float32."""
+    x: Tensor = getattr(pairs, name)
+    index = indices[..., None].expand(-1, -1, -1, x.shape[3])
+    return x.gather(2, index).float().where(valid[..., None], 0)
+
+
+def _add_attention(policy: RetentionPolicy, received: Tensor, attention: Tensor) -> Tensor:
+    """Add some queries' attention to what pairs received earlier in the block.
+
+    received: (B, G, K + W - 1 + C); attention: (B, G, r, queries, K + W - 1 + C).
+    """
+    if policy.attention == "max":
+        return received.maximum(attention.amax((2, 3)))
+    for weights in attention.mean(2).unbind(2):  # in order, for the same bits in any chunks
+        received = policy.query_decay * received + weights
+    return received
+
+
+class _AttentionWeights:
+    """Attention weights of the new queries, computed a block at a time."""
+
+    def __init__(
+        self, queries: tuple[Tensor, Tensor], pairs: CallPairs, layout: BlockLayout, K: int
+    ):
+        G = pairs.keys.shape[1]
+        self.keys = pairs.rotated_keys.float()
+        self.windows = layout.unfold_windows(self.keys[:, :, K:])
+        q, sink_q = (
+            layout.split_queries(x.float()).unflatten(1, (G, -1)).transpose(2, 3).flatten(3, 4)
+            for x in queries
+        )  # (B, G, N, r·C, D)
+        self.q, self.heads = q, q.shape[3] // layout.block_size
+        self.to_sinks = sink_q @ pairs.sink_keys.float().mT[:, :, None]  # (B, G, N, r·C, S)
+        sink_mask, window_mask = (
+            ~mask(q.device).repeat(1, self.heads, 1)
+            for mask in (layout.sink_mask, layout.window_mask)
+        )  # (N, r·C, S or W - 1 + C)
+        self.to_sinks.masked_fill_(sink_mask, -torch.inf)
+        self.window_mask = window_mask
+
+    def of_block(self, block: int, indices: Tensor, valid: Tensor) -> Tensor:
+        """Return the weights on retained pairs and window: (B, G, r, C, K + W - 1 + C).
+
+        indices, valid: the pairs retained during the block, (B, G, K).
+        """
+        q, to_sinks = self.q[:, :, block], self.to_sinks[:, :, block]
+        index = indices[..., None].expand(-1, -1, -1, self.keys.shape[3])
+        to_retained = q @ self.keys.gather(2, index).mT
+        to_retained.masked_fill_(~valid[:, :, None], -torch.inf)
+        to_window = q @ self.windows[:, :, block].mT
+        to_window.masked_fill_(self.window_mask[block], -torch.inf)
+        weights = torch.cat([to_sinks, to_retained, to_window], -1).softmax(-1)
+        return weights[..., to_sinks.shape[3] :].unflatten(2, (self.heads, -1))
