@@ -32,7 +32,6 @@ setup: .venv/done .dvc/plots/page.html
 run: setup
 	$(BIN)/python -m infini params
 	$(BIN)/dvc repro
-	@$(BIN)/dvc repro -q -s studies/dvc.yaml
 	@$(BIN)/python -m stages.compare_report
 
 study: links setup
@@ -42,8 +41,6 @@ study: links setup
 	@cd $(STUDY_FOLDER) && if test -f base/dvc.yaml; then dvc repro base/dvc.yaml; fi
 	cd $(STUDY_FOLDER) && python -m infini params && dvc repro
 	@cd $(STUDY_FOLDER) && echo "In $(STUDY_FOLDER):" && python -m stages.compare_report
-	@# all studies side by side; nothing is lost where another run holds DVC's lock just now
-	-@dvc repro -q -s studies/dvc.yaml
 
 # A study has its params.yaml and whatever writes its data/base. The rest is linked, and a .dvc
 # makes it a project of its own: the default run never reads it.

@@ -15,8 +15,7 @@ TIMES = Path("data/times")  # of each stage's last run on this machine; not in G
 REPORTS = Path("reports")
 PREPARED = REPORTS / "prepared.json"
 METRICS, CURVES, TRAINING = REPORTS / "metrics", REPORTS / "curves", REPORTS / "training"
-AUDITS, COSTS = REPORTS / "audits", REPORTS / "costs.csv"
-AUDITS_LOCK = Path("audits/dvc.lock")
+COSTS, COSTS_LOCK = REPORTS / "costs.csv", REPORTS / "dvc.lock"
 PLOTS, PAGE = REPORTS / "plots", REPORTS / "index.html"
 
 

@@ -1,7 +1,7 @@
 """Check params.yaml, and write down what the base and the corpus are; every run begins with it.
 
-DVC sees no change within a folder that a param names, and the audits' results, which a run does
-without, are no deps of the report: later stages depend on what is written.
+DVC sees no change within a folder that a param names, and reports/costs.csv, which a run does
+without, is no dependency of the report: later stages depend on what is written.
 """
 
 import hashlib
@@ -11,20 +11,20 @@ from infini.console.stage import run
 from infini.corpus.inputs import contents
 from infini.files import write_json
 from infini.model.config import Base
-from infini.paths import AUDITS, AUDITS_LOCK, COSTS, INPUTS
+from infini.paths import COSTS, COSTS_LOCK, INPUTS
 
 
 def main() -> None:
-    params.check()
-    base, corpus = params.read("base", Base), params.read("data.corpus", str)
-    audits = (AUDITS_LOCK, COSTS, *sorted(AUDITS.glob("*.json")))
-    found = {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in audits if f.is_file()}
+    params.check_params()
+    base, corpus = params.get("base", Base), params.get("data.corpus", str)
+    measured = [file for file in (COSTS, COSTS_LOCK) if file.is_file()]
     write_json(
         INPUTS / "base.json",
         {**base.model_dump(exclude={"precision"}), "files": contents(base.model)},
     )
     write_json(INPUTS / "corpus.json", {"corpus": corpus, "files": contents(corpus)})
-    write_json(INPUTS / "audits.json", {"files": found})
+    files = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in measured}
+    write_json(INPUTS / "costs.json", {"files": files})
 
 
 if __name__ == "__main__":

@@ -2,17 +2,20 @@
 
 import logging
 
+import pandas as pd
+
 from infini import params
 from infini.console.stage import run
 from infini.console.stopwatch import Stopwatch
 from infini.corpus.config import Data
 from infini.evaluation.config import FullProtocol
+from infini.evaluation.estimates import flatten
 from infini.model.config import Base
-from infini.paths import DOCUMENTS, PAGE, PLOTS, REPORTS, SAMPLES
-from infini.report import provenance
-from infini.report.page import html, markdown, save_drawings
-from infini.report.results import Setup, leftovers, read_results, read_times
-from infini.report.sections import build
+from infini.paths import PAGE, PLOTS, REPORTS
+from infini.report.page import render_html, render_markdown, save_plots
+from infini.report.provenance import costs_are_stale, run_provenance
+from infini.report.results import Setup, read_results, read_times, stale_files
+from infini.report.sections import build_report
 from infini.training.config import Adapter, Replacement
 
 log = logging.getLogger(__name__)
@@ -21,31 +24,29 @@ log = logging.getLogger(__name__)
 def main() -> None:
     watch = Stopwatch("compare_report")
     setup = Setup(
-        base=params.read("base", Base),
-        data=params.read("data", Data),
-        full=params.read("evaluate.full", FullProtocol),
-        replacements=params.read("replacements", dict[str, Replacement]),
-        adapters=params.read("adapters", dict[str, Adapter]),
-        audits={},
+        base=params.get("base", Base),
+        data=params.get("data", Data),
+        full=params.get("evaluate.full", FullProtocol),
+        replacements=params.get("replacements", dict[str, Replacement]),
+        adapters=params.get("adapters", dict[str, Adapter]),
     )
-    for file in leftovers(setup):
-        log.warning("%s: of no version or audit in params.yaml: not shown, delete it", file)
+    for file in stale_files(setup):
+        log.warning("%s: no version of params.yaml, not shown; delete it", file)
     results = read_results(setup)
-    report = build(
-        results,
-        origin=provenance.of_results(params.FILE, [SAMPLES, DOCUMENTS]),
-        this_run=provenance.of_this_run(),
-        times=read_times(setup),
+    report = build_report(
+        results, run_provenance(), read_times(setup), costs_are_stale=costs_are_stale()
     )
-    save_drawings(report, PLOTS)
-    for step, curves in results.curves.items():
+    save_plots(report, PLOTS)
+    for step, curves in results.training.items():
         curves.to_csv(PLOTS / f"{step}.csv", index=False)
-    results.metrics.rename_axis("version").to_csv(REPORTS / "compare.csv")
-    (REPORTS / "compare.md").write_text(markdown(report, "plots"))
-    PAGE.write_text(html(report))
+    rows = {name: flatten(tree) for name, tree in results.metrics.items()}
+    pd.DataFrame(rows).T.rename_axis("version").to_csv(REPORTS / "compare.csv")
+    (REPORTS / "compare.md").write_text(render_markdown(report, "plots"))
+    PAGE.write_text(render_html(report))
     watch.write()
+    for line, _ in report.verdicts:
+        log.info("%s", line.replace("**", ""))
     log.info("The report: %s", PAGE)
-    log.info("%s", report.summary[0].replace("**", ""))
 
 
 if __name__ == "__main__":

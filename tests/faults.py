@@ -20,7 +20,7 @@ from infini.console.stage import run
 
 MOMENTS = 20
 LIMITS = (0, 1_000, 10_000, 50_000)  # bytes of a file that the disk still takes
-OTHERWISE = ("costs.csv", "findings.html")  # hold times
+OTHERWISE = ("costs.csv",)  # hold times
 
 
 class End(NamedTuple):

@@ -19,7 +19,7 @@ from faults import MOMENTS
 from toy import read_params, write_params
 
 # What stages write that is in no dvc.yaml.
-ON_DEMAND = {"audit": ["reports/audits/${key}.json"], "measure_cost": ["reports/costs.csv"]}
+ON_DEMAND = {"measure_cost": ["reports/costs.csv"]}
 
 
 class Stage(NamedTuple):
@@ -57,7 +57,7 @@ def test_killed_stages_and_full_disks_leave_no_trace(
         "phases": [{"corpora": ["text"], "context": 32, "epochs": 1}],
     }  # fmt: skip
     write_params(content)
-    files = ("dvc.yaml", "audits/dvc.yaml", "studies/dvc.yaml", "base/dvc.yaml")
+    files = ("dvc.yaml", "reports/dvc.yaml", "base/dvc.yaml")
     stages = [stage for file in files for stage in stages_of(file)]
     assert len(stages) == 15
     done = subprocess.run(

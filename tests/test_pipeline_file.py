@@ -18,7 +18,6 @@ FILES = (
     "dvc.yaml",
     "base/dvc.yaml",
     "audits/dvc.yaml",
-    "studies/dvc.yaml",
     "studies/smollm2/base/dvc.yaml",
 )
 STAGES = {
@@ -86,7 +85,7 @@ def helpers() -> dict[str, ast.FunctionDef]:
     """The functions of infini/params.py that read for a script, by how it calls them."""
     body = ast.parse((ROOT / "infini/params.py").read_text()).body
     functions = [node for node in body if isinstance(node, ast.FunctionDef)]
-    return {f"params.{node.name}": node for node in functions if node.name != "read"}
+    return {f"params.{node.name}": node for node in functions if node.name != "get"}
 
 
 def called_helpers(file: Path) -> list[ast.FunctionDef]:
@@ -135,14 +134,14 @@ CHANGES = {
     "infini/paths.py": set(),
     "infini/errors.py": set(),
     "infini/params.py": set(),
-    "infini/report/tables.py": {"compare_report", "compare_studies"},
+    "infini/report/tables.py": {"compare_report", "table"},
     "infini/training/loop.py": {
         "distill_layer0", "finetune_long_context", "adapter_parallel", "adapter_parallel_control",
         "audit",
     },
     "infini/evaluation/estimates.py": {
         "evaluate_ppl_base", "evaluate_ppl_replacement", "evaluate_ppl_adapter",
-        "compare_report", "compare_studies", "audit",
+        "compare_report", "table", "audit",
     },
     "infini/training/distillation.py": {"distill_layer0", "audit"},
 }  # fmt: skip
@@ -159,7 +158,7 @@ def test_a_change_runs_again_only_what_it_can_change(changed: str) -> None:
     assert again == CHANGES[changed]
 
 
-READS = {f"{module}{name}" for module in ("", "params.") for name in ("read", "read_optional")}
+READS = {f"{module}{name}" for module in ("", "params.") for name in ("get", "get_optional")}
 
 
 def keys_of(tree: ast.AST) -> set[str]:

@@ -14,7 +14,6 @@ from conftest import ROOT
 from dvc.repo import Repo
 
 from infini import params
-from infini.report import revisions
 from toy import read_params
 
 STUDIES = sorted(file.parent for file in (ROOT / "studies").glob("*/params.yaml"))
@@ -32,7 +31,7 @@ LINKS = (
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
 def test_a_studys_params_are_right(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    assert params.check().pretrain is None
+    assert params.check_params().pretrain is None
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
@@ -108,7 +107,6 @@ def test_a_study_runs_in_its_folder_alone(
     assert [line for line in again.splitlines() if "Running" in line] == [
         "Running stage 'check_inputs':"
     ]
-    assert "0 metrics differ" in revisions.compare("HEAD", "HEAD")
 
 
 def test_a_study_that_is_not_there_is_refused(repository: Path) -> None:

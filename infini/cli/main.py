@@ -17,8 +17,6 @@ The tokenizer's chat template is used where it has one; else a prompt goes on wh
 Every question is answered from the same memory. Without --prompt questions are typed, or read from
 standard input, one a line."""
 PARAMS = "Check a params.yaml, and the base and the text that it names; nothing is computed."
-COMPARE = """Every metric and setting that differs between two revisions, as a table, which is
-written to reports/revisions/ too. In a study's folder, of that study."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,9 +52,6 @@ def _parser() -> argparse.ArgumentParser:
         "file", metavar="FILE", type=Path, nargs="?", default=Path("params.yaml"),
         help="without it params.yaml",
     )  # fmt: skip
-    compare = commands.add_parser("compare", help="two revisions side by side", description=COMPARE)
-    for name in ("a", "b"):
-        compare.add_argument(name, metavar=name.upper(), help="Git revision or DVC experiment")
     return parser
 
 

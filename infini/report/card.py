@@ -1,7 +1,7 @@
-"""A released model's card, with what was measured of its version.
+"""Model card of a released model, with the figures of its version.
 
-A model is saved before it is evaluated, so that its first card has no figures: whoever releases
-it, in the folder of the run that made it, writes the card once more.
+A model is saved before it is evaluated, so that its first card has no figures. `write_card` writes
+the card again, from committed metrics.
 """
 
 from pathlib import Path
@@ -10,58 +10,78 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from infini.errors import InputError
-from infini.files import read_json
+from infini.evaluation.estimates import estimates_of
+from infini.files import read_json, read_yaml
 from infini.model.card import CARD, Release, render
-from infini.report.cells import LEGEND, Cell
-from infini.report.findings import of_retrieval
-from infini.report.page import Table
-from infini.report.studies import Reading, Study, read_studies
-from infini.report.tables import HEADLINE, frame, row_of
+from infini.paths import Version
+from infini.report.cells import LEGEND
+from infini.report.page import ReportTable
+from infini.report.results import Figures, figures_at_windows, read_metrics
+from infini.report.tables import (
+    HEADLINE,
+    RETRIEVAL_COLUMNS,
+    retrieval_table,
+    row_of_figures,
+    text_frame,
+)
+from infini.report.verdict import verdict
 
-COLUMNS = {
+FULL_COLUMNS = {"nats a token": "full.nats", "state bytes": "full.state_bytes"}
+CARD_COLUMNS = {
     "nats a token": "documents.nats",
-    "bytes": "bytes.total",
-    "the base's window of as many": "equal_bytes.nats",
-} | HEADLINE
+    "state bytes": "state_bytes.total",
+    "baseline, nats a token": "baseline.nats",
+    **HEADLINE,
+}
 
 
-def write(
+def write_card(
     folder: str | Path, version: str, *, licence: str, base: str, run: str | Path = "."
 ) -> None:
-    """The README.md of the saved model in `folder`: a version of the run whose folder is `run`.
+    """Write the README.md of a saved model, with the figures of its version.
 
-    licence: of the tensors, as the hub writes it, say "mit"; base: what the model's base is called
-    there. InputError where the version was not measured, or the model has other settings than it.
+    Args:
+        folder: Folder of the saved model.
+        version: Name of the version in the run's params.yaml.
+        licence: Licence of the tensors, as the hub writes it, such as "mit".
+        base: Name of the model's base on the hub.
+        run: Folder of the pipeline: the repository's root, or a study.
+
+    Raises:
+        InputError: If the version was not evaluated, or the model has other settings than it.
     """
-    folder = Path(folder)
+    folder, run = Path(folder), Path(run)
     settings = read_json(folder / "infini_config.json", "method", "layers", "base")
-    study = next(iter(read_studies(Path(run))), None)
-    readings = [r for r in study.readings if r.version == version] if study else []
-    if study is None or not readings:
-        raise InputError(f"{version}: no metrics of it in {run}: dvc repro")
-    block = {**study.params["replacements"], **study.params["adapters"]}[version]
-    _check(settings, study.params, block, folder / "infini_config.json")
-    release = Release(
-        licence, base, study.about, _data(study, block, readings[0]), _measured(study, readings)
-    )
-    (folder / CARD).write_text(render(settings, _parameters(folder), release))
+    if not (run / Version(version).metrics).is_file():
+        raise InputError(f"{run / Version(version).metrics}: not found; run `dvc repro` there")
+    params = read_yaml(run / "params.yaml")
+    block = {**params["replacements"], **params["adapters"]}[version]
+    _check_settings(settings, params, block, folder / "infini_config.json")
+    figures = estimates_of(read_metrics(version, run))
+    measured = _measured(params, block, version, figures, estimates_of(read_metrics("base", run)))
+    about = _base_description(run, params)
+    release = Release(licence, base, about, _training_data(params, block, figures), measured)
+    (folder / CARD).write_text(render(settings, _count_parameters(folder), release))
 
 
-def _check(
+def _check_settings(
     settings: dict[str, Any], params: dict[str, Any], block: dict[str, Any], file: Path
 ) -> None:
-    """InputError where the model is not what params.yaml says of the version."""
+    """Raise InputError if the model is not what params.yaml makes of the version."""
     layer = {k: v for k, v in block["layer"].items() if v is not None and k in settings}
-    wanted = {"method": block.get("method") or "replace"} | layer
-    for key, value in wanted.items():
+    for key, value in ({"method": block.get("method") or "replace"} | layer).items():
         if settings[key] != value:
-            raise InputError(f"{file}: {key} is {settings[key]!r}, of the version {value!r}")
+            raise InputError(
+                f"{file}: {key} must be the version's {value!r}, got {settings[key]!r}"
+            )
     if (base := settings["base"]["model"]) != params["base"]["model"]:
-        raise InputError(f"{file}: base is {base!r}, of the run {params['base']['model']!r}")
+        raise InputError(
+            f"{file}: base must be the run's {params['base']['model']!r}, got {base!r}"
+        )
 
 
-def _parameters(folder: Path) -> int:
-    """How many are in a saved model's tensors."""
+def _count_parameters(folder: Path) -> int:
+    """Count the elements of a saved model's tensors."""
     file = folder / "infini.safetensors"
     try:
         with safe_open(file, "numpy") as opened:
@@ -70,34 +90,46 @@ def _parameters(folder: Path) -> int:
         raise InputError(f"{file}: no readable safetensors file ({error})") from None
 
 
-def _data(study: Study, block: dict[str, Any], reading: Reading) -> str:
-    """What the version was trained on, in words."""
-    data = study.params["data"]
-    tokens = block.get("length") or data["document_length"]
-    count = reading.figures.get("finetune.train_size")
-    some = "documents" if count is None else f"{count.value:,.0f} documents"
-    return f"{some} of `{data['corpus']}`, up to {tokens:,} tokens each"
+def _base_description(run: Path, params: dict[str, Any]) -> str:
+    """Return what base/dvc.yaml says of the base, or else its name."""
+    stages = read_yaml(run / "base/dvc.yaml").get("stages", {}).values()
+    return next((stage["desc"] for stage in stages if "desc" in stage), params["base"]["model"])
 
 
-def _measured(study: Study, readings: list[Reading]) -> str:
-    """The table of a version's readings, and what it needs to be understood."""
-    data, own = study.params["data"], readings[0]
-    base = {"nats a token": "full.nats", "bytes": "full.bytes"}
-    rows: dict[str, dict[str, Cell]] = {r.label: row_of(r.figures, COLUMNS) for r in readings}
-    rows["the base, full attention"] = row_of(study.base, base)
-    table = Table(frame(rows), "version", "Measured").markdown()
-    retrieved = of_retrieval({"base": study.base, own.version: own.figures})
-    several = (
-        f"Means of {own.seeds} trainings that differ in their seed; these weights are one of them. "
-        if own.seeds > 1
-        else ""
-    )
-    return (
-        f"On {study.params['evaluate']['documents']:,} held-out documents of `{data['corpus']}`, "
-        f"up to {data['document_length']:,} tokens each. {several}**Gain**: nats a token below the "
-        "untouched base with the smallest window of at least as many bytes. **Worth**: nats a "
-        "token below a control of the same parameters and training, whose memory is always another "
-        "document's. **Recovery**: that worth as a share of what lies between that window and full "
-        "attention. A version **pays** where gain and worth are both above two standard errors. "
-        f"{LEGEND}\n\n{table}\n\n{retrieved}"
-    )
+def _training_data(params: dict[str, Any], block: dict[str, Any], figures: Figures) -> str:
+    data = params["data"]
+    length = block.get("length") or data["document_length"]
+    count = figures.get("finetune.train_size")
+    documents = "documents" if count is None else f"{count.value:,.0f} documents"
+    return f"{documents} of `{data['corpus']}`, up to {length:,} tokens each"
+
+
+def _measured(
+    params: dict[str, Any], block: dict[str, Any], version: str, figures: Figures, base: Figures
+) -> str:
+    """Return verdict, headline and retrieval of a version, in Markdown."""
+    data, window = params["data"], block["layer"].get("window")
+    readings = {window: figures} | figures_at_windows(figures)
+    rows = {
+        version if size is None else f"{version}, window {size}": row_of_figures(
+            found, CARD_COLUMNS
+        )
+        for size, found in readings.items()
+    }
+    rows["base, full attention"] = row_of_figures(base, FULL_COLUMNS)
+    parts = [
+        f"Held-out text: {params['evaluate']['documents']:,} documents of `{data['corpus']}`, up "
+        f"to {data['document_length']:,} tokens each. {LEGEND}",
+        verdict(version, figures),
+        ReportTable(text_frame(rows), "version", "Headline").markdown(),
+    ]
+    if seeds := len(params["seeds"]) + len(block.get("seeds", [])):
+        parts[0] += f" Means of {1 + seeds} trainings; these weights are one of them."
+    for task in ("passkey", "recall"):
+        retrieved = retrieval_table({"base": base, version: figures}, task)
+        if len(retrieved):
+            exact = retrieved[
+                [column for column in list(RETRIEVAL_COLUMNS)[:3] if column in retrieved]
+            ]
+            parts.append(ReportTable(exact, task, task).markdown())
+    return "\n\n".join(parts)

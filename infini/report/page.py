@@ -1,4 +1,4 @@
-"""A report as data, and its two forms: Markdown for Git, one self-contained page for eyes."""
+"""A report as data, and its two forms: Markdown for Git, and one self-contained HTML page."""
 
 import io
 import re
@@ -13,157 +13,119 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from infini.report.cells import show, sort_key
-
-# Black follows the page's text, in light and in dark.
-INK = re.compile(r"#000000\b")
-_BREAK = Markup("_<wbr>")  # where a long name may be broken
+BLACK = re.compile(r"#000000\b")  # becomes the page's text colour, in light and in dark
 
 
 @dataclass(frozen=True)
-class Card:
-    """A headline figure."""
+class ReportTable:
+    """A table of text under a caption; `corner` names its rows."""
 
-    label: str
-    value: str
-    note: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells (see cells.py) under a caption; `marked` rows stand out."""
-
-    cells: pd.DataFrame
+    frame: pd.DataFrame
     corner: str
     caption: str
-    marked: frozenset[str] = frozenset()
 
     def markdown(self) -> str:
-        """A Markdown table, the marked rows bold."""
-        cells = self.cells.map(lambda cell: _in_one_cell(show(cell)))
-        cells = cells.rename(index=self._bold_if_marked, columns=_in_one_cell)
-        return cells.rename_axis(self.corner).to_markdown(disable_numparse=True)
+        """Return the table in Markdown."""
+        frame = self.frame.map(_escape_cell).rename(index=_escape_cell, columns=_escape_cell)
+        return frame.rename_axis(self.corner).to_markdown(disable_numparse=True)
 
-    def _bold_if_marked(self, row: str) -> str:
-        return f"**{_in_one_cell(row)}**" if row in self.marked else _in_one_cell(row)
-
-    def rows(self) -> list[tuple[str, bool, list[tuple[str, str, bool]]]]:
-        """Row label, whether it is marked, and each cell.
-
-        A cell: as it is printed, what it is sorted by, whether it is words.
-        """
-        return [
-            (
-                str(row),
-                row in self.marked,
-                [(show(cell), sort_key(cell), isinstance(cell, str)) for cell in cells],
-            )
-            for row, cells in zip(self.cells.index, self.cells.to_numpy().tolist(), strict=True)
-        ]
+    def html(self) -> Markup:
+        """Return the table in HTML."""
+        table = self.frame.rename_axis(columns=self.corner).to_html(border=0)
+        caption = Markup("<caption>{}</caption>").format(self.caption)
+        return Markup(table.replace("<thead>", f"{caption}<thead>", 1))
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A plot, and what it shows in words."""
+class ReportPlot:
+    """A plot, its file name without suffix, and a caption."""
 
     name: str
     figure: Figure
-    alt: str
+    caption: str
 
-    def svg(self, *, inline: bool) -> str:
-        """The same bytes for the same figure; inline: transparent, black as the page's text."""
-        settings: Any = {
-            "svg.fonttype": "none",
-            "svg.hashsalt": self.name,
-            "font.family": "sans-serif",
-        }
-        stream = io.StringIO()
-        with matplotlib.rc_context(settings):
-            self.figure.savefig(
-                stream, format="svg", transparent=inline, metadata={"Date": None, "Creator": None}
-            )
-        text = stream.getvalue()
-        if not inline:
-            return text
-        body = INK.sub("currentColor", text[text.index("<svg") :])
-        # Ids are unique within a plot only.
-        body = re.sub(r'\bid="', f'id="{self.name}-', body)
+    def svg(self) -> str:
+        """Return the plot as an SVG file: the same figure gives the same bytes."""
+        return self._draw(transparent=False)
+
+    def inline_svg(self) -> Markup:
+        """Return the plot as an element of a page, transparent and in the page's text colour."""
+        text = self._draw(transparent=True)
+        body = BLACK.sub("currentColor", text[text.index("<svg") :])
+        body = re.sub(r'\bid="', f'id="{self.name}-', body)  # ids are unique within a plot only
         body = re.sub(r'((?:xlink:)?href="|url\()#', rf"\g<1>#{self.name}-", body)
         size = re.search(r'viewBox="[^"]*"', body)
         assert size is not None
-        label = Markup.escape(self.alt)
-        opening = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {size[0]} role="img" '
-        opening += f'aria-label="{label}">'
-        return opening + body[body.index(">") + 1 :]
+        start = Markup('<svg xmlns:xlink="http://www.w3.org/1999/xlink" {} role="img" ').format(
+            Markup(size[0])
+        )
+        label = Markup('aria-label="{}">').format(self.caption)
+        return start + label + Markup(body[body.index(">") + 1 :])
+
+    def _draw(self, *, transparent: bool) -> str:
+        settings: Any = {"svg.fonttype": "none", "svg.hashsalt": self.name}
+        settings |= {"font.family": "sans-serif"}
+        stream = io.StringIO()
+        with matplotlib.rc_context(settings):
+            about = {"Date": None, "Creator": None}
+            self.figure.savefig(stream, format="svg", transparent=transparent, metadata=about)
+        return stream.getvalue()
 
 
-Part = str | list[str] | Table | Drawing
+ReportPart = str | ReportTable | ReportPlot  # a string: a paragraph of inline Markdown
 
 
 @dataclass(frozen=True)
-class Section:
-    """Paragraphs, bullet lists, tables and drawings, in inline Markdown."""
+class ReportSection:
+    """A heading and its parts."""
 
     title: str
-    parts: list[Part]
-    folded: bool = False  # at first shut
-    page_only: bool = False  # of this very run: not in Git
+    parts: list[ReportPart]
+    page_only: bool = False  # not in the Markdown, which is in Git: it differs from run to run
 
     @property
     def anchor(self) -> str:
-        """Its name in links."""
+        """Name in links."""
         return re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
 
 @dataclass(frozen=True)
 class Report:
-    """The whole report; summary: sentences in inline Markdown."""
+    """A whole report; verdicts: a line a version, and whether it beats both."""
 
     title: str
-    summary: list[str]
-    cards: list[Card]
-    sections: list[Section]
-    stage: str = "compare_report"  # that makes it
-    page: str = "reports/index.html"  # where it writes the same as a page
+    verdicts: list[tuple[str, bool]]
+    sections: list[ReportSection]
 
 
-def kind(part: Part) -> str:
-    """What a part is, for templates: paragraph, list, table or drawing."""
-    return {str: "paragraph", list: "list", Table: "table", Drawing: "drawing"}[type(part)]
-
-
-def html(report: Report) -> str:
-    """One page that needs nothing else."""
-    # an image would be fetched
-    render = MarkdownIt("commonmark", {"html": False}).disable("image").renderInline
+def render_html(report: Report) -> str:
+    """Return the report as one page that needs no other file."""
+    inline = MarkdownIt("commonmark", {"html": False}).disable("image").renderInline
     environment = _environment(autoescape=True)
-    environment.filters["breakable"] = lambda text: Markup.escape(text).replace("_", _BREAK)
-    environment.filters["inline"] = lambda text: Markup(render(text))
-    environment.filters["svg"] = lambda drawing: Markup(drawing.svg(inline=True))
+    environment.filters["inline"] = lambda text: Markup(inline(text))
     return environment.get_template("index.html.j2").render(report=report)
 
 
-def markdown(report: Report, plots: str) -> str:
-    """Markdown whose drawings are in the folder `plots`: the same bytes for the same results."""
+def render_markdown(report: Report, plots: str) -> str:
+    """Return the report as Markdown; `plots`: folder of its plots, relative to it."""
     return _environment().get_template("compare.md.j2").render(report=report, plots=plots)
 
 
-def save_drawings(report: Report, folder: Path) -> None:
-    """Every drawing as <name>.svg."""
+def save_plots(report: Report, folder: Path) -> None:
+    """Write every plot to `<folder>/<name>.svg`."""
     folder.mkdir(parents=True, exist_ok=True)
     for section in report.sections:
         for part in section.parts:
-            if isinstance(part, Drawing):
-                (folder / f"{part.name}.svg").write_text(part.svg(inline=False))
+            if isinstance(part, ReportPlot):
+                (folder / f"{part.name}.svg").write_text(part.svg())
 
 
-def _in_one_cell(text: str) -> str:
-    """Text that does not end its cell of a Markdown table."""
+def _escape_cell(text: str) -> str:
     return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
 
 
 def _environment(**options: Any) -> jinja2.Environment:
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("infini.report"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -171,5 +133,3 @@ def _environment(**options: Any) -> jinja2.Environment:
         keep_trailing_newline=True,
         **options,
     )
-    environment.filters["kind"] = kind
-    return environment

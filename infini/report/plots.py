@@ -1,205 +1,227 @@
-"""The report's plots, drawn from its results.
+"""Plots of the report. Every version has one colour and marker in all of them.
 
-Axes and text stay black and nothing is filled white: a page turns black into its text colour.
+Axes and text stay black: the page replaces black by its own text colour, in light and in dark.
 """
 
 import math
+from itertools import cycle
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from infini.evaluation.estimates import Estimate, difference_curve
-from infini.report.results import Figures
+from infini.report.results import Figures, Results
+from infini.report.tables import COST_LABELS, FULL, base_windows
 
-COSTS = {
-    "state_bytes": "bytes carried",
-    "tokens_per_second": "tokens a second",
-    "peak_mib": "peak memory, MiB",
-}
-FULL_ATTENTION = "base, full attention"
-FEW = 8  # names that find room within the axes, or side by side
-HEADS = 64  # that are named, side by side
-MAPS = 3  # of retrieval, side by side
-COLUMNS, LINE = 3, 0.22  # of a legend below, and a line's height in inches
+WIDTH = 7.0  # inches
+LEGEND_COLUMNS, LEGEND_LINE = 4, 0.22  # of a legend below the axes; inches a line
+ABOVE = 0.5  # nats above the window curve: versions beyond are arrows at the edge
+LABEL_RATIO = 1.3  # between the state bytes of two windows whose sizes are written
+MAPS_A_ROW = 3
+
+Style = dict[str, Any]
 
 
-def training_curves(table: pd.DataFrame, unit: str) -> Figure:
-    """Loss against epoch, one colour a version; train dashed, a dot on the best epoch."""
-    figure, axes = _figure()
-    for i, (version, rows) in enumerate(table.groupby("version", sort=False)):
-        for split, curve in rows.groupby("split"):
-            axes.plot(
-                curve["epoch"],
-                curve["loss"],
-                color=f"C{i}",
-                linestyle="-" if split == "val" else "--",
-                label=f"{version} {split}",
-                marker="." if len(curve) == 1 else None,
-            )
-            best = curve[curve["event"] == "best"]
-            axes.plot(best["epoch"], best["loss"], "o", color=f"C{i}")
-    axes.set(xlabel="epoch", ylabel=unit)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    _legend(figure, axes)
+def version_styles(results: Results) -> dict[str, Style]:
+    """Return colour and marker by version; the base is black and dotted."""
+    names = list(results.setup.versions)
+    colors = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+    styles: dict[str, Style] = {"base": {"color": "black", "linestyle": ":", "marker": "."}}
+    for name, color, marker in zip(names, cycle(colors), cycle("osD^v*Xp"), strict=False):
+        styles[name] = {"color": color, "linestyle": "-", "marker": marker}
+    return styles
+
+
+def state_bytes_plot(figures: dict[str, Figures], styles: dict[str, Style]) -> Figure:
+    """Plot nats a token against state bytes: the base's windows, versions and their controls.
+
+    Error bars are those of the gains: of the distance from the window of equal state bytes, and of
+    the control's distance from its version.
+    """
+    figure, axes = _new_figure(4.2)
+    curve = _plot_window_curve(axes, figures["base"])
+    versions = {name: found for name, found in figures.items() if name != "base"}
+    far: list[tuple[str, float, float]] = []
+    for name, found in versions.items():
+        x, y = found["state_bytes.total"].value, found["documents.nats"].value
+        if y > curve(x) + ABOVE:
+            far.append((name, x, y))
+            continue
+        style = {key: styles[name][key] for key in ("color", "marker")} | {"linestyle": ""}
+        axes.errorbar(x, y, found["baseline.gain"].error, label=name, markersize=6, **style)
+        if "control.nats" in found:
+            control, error = found["control.nats"].value, found["control.gain"].error
+            hollow = style | {"markerfacecolor": "none", "markersize": 9}
+            axes.errorbar(x, control, error, **hollow)
+            axes.plot([x, x], [y, control], color=style["color"], linewidth=0.8)
+    axes.plot([], [], "o", color="gray", markerfacecolor="none", label="shuffled-memory control")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter("B"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(y=0.1)
+    axes.set(xlabel="state bytes", ylabel="nats a token")
+    for i, (name, x, y) in enumerate(far):
+        edge: Style = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot(x, 0.96 - 0.08 * i, "^", color=styles[name]["color"], **edge)
+        axes.annotate(
+            f"{name}: {y:.2f}",
+            (x, 0.96 - 0.08 * i),
+            xycoords=edge["transform"],
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    _legend_below(figure)
     return figure
 
 
-def perplexity(figures: dict[str, Figures]) -> Figure:
-    """Long test documents: every version against the base in blind segments, in per cent."""
-    base = figures["base"]["segmented.ppl"].value
-    versions = [version for version in figures if version != "base"]
-    figure, axes = _figure()
-    crowded = len(versions) > FEW
-    rows = {"documents.ppl": "with its memory", "memory_off.ppl": "memory kept empty"}
-    for offset, (row, label) in zip((-0.2, 0.2), rows.items(), strict=True):
-        heights = [100 * (figures[version][row].value / base - 1) for version in versions]
-        at = [i + offset for i in range(len(versions))]
-        bars = axes.bar(at, heights, width=0.38, label=label)
-        axes.bar_label(bars, fmt="%+.1f %%", padding=2, fontsize=8, rotation=90)
-    ceiling = 100 * (figures["base"]["full.ppl"].value / base - 1)
-    axes.axhline(ceiling, color="black", linestyle=":", label=FULL_ATTENTION)
-    _relative_scale(axes)
-    low, high = axes.get_ylim()
-    axes.set_ylim(2 * low, 4 * high)  # room for the labels, on a logarithmic scale
-    slanted: dict[str, Any] = {"rotation": 30, "ha": "right"} if crowded else {}
-    axes.set_xticks(range(len(versions)), versions, **slanted)
-    axes.legend(framealpha=0)
-    return figure
+def _plot_window_curve(axes: Axes, base: Figures) -> Any:
+    """Plot the base's windows and full attention; return nats by state bytes."""
+    names = base_windows(base)
+    x = [base[f"{name}.state_bytes"].value for name in names]
+    y = [base[f"{name}.nats"].value for name in names]
+    axes.plot(x, y, color="black", marker=".", label="base, sliding window with sinks")
+    written = 0.0
+    for name, at in zip(names, zip(x, y, strict=True), strict=True):
+        if at[0] > LABEL_RATIO * written:
+            offset: Style = {"xytext": (4, 5), "textcoords": "offset points", "fontsize": 9}
+            axes.annotate(name.removeprefix("window_"), at, **offset)
+            written = at[0]
+    segmented = base["state_bytes.total"].value, base["segmented.nats"].value
+    axes.plot(*segmented, "x", color="black", label="base, segments without memory")
+    return lambda state_bytes: np.interp(math.log(state_bytes), np.log(x), y)
 
 
-def perplexity_by(losses: dict[str, pd.DataFrame], place: str, label: str) -> Figure:
-    """Perplexity against the base in blind segments, by place; a band of one error."""
-    figure, axes = _figure()
-    base = losses["base"].query("protocol == 'segmented'")
-    lines = {FULL_ATTENTION: losses["base"].query("protocol == 'full'")}
-    lines |= {v: t.query("protocol == 'documents'") for v, t in losses.items() if v != "base"}
-    for i, (name, table) in enumerate(lines.items()):
-        style = _style(i)
-        nats = difference_curve(table, base, place)
-        low, middle, high = ([_per_cent(n, errors) for n in nats] for errors in (-1, 0, 1))
-        axes.plot(nats.index, middle, marker=".", label=name, **style)
-        axes.fill_between(nats.index, low, high, alpha=0.2, linewidth=0, color=style["color"])
-    if place == "distance":
+def position_plot(
+    curves: dict[str, pd.DataFrame], by: str, label: str, styles: dict[str, Style]
+) -> Figure:
+    """Plot nats a token above segments without memory, by `segment` or `distance`."""
+    figure, axes = _new_figure()
+    values = []
+    for name, table in curves.items():
+        rows = table[table["curve"] == f"nats_vs_segmented_by_{by}"]
+        if rows.empty:
+            continue
+        x, y, se = (rows[column].to_numpy(float) for column in ("x", "value", "se"))
+        x = np.maximum(x, 1) if by == "distance" else x
+        axes.plot(x, y, label=FULL if name == "base" else name, markersize=4, **styles[name])
+        band: Style = {"color": styles[name]["color"], "alpha": 0.2, "linewidth": 0}
+        axes.fill_between(x, y - np.nan_to_num(se), y + np.nan_to_num(se), **band)
+        values += y.tolist()
+    if by == "distance":
         axes.set_xscale("log", base=2)
-    _relative_scale(axes)
-    axes.set_ylim(bottom=max(-100, axes.get_ylim()[0]))  # no perplexity is less than none
-    axes.set_xlabel(label)
-    axes.grid(alpha=0.3)
-    _legend(figure, axes)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+    if values and max(map(abs, values)) > 1:
+        axes.set_yscale("symlog", linthresh=0.2)  # one version may be far off, another near
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.axhline(0, color="black", linewidth=1)
+    axes.set(xlabel=label, ylabel="nats a token above\nsegments without memory")
+    _legend_below(figure)
     return figure
 
 
-def retrieval(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Nats that the memory adds to the key's log-probability, by depth and length; a map each."""
+def retrieval_plot(curves: dict[str, pd.DataFrame]) -> Figure:
+    """Plot the gain over memory off for pass keys, by depth and length: a map a version."""
     maps = {}
-    for version, cases in tables.items():
-        table = cases[cases["task"] == "passkey"]
-        if version != "base" and len(table):
-            gain = table.assign(gain=table["log_prob"] - table["log_prob_off"])
-            by_place = gain.pivot_table("gain", "depth", "segments", aggfunc="mean")
-            maps[version] = by_place.rename(columns=int)  # a mean over seeds has made it 5.0
-    rows = max(1, math.ceil(len(maps) / MAPS))  # no version: one empty row
-    figure, panels = _figure(1.9 * rows + 0.6, nrows=rows, ncols=MAPS, sharey=True, squeeze=False)
-    largest = max((table.abs().max().max() for table in maps.values()), default=0) or 1.0
+    for name, table in curves.items():
+        rows = table[table["curve"] == "passkey_gain_by_depth"]
+        if name != "base" and len(rows):
+            table = rows.pivot_table("value", "x", "series", sort=False).sort_index()
+            maps[name] = table.rename(columns=lambda series: str(series).removesuffix(" segments"))
+    lines = max(1, math.ceil(len(maps) / MAPS_A_ROW))
+    figure, panels = _new_figure(
+        2.1 * lines + 0.5, nrows=lines, ncols=MAPS_A_ROW, sharey=True, squeeze=False
+    )
+    limit = max((table.abs().max().max() for table in maps.values()), default=0) or 1.0
     mesh = None
-    for axes, (version, table) in zip(panels.flat, maps.items(), strict=False):
-        mesh = axes.pcolormesh(table, cmap="RdBu", vmin=-largest, vmax=largest, edgecolors="none")
+    for axes, (name, table) in zip(panels.flat, maps.items(), strict=False):
+        mesh = axes.pcolormesh(table, cmap="RdBu", vmin=-limit, vmax=limit)
         axes.set_xticks(np.arange(table.shape[1]) + 0.5, table.columns)
-        axes.set_yticks(np.arange(len(table)) + 0.5, [f"{100 * d:.0f} %" for d in table.index])
-        axes.set(title=version, ylim=(len(table), 0))
-        _write_values(axes, table.to_numpy(), dark_from=0.6 * largest)
+        axes.set_yticks(np.arange(len(table)) + 0.5, [f"{100 * x:.0f} %" for x in table.index])
+        axes.set(title=name, ylim=(len(table), 0))
+        for (row, column), value in np.ndenumerate(table.to_numpy()):
+            color = "#fefefe" if abs(value) > 0.6 * limit else "#111111"
+            at = (column + 0.5, row + 0.5)
+            axes.text(*at, f"{value:+.2f}", color=color, ha="center", va="center", fontsize=8)
     for axes in panels.flat[len(maps) :]:
         axes.set_visible(False)
-    figure.supxlabel("segments", fontsize="medium")
+    figure.supxlabel("length of the text, segments", fontsize="medium")
     figure.supylabel("depth of the key", fontsize="medium")
     if mesh is not None:
-        figure.colorbar(mesh, ax=panels, label="nats with the memory")
+        figure.colorbar(mesh, ax=panels, label="gain over memory off, nats")
     return figure
 
 
-def gates(tables: dict[str, pd.DataFrame]) -> Figure:
-    """How far every head lets its memory in: a dot a seed."""
-    figure, axes = _figure(3.0)
-    at: list[str] = []
-    for i, (version, table) in enumerate(tables.items()):
-        for (layer, head), rows in table.groupby(["layer", "head"]):
-            label = version if head == 0 and layer == table["layer"].min() else None
-            axes.scatter([len(at)] * len(rows), rows["gate"], color=f"C{i}", label=label, zorder=2)
-            at.append(f"{layer}.{head}")
-    if len(at) <= HEADS:
-        axes.set_xticks(range(len(at)), at, rotation=90, fontsize=8)
-    axes.set(xlabel="layer.head" if len(at) <= HEADS else "heads", ylabel="gate of the memory")
-    axes.grid(alpha=0.3)
-    if at:
-        _legend(figure, axes)
+def gates_plot(curves: dict[str, pd.DataFrame], styles: dict[str, Style]) -> Figure:
+    """Plot the gate of every head by layer, the versions side by side."""
+    figure, axes = _new_figure(3.2)
+    tables = {name: table[table["curve"] == "gate"] for name, table in curves.items()}
+    tables = {name: table for name, table in tables.items() if len(table)}
+    for i, (name, table) in enumerate(tables.items()):
+        layers = table["series"].str.removeprefix("layer ").astype(int)
+        shift = 0.6 * ((i + 0.5) / len(tables) - 0.5)
+        style = {"color": styles[name]["color"], "marker": styles[name]["marker"]}
+        axes.scatter(layers + shift, table["value"], s=14, label=name, alpha=0.7, **style)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="layer", ylabel="gate of the memory, a point a head")
+    _legend_below(figure)
     return figure
 
 
-def costs(table: pd.DataFrame) -> Figure:
-    """State, speed and peak memory by length, a line a version."""
-    figure, panels = _figure(6.0, nrows=3, sharex=True)
-    for axes, (column, label) in zip(panels, COSTS.items(), strict=True):
-        for i, (version, rows) in enumerate(table.groupby("version", sort=False)):
-            axes.plot(rows["length"], rows[column], marker=".", label=version, **_style(i))
+def training_plot(table: pd.DataFrame, unit: str, styles: dict[str, Style]) -> Figure:
+    """Plot loss against epoch: validation solid, training dashed, a dot on the best epoch."""
+    figure, axes = _new_figure()
+    for (label, split), curve in table.groupby(["version", "split"], sort=False):
+        color = styles[label.partition(" seed ")[0]]["color"]
+        line = {"color": color, "linestyle": "-" if split == "val" else "--"}
+        single = "." if len(curve) == 1 else None
+        axes.plot(curve["epoch"], curve["loss"], label=f"{label} {split}", marker=single, **line)
+        best = curve[curve["event"] == "best"]
+        axes.plot(best["epoch"], best["loss"], "o", color=color)
+    axes.set(xlabel="epoch", ylabel=unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend_below(figure)
+    return figure
+
+
+def cost_plot(costs: pd.DataFrame, styles: dict[str, Style]) -> Figure:
+    """Plot state bytes, speed and peak memory by length, a line a version."""
+    figure, panels = _new_figure(6.0, nrows=3, sharex=True)
+    for axes, (column, label) in zip(panels, COST_LABELS.items(), strict=True):
+        for name, rows in costs.groupby("version", sort=False):
+            line = FULL if name == "base" else str(name)
+            axes.plot(rows["length"], rows[column], label=line, markersize=4, **styles[str(name)])
         axes.set_xscale("log", base=2)
         axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     panels[0].set_yscale("log")
-    lengths = sorted(set(table["length"]))
+    lengths = sorted(set(costs["length"]))
     panels[-1].set_xticks(lengths, [f"{length:,}" for length in lengths])
     panels[-1].set_xlabel("tokens read")
-    panels[0].legend(framealpha=0, ncols=4)
+    _legend_below(figure, panels[0])
     return figure
 
 
-def legend_below(figure: Figure) -> None:
-    """The figure grows by a legend of any length."""
-    legend = figure.legend(loc="outside lower center", ncols=COLUMNS, frameon=False)
-    lines = math.ceil(len(legend.get_texts()) / COLUMNS)
-    figure.set_figheight(figure.get_figheight() + LINE * lines)
+def _new_figure(height: float = 3.6, **grid: Any) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    panels = figure.subplots(**grid)
+    for axes in np.atleast_1d(panels).flat:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
 
 
-def _figure(height: float = 3.6, **axes: Any) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(7, height), layout="constrained")
-    return figure, figure.subplots(**axes)
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Within the axes where there is room, else below."""
-    if len(axes.get_legend_handles_labels()[1]) > FEW:
-        legend_below(figure)
-    else:
-        axes.legend(framealpha=0)
-
-
-def _style(i: int) -> dict[str, str]:
-    """The base is first and dotted; the versions keep their colours in all plots."""
-    if i == 0:
-        return {"color": "black", "linestyle": ":"}
-    return {"color": f"C{i - 1}"}
-
-
-def _relative_scale(axes: Axes) -> None:
-    """Linear near zero, logarithmic beyond: a version may be far off and another near."""
-    axes.set_yscale("symlog", linthresh=10)
-    axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-    axes.set_ylabel("perplexity against blind segments")
-    axes.axhline(0, color="black", linewidth=1)
-
-
-def _per_cent(nats: Estimate, errors: int) -> float:
-    """Nats a token as a change of perplexity, so many errors above."""
-    return 100 * math.expm1(nats.value + errors * (nats.error or 0))
-
-
-def _write_values(axes: Axes, table: "np.ndarray[Any, Any]", dark_from: float) -> None:
-    """A map's values in its fields, light where the field is dark."""
-    for (row, column), value in np.ndenumerate(table):
-        color = "#111111" if abs(value) < dark_from else "#fefefe"
-        at: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
-        axes.text(column + 0.5, row + 0.5, f"{value:+.2f}", color=color, **at)
+def _legend_below(figure: Figure, axes: Axes | None = None) -> None:
+    """Add a legend below the axes and grow the figure by its lines."""
+    handles, labels = (axes or figure.axes[0]).get_legend_handles_labels()
+    if labels:
+        place: Style = {"loc": "outside lower center", "ncols": LEGEND_COLUMNS, "frameon": False}
+        figure.legend(handles, labels, fontsize=9, **place)
+        lines = math.ceil(len(labels) / LEGEND_COLUMNS)
+        figure.set_figheight(figure.get_figheight() + LEGEND_LINE * lines)

@@ -1,29 +1,22 @@
-"""Where a report comes from: what its results were computed from, and the run that made it."""
+"""Provenance of a report: the run that made it, and whether costs are of the present settings."""
 
-import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 
+from infini.paths import COSTS_LOCK
+
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "dvc", "pandas", "matplotlib")
 CODE = ("infini", "stages", "params.yaml")
+COSTS_PIPELINE = "reports/dvc.yaml"
 
 
-def of_results(params: Path, data: Iterable[Path]) -> dict[str, str]:
-    """Label → hash, of params.yaml and of the prepared text in the folders `data`."""
-    return {
-        params.name: _hash([params]),
-        "prepared data": _hash(sorted(f for folder in data for f in folder.rglob("*.parquet"))),
-    }
-
-
-def of_this_run() -> dict[str, str]:
-    """Label → text: commit, versions of software, hardware."""
+def run_provenance() -> dict[str, str]:
+    """Return commit, versions of software and hardware of this run."""
     return {
         "commit": _commit(),
         "python": platform.python_version(),
@@ -32,8 +25,20 @@ def of_this_run() -> dict[str, str]:
     }
 
 
+def costs_are_stale() -> bool:
+    """Return whether settings have changed since the costs were measured, by `dvc status`."""
+    if not COSTS_LOCK.is_file():
+        return False
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        status = repo.status(targets=[COSTS_PIPELINE])
+    changes = [entry for entries in status.values() for entry in entries if isinstance(entry, dict)]
+    return any("params.yaml" in entry.get("changed deps", {}) for entry in changes)
+
+
 def _commit() -> str:
-    """The commit that the run started from; empty outside a Git repository."""
+    """Return the commit that the run started from; empty outside a Git repository."""
     commit = _git("rev-parse", "--short=12", "HEAD").stdout.strip()
     changed = commit and _git("diff", "--quiet", "HEAD", "--", *CODE).returncode != 0
     return f"{commit}, with changes" if changed else commit
@@ -41,13 +46,6 @@ def _commit() -> str:
 
 def _git(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(["git", *words], capture_output=True, text=True, check=False)
-
-
-def _hash(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _hardware() -> str:

@@ -1,210 +1,217 @@
-"""The comparison report: what it shows, in which order.
+"""The comparison report: which tables and plots it has, in which order.
 
-A version named in params.yaml becomes a row or a column of every table, a line of every plot.
+A version of params.yaml becomes a row or column of every table and a line of every plot. A section
+whose files are missing is one line that names the command.
 """
 
-from infini.report import cards, findings, plots, retrieval, tables, window_plot
+from infini.report import plots, tables
 from infini.report.cells import LEGEND
-from infini.report.page import Drawing, Part, Report, Section, Table
-from infini.report.results import Figures, Results, Setup
-from infini.report.window_curve import WindowCurve
+from infini.report.page import Report, ReportPart, ReportPlot, ReportSection, ReportTable
+from infini.report.results import Results
+from infini.report.verdict import beats_both, verdict
 
-UNITS = {"distill": "mean squared error", "finetune": "nats a token"}
+LOSS_UNITS = {"distill": "mean squared error", "finetune": "nats a token"}
+# Columns of the curve tables: curve, label of x, caption.
+RETRIEVAL_CURVES = {
+    "passkey_exact_by_distance": ("tokens from", "Pass keys retrieved, %, by distance"),
+    "recall_exact_by_pairs": ("pairs", "Codes retrieved, %, by how many are in the text"),
+    "recall_exact_by_distance": ("tokens from", "Codes retrieved, %, by distance"),
+}
 
 
-def build(
+def build_report(
     results: Results,
-    origin: dict[str, str],
-    this_run: dict[str, str],
+    run: dict[str, str],
     times: dict[str, dict[str, float]],
+    *,
+    costs_are_stale: bool = False,
 ) -> Report:
-    """The whole report.
+    """Build the whole report.
 
-    origin: label → hash of what the results come from. this_run and times, label → text and
-    stage → seconds, differ from run to run: only the page shows them.
+    Args:
+        results: Results of all versions.
+        run: Commit, software and hardware of this run, by label; on the page only.
+        times: Wall times by stage, in seconds; on the page only.
+        costs_are_stale: Whether settings have changed since the costs were measured.
+
+    Returns:
+        The report; a section without tables, plots or a note is left out.
     """
-    setup, figures = results.setup, results.figures
-    curve = WindowCurve(figures["base"], setup.full.context)
+    versions = {name: found for name, found in results.figures.items() if name != "base"}
     sections = [
-        _versions(results, curve),
-        _log_comparison(figures, list(setup.replacements)),
-        _log_audit(results),
-        _places(results),
+        _versions(results),
+        _research_log(results),
+        _positions(results),
         _retrieval(results),
         _memory(results),
-        _costs(results),
+        _costs(results, costs_are_stale),
         _training(results),
-        _settings(setup),
-        _origin(results, origin),
-        _this_run(this_run, times),
+        _settings(results),
+        _provenance(results),
+        _this_run(run, times),
     ]
     return Report(
-        "Does the memory pay?",
-        findings.of_all(figures, curve),
-        cards.of_all(figures),
-        [section for section in sections if section.parts],
+        title="Which versions beat the baseline and their control?",
+        verdicts=[(verdict(name, found), beats_both(found)) for name, found in versions.items()],
+        sections=[section for section in sections if section.parts],
     )
 
 
-def _versions(results: Results, curve: WindowCurve) -> Section:
+def _missing(what: str, command: str) -> str:
+    return f"{what}: `{command}` writes it."
+
+
+def _versions(results: Results) -> ReportSection:
     figures, full = results.figures, results.setup.full
-
-    def by_version(columns: dict[str, str], caption: str) -> Table:
-        return Table(tables.all_versions(figures, columns), "version", caption)
-
-    def by_figure(rows: dict[str, str], corner: str, caption: str) -> Table:
-        return Table(tables.all_versions(figures, rows).T, corner, caption)
-
-    others = tables.other_windows(figures)
-    other: list[Part] = [Table(others, "version", "The same weights at other windows")]
-    return Section("All versions", [
-        "Every figure is on held-out test text. **Gain at equal bytes**: nats a token below the "
-        "untouched base with the smallest window of at least as many bytes. **Worth**: nats a "
-        "token below the version's control, of the same parameters and training, whose memory is "
-        "always that of another document. **Recovery**: that worth as a share of what lies between "
-        "that window and full attention. A version **pays** where gain and worth are both above "
-        f"two standard errors. Full attention: windows of {full.context:,} tokens moving by "
-        f"{full.stride:,}. {LEGEND}",
-        by_version(tables.HEADLINE, "Does it pay? Nats a token, and bytes carried"),
-        *(other if len(others) else []),
-        Drawing("bytes", window_plot.carried(figures, results.losses, curve),
-                "Bytes carried against nats a token: the base with its last tokens alone, every "
-                "version, and hollow its control; a memory pays below the curve and its control"),
-        Table(tables.windows(figures["base"], curve), "last tokens", "The base's window curve"),
-        by_version(tables.BYTES, "Bytes carried from one token to the next"),
-        by_figure(tables.PERPLEXITY, "perplexity", "Perplexity of each, beside its opponents"),
-        by_figure(tables.DIFFERENCES, "nats a token", "Older comparisons, and what is added"),
-        Drawing("perplexity", plots.perplexity(figures),
-                "Perplexity of long test documents against the base in blind segments, by version"),
-    ])  # fmt: skip
-
-
-def _log_comparison(figures: dict[str, Figures], replacements: list[str]) -> Section:
-    if not replacements:
-        return Section("The log's comparison", [])
-    return Section("The log's comparison", [
-        "The rows of the research log's own table, measured on held-out text.",
-        Table(tables.versus({v: figures[v] for v in replacements}, tables.LOG_ROWS),
-              "metric", "Replacements: " + " | ".join(replacements)),
-    ])  # fmt: skip
-
-
-def _log_audit(results: Results) -> Section:
-    setup = results.setup
-    parts: list[Part] = [
-        findings.of_the_log(results.figures["base"], results.audits, setup.audits),
-        Table(tables.double_shift(results.figures, list(setup.replacements)), "model",
-              "The same models, perplexity by two scorings of the same documents"),
-    ]  # fmt: skip
-    if results.audits:
-        parts += [
-            "The log's other suspects, each put into a version once more; perplexity on long test "
-            f"documents. Of the short samples here {100 * results.padding:.1f} % is padding.",
-            Table(tables.audits(results.audits, setup.audits), "audit", "Audits"),
-        ]
-    if results.foreign:
-        parts.append(
-            f"Left out, being of another base, text or recipe: {', '.join(results.foreign)}; "
-            "`dvc repro audits/dvc.yaml` measures them anew."
-        )
-    return Section("What the research log measured", parts)
-
-
-def _places(results: Results) -> Section:
-    length = results.setup.data.segment_length
-    return Section("Where in the document", [
-        "By segment the memory has read; the first segment's memory is empty.",
-        Drawing("segments", plots.perplexity_by(results.losses, "segment", "segment"),
-                "Perplexity against the base in blind segments, by segment index"),
-        Table(tables.perplexity_by(results.losses, "segment"), "segment",
-              f"Perplexity by segment of {length} tokens"),
-        Drawing("distance",
-                plots.perplexity_by(results.losses, "distance", "tokens since the start"),
-                "Perplexity against the base in blind segments, by distance to the start"),
-        Table(tables.perplexity_by(results.losses, "distance"), "tokens from",
-              "Perplexity by distance to the document's start"),
-    ])  # fmt: skip
-
-
-def _retrieval(results: Results) -> Section:
-    figures, cases = results.figures, results.passkey
-    parts: list[Part] = [
-        "A pass key hidden in test text and asked for at its end: the log-probability of the key "
-        "(nats), the mean rank of its tokens (0 is the likeliest), and how often greedy decoding "
-        "gives it. With its memory kept empty, a version by window is the base's plain window. "
-        "Full attention: the untouched base, on the texts that it holds. Blue: the memory helps.",
-        Table(tables.retrieval(figures, "passkey"), "version",
-              "Passkey, with the memory and without"),
-        Drawing("retrieval", plots.retrieval(cases),
-                "Nats that the memory adds to the key, by depth and length"),
-    ]  # fmt: skip
-    captions = {
-        ("passkey", "distance"): "Passkeys retrieved, per cent, by tokens between key and answer",
-        ("recall", "pairs"): "Codes retrieved, per cent, by how many are hidden",
-        ("recall", "distance"): "Codes retrieved, per cent, by tokens between code and answer",
-    }
-    if any("recall.exact" in found for found in figures.values()):
-        recalled = Table(tables.retrieval(figures, "recall"), "version",
-                         "Recall: codes of several words, some asked for")  # fmt: skip
-        parts.append(recalled)
-    for (task, place), caption in captions.items():
-        if len(table := retrieval.exact_by(cases, task, place)):
-            parts.append(Table(table, f"{place} from" if place == "distance" else place, caption))
-    return Section("Retrieval", parts)
-
-
-def _memory(results: Results) -> Section:
-    alphas = tables.block(results.figures, "alpha")
-    parts: list[Part] = [
-        Drawing("gates", plots.gates(results.gates), "Gate of the memory in every head"),
+    parts: list[ReportPart] = [
+        f"{LEGEND} Full attention: windows of {full.context:,} tokens that move by {full.stride:,}."
     ]
-    if len(alphas):
-        parts.insert(0, Table(alphas, "α", "Weight of the memory beside its layer"))
-    return Section("Gates and α", parts)
-
-
-def _costs(results: Results) -> Section:
-    if not len(results.costs):
-        return Section("What a memory costs", [])
-    return Section("What a memory costs", [
-        "Against the base with a full cache of keys and values. Every length here ends a segment, "
-        "where what reads by segments carries least.",
-        Drawing("costs", plots.costs(results.costs), "State, speed and peak memory by length"),
-        Table(tables.costs(results.costs), "tokens", "Cost by length"),
+    if results.missing:
+        parts.append(_missing(f"No metrics of {', '.join(results.missing)}", "dvc repro"))
+    parts.append(
+        ReportTable(tables.versions_table(figures, tables.HEADLINE), "version", "All versions")
+    )
+    other = tables.other_windows_table(figures)
+    if len(other):
+        parts.append(ReportTable(other, "version", "The same weights with other windows"))
+    if "base" in figures:
+        styles = plots.version_styles(results)
+        parts += [
+            ReportPlot(
+                "state_bytes",
+                plots.state_bytes_plot(figures, styles),
+                "Nats a token by state bytes; a version beats both below the line and its control",
+            ),
+            ReportTable(
+                tables.window_curve_table(figures["base"]), "window", "Sliding windows of the base"
+            ),
+        ]
+    by_item = tables.versions_table(figures, tables.STATE_BYTES)
+    perplexity = tables.versions_table(figures, tables.PERPLEXITY).T
+    gains = tables.versions_table(figures, tables.OTHER_GAINS).T
+    return ReportSection("All versions", [
+        *parts,
+        ReportTable(by_item, "version", "State bytes by item"),
+        ReportTable(perplexity, "perplexity", "Perplexity"),
+        ReportTable(gains, "nats a token", "Other differences, and added parameters"),
     ])  # fmt: skip
 
 
-def _training(results: Results) -> Section:
-    parts: list[Part] = []
-    for step, unit in UNITS.items():
-        curves, figures = results.curves[step], tables.block(results.figures, step)
-        if len(curves):
-            parts.append(
-                Drawing(step, plots.training_curves(curves, unit), f"Loss by epoch: {step}")
-            )
-        if len(figures):
-            parts.append(Table(figures, step, f"Training: {step}"))
-    return Section("Training", parts)
+def _research_log(results: Results) -> ReportSection:
+    figures = results.figures
+    versions = [name for name in results.setup.replacements if name in figures]
+    if not versions:
+        return ReportSection("The research log's table", [])
+    replacements = {name: figures[name] for name in versions}
+    return ReportSection("The research log's table", [
+        ReportTable(tables.research_log_table(replacements), "metric",
+                    "Rows of the research log's table, on held-out text"),
+        ReportTable(tables.double_shift_table(figures, versions), "model",
+                    "Perplexity of the same documents by two scorings"),
+        "`audits/README.md` has the log's suspects, one by one.",
+    ])  # fmt: skip
 
 
-def _settings(setup: Setup) -> Section:
-    shown, differ = tables.settings(setup.versions)
-    parts: list[Part] = [Table(shown, "setting", "Settings by version", differ)]
-    return Section("Settings", parts if len(shown) else [])
+def _positions(results: Results) -> ReportSection:
+    title, curves = "By position in the document", results.curves
+    if not curves:
+        return ReportSection(title, [_missing("No `reports/curves/`", "dvc repro")])
+    styles, length = plots.version_styles(results), results.setup.data.segment_length
+    return ReportSection(title, [
+        ReportPlot("segments", plots.position_plot(curves, "segment", "segment", styles),
+                   "Nats a token above the base's segments without memory, by segment"),
+        ReportTable(tables.curve_table(curves, "ppl_by_segment"), "segment",
+                    f"Perplexity by segment of {length} tokens"),
+        ReportPlot("distance",
+                   plots.position_plot(curves, "distance", "tokens since the start", styles),
+                   "Nats a token above the base's segments without memory, by distance"),
+        ReportTable(tables.curve_table(curves, "ppl_by_distance"), "tokens from",
+                    "Perplexity by distance to the document's start"),
+    ])  # fmt: skip
 
 
-def _origin(results: Results, origin: dict[str, str]) -> Section:
-    base, data = results.setup.base, results.setup.data
-    return Section("Where this comes from", [
-        f"Base `{base.model}`, corpus `{data.corpus}`, documents of {data.document_length:,} "
-        f"tokens in segments of {data.segment_length}.",
-        Table(tables.listed(origin), "origin", "Provenance"),
-        Table(tables.prepared(results.prepared), "split", "Text by split"),
-    ], folded=True)  # fmt: skip
+def _retrieval(results: Results) -> ReportSection:
+    figures, curves = results.figures, results.curves
+    captions = {"passkey": "Pass keys: one key hidden in test text, asked for at its end",
+                "recall": "Recall: several codes hidden in test text, some asked for"}  # fmt: skip
+    parts: list[ReportPart] = [
+        ReportTable(table, "version", caption)
+        for task, caption in captions.items()
+        if len(table := tables.retrieval_table(figures, task))
+    ]
+    if any((table["curve"] == "passkey_gain_by_depth").any() for table in curves.values()):
+        caption = "Gain over memory off for the pass key, by depth and length; blue: memory helps"
+        parts.append(ReportPlot("retrieval", plots.retrieval_plot(curves), caption))
+    for curve, (corner, caption) in RETRIEVAL_CURVES.items():
+        if len(table := tables.curve_table(curves, curve)):
+            parts.append(ReportTable(table, corner, caption))
+    return ReportSection("Retrieval", parts)
 
 
-def _this_run(this_run: dict[str, str], times: dict[str, dict[str, float]]) -> Section:
-    parts: list[Part] = [Table(tables.listed(this_run), "origin", "Code, software and hardware")]
+def _memory(results: Results) -> ReportSection:
+    parts: list[ReportPart] = []
+    if len(alphas := tables.block_table(results.figures, "alpha")):
+        parts.append(ReportTable(alphas, "α", "Weight α of the memory beside its layer"))
+    if any((table["curve"] == "gate").any() for table in results.curves.values()):
+        plot = plots.gates_plot(results.curves, plots.version_styles(results))
+        parts.append(ReportPlot("gates", plot, "Gate of the memory in every head"))
+    return ReportSection("Gates and α", parts)
+
+
+def _costs(results: Results, stale: bool) -> ReportSection:
+    title, command = "Costs", "dvc repro reports/dvc.yaml"
+    known = results.costs[results.costs["version"].isin(["base", *results.setup.versions])]
+    if known.empty:
+        return ReportSection(title, [_missing("No `reports/costs.csv`", command)])
+    plot = plots.cost_plot(known, plots.version_styles(results))
+    note = f"Settings have changed since: `{command}` measures anew."
+    return ReportSection(title, [
+        *([note] if stale else []),
+        ReportPlot("costs", plot, "State bytes, speed and peak memory by length"),
+        ReportTable(tables.cost_table(known), "tokens", "Costs by length"),
+    ])  # fmt: skip
+
+
+def _training(results: Results) -> ReportSection:
+    parts: list[ReportPart] = []
+    styles = plots.version_styles(results)
+    for step, unit in LOSS_UNITS.items():
+        if len(table := results.training[step]):
+            plot = plots.training_plot(table, unit, styles)
+            parts.append(ReportPlot(step, plot, f"Loss by epoch: {step}"))
+        if len(figures := tables.block_table(results.figures, step)):
+            parts.append(ReportTable(figures, step, f"Training: {step}"))
+    return ReportSection("Training", parts)
+
+
+def _settings(results: Results) -> ReportSection:
+    table = tables.settings_table(results.setup.versions)
+    return ReportSection("Settings", [ReportTable(table, "setting", "Settings by version")])
+
+
+def _provenance(results: Results) -> ReportSection:
+    base, data, prepared = results.setup.base, results.setup.data, results.prepared
+    origin = {
+        "base": base.model,
+        "corpus": data.corpus,
+        "documents": f"up to {data.document_length:,} tokens, segments of {data.segment_length}",
+    }
+    title = "Provenance"
+    if not prepared:
+        return ReportSection(title, [
+            ReportTable(tables.list_table(origin), "source", "Sources"),
+            _missing("No `reports/prepared.json`", "dvc repro prepare_data"),
+        ])  # fmt: skip
+    origin["padding in samples"] = f"{100 * prepared['padding_share']:.1f} %"
+    origin["SHA-256 of the prepared text"] = prepared["sha256"]
+    return ReportSection(title, [
+        ReportTable(tables.list_table(origin), "source", "Sources"),
+        ReportTable(tables.text_frame(prepared["splits"]), "split", "Text by split"),
+    ])  # fmt: skip
+
+
+def _this_run(run: dict[str, str], times: dict[str, dict[str, float]]) -> ReportSection:
+    parts: list[ReportPart] = [ReportTable(tables.list_table(run), "", "Code, software, hardware")]
     if times:
-        parts.append(Table(tables.times(times), "stage", "Wall time, seconds"))
-    return Section("This run", parts, folded=True, page_only=True)
+        parts.append(ReportTable(tables.time_table(times), "stage", "Wall time, seconds"))
+    return ReportSection("This run", parts, page_only=True)

@@ -1,165 +1,200 @@
-"""The report's tables: data frames of cells (see cells.py), computed from results."""
+"""Tables of the report: data frames of text, a row or a column a version."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from infini.evaluation.estimates import Estimate, curve, flatten
-from infini.report.cells import Cell, Change, Rounded
-from infini.report.findings import pays
-from infini.report.results import Figures, at_windows
-from infini.report.window_curve import WindowCurve
+from infini.evaluation.estimates import Estimate, flatten
+from infini.report.cells import MISSING, Cell, show, show_change
+from infini.report.results import Figures, figures_at_windows
 from infini.training.config import VersionConfig
 
-# The rows of the research log's table "v1 vs v2": label, metric.
-LOG_ROWS = {
-    "Distillation epochs": "distill.epochs",
-    "Distillation loss (test)": "distill.test_loss",
-    "Original PPL": "distill.ppl_original",
-    "Distilled PPL": "distill.ppl_distilled",
-    "PPL gap (distillation)": "distill.ppl_gap",
-    "Finetune epochs": "finetune.epochs",
-    "Best finetune epoch": "finetune.best_epoch",
-    "Long-context PPL before": "finetune.ppl_before",
-    "Long-context PPL after": "finetune.ppl_after",
-    "Long-context PPL, memory kept empty": "memory_off.ppl",
-    "Memory's gain over kept empty, nats a token": "memory.gain",
-    "Gain at equal bytes, nats a token": "equal_bytes.gain",
-    "Against blind segments: nats a token above": "vs_base.nats",
-    "Against blind segments: context recovery, %": "context_recovery.share",
-}
-# The columns of the tables of all versions: label, metric.
+SEGMENTED, FULL = "base, segments without memory", "base, full attention"
+
+# Columns and rows of the tables over all versions: label, metric.
 HEADLINE = {
     "nats a token": "documents.nats",
-    "bytes": "bytes.total",
-    "gain at equal bytes": "equal_bytes.gain",
-    "worth": "control.worth",
+    "state bytes": "state_bytes.total",
+    "gain over the baseline": "baseline.gain",
+    "gain over the control": "control.gain",
     "recovery, %": "recovery.share",
-    "pays": "pays",
+    "beats both": "beats_both",
 }
-BYTES = {
-    "exact keys and values": "bytes.exact",
-    "pending copies": "bytes.pending",
-    "memory": "bytes.memory",
-    "total": "bytes.total",
+STATE_BYTES = {
+    "exact keys and values": "state_bytes.exact",
+    "pending copies": "state_bytes.pending",
+    "memory": "state_bytes.memory",
+    "total": "state_bytes.total",
 }
 PERPLEXITY = {
     "documents": "documents.ppl",
-    "base, window of equal bytes": "equal_bytes.ppl",
-    "that window, tokens": "equal_bytes.window",
-    "its control": "control.ppl",
-    "memory kept empty": "memory_off.ppl",
-    "another document's memory": "memory_swapped.ppl",
+    "baseline: window of equal state bytes": "baseline.ppl",
+    "baseline: tokens of that window": "baseline.window",
+    "shuffled-memory control": "control.ppl",
+    "memory off": "memory_off.ppl",
+    "memory swapped": "memory_swapped.ppl",
     "short samples": "short.ppl",
-    "bits per byte, documents": "documents.bits_per_byte",
+    "documents, bits per byte": "documents.bits_per_byte",
 }
-DIFFERENCES = {
-    "gain over memory kept empty": "memory.gain",
-    "gain over another document's memory": "memory.swapped_gain",
-    "passkey: gain over memory kept empty": "passkey.gain",
-    "against blind segments: nats above": "vs_base.nats",
-    "against blind segments: context recovery, %": "context_recovery.share",
-    "parameters added": "cost.parameters",
+OTHER_GAINS = {
+    "gain over memory off": "memory_off.gain",
+    "gain over memory swapped": "memory_swapped.gain",
+    "pass keys: gain over memory off": "passkey.gain",
+    "above segments without memory": "vs_segmented.nats",
+    "recovery from segments without memory, %": "vs_segmented.recovery",
+    "added parameters": "added_parameters",
 }
-# What the untouched base has of these.
-BLIND_SEGMENTS = {
-    "nats a token": "segmented.nats",
-    "bytes": "bytes.total",
-    **BYTES,
-    "documents": "segmented.ppl",
-    "short samples": "short.ppl",
-    "bits per byte, documents": "segmented.bits_per_byte",
+# Metrics of the untouched base under the same labels.
+BASE_METRICS = {
+    SEGMENTED: {
+        "nats a token": "segmented.nats",
+        "state bytes": "state_bytes.total",
+        **STATE_BYTES,
+        "documents": "segmented.ppl",
+        "short samples": "short.ppl",
+        "documents, bits per byte": "segmented.bits_per_byte",
+    },
+    FULL: {
+        "nats a token": "full.nats",
+        "state bytes": "full.state_bytes",
+        "exact keys and values": "full.state_bytes",
+        "total": "full.state_bytes",
+        "documents": "full.ppl",
+        "documents, bits per byte": "full.bits_per_byte",
+    },
 }
-FULL_ATTENTION = {
-    "nats a token": "full.nats",
-    "bytes": "full.bytes",
-    "exact keys and values": "full.bytes",
-    "total": "full.bytes",
-    "documents": "full.ppl",
-    "bits per byte, documents": "full.bits_per_byte",
-}
-SHARES = {"recovery.share", "context_recovery.share"}  # shown in per cent
-WINDOW = {
-    "bytes": "bytes",
+WINDOW_COLUMNS = {
+    "state bytes": "state_bytes",
     "nats a token": "nats",
     "perplexity": "ppl",
     "bits per byte": "bits_per_byte",
 }
-RETRIEVAL = {
+# Rows of the research log's own table.
+LOG_ROWS = {
+    "distillation epochs": "distill.epochs",
+    "distillation loss (test)": "distill.test_loss",
+    "original perplexity": "distill.ppl_original",
+    "distilled perplexity": "distill.ppl_distilled",
+    "perplexity gap (distillation)": "distill.ppl_gap",
+    "finetuning epochs": "finetune.epochs",
+    "best finetuning epoch": "finetune.best_epoch",
+    "long-context perplexity before": "finetune.ppl_before",
+    "long-context perplexity after": "finetune.ppl_after",
+}
+RETRIEVAL_COLUMNS = {
+    "exact, %": "exact",
+    "exact, memory off, %": "exact_off",
+    "exact, full attention, %": "exact_full",
     "log-probability": "log_prob",
-    "– memory kept empty": "log_prob_off",
-    "memory's gain": "gain",
+    "log-probability, memory off": "log_prob_off",
+    "gain over memory off, nats": "gain",
     "mean rank": "rank",
-    "– memory kept empty ": "rank_off",
-    "exact": "exact",
-    "– memory kept empty  ": "exact_off",
-    "– full attention": "exact_full",
+    "mean rank, memory off": "rank_off",
 }
-AUDIT_COLUMNS = {
-    "next token, before": "before.segmented.ppl",
-    "after": "after.segmented.ppl",
-    "after, memory kept empty": "after.memory_off.ppl",
-    "token after next, before": "before.double_shift.ppl",
-    "after ": "after.double_shift.ppl",
-    "nats above the version": "vs_version.nats",
+COST_LABELS = {
+    "state_bytes": "state bytes",
+    "tokens_per_second": "tokens a second",
+    "peak_mib": "peak memory, MiB",
 }
-BASE_PROTOCOLS = {"segmented": "base, blind segments", "full": "base, full attention"}
-COSTS = {"state_bytes": "bytes", "tokens_per_second": "tokens/s", "peak_mib": "peak MiB"}
+PERCENT = ("recovery.share", "vs_segmented.recovery", ".exact", ".exact_off", ".exact_full")
 
 
-def all_versions(figures: dict[str, Figures], columns: dict[str, str]) -> pd.DataFrame:
-    """A row a version, label → metric in its columns; before them what the base has of these."""
-    rows = {}
-    for name, its in {"blind segments": BLIND_SEGMENTS, "full attention": FULL_ATTENTION}.items():
-        if its.keys() & columns.keys():
-            known = {label: its.get(label, "") for label in columns}
-            rows[f"base, {name}"] = row_of(figures["base"], known)
-    rows |= {v: row_of(found, columns) for v, found in figures.items() if v != "base"}
-    return frame(rows)
+def text_frame(rows: Mapping[str, Mapping[str, Cell]]) -> pd.DataFrame:
+    """Format rows of cells by label; a missing cell is a dash."""
+    columns = dict.fromkeys(column for row in rows.values() for column in row)
+    text = {c: [show(row[c]) if c in row else MISSING for row in rows.values()] for c in columns}
+    return pd.DataFrame(text, index=list(rows), dtype=object)
 
 
-def other_windows(figures: dict[str, Figures]) -> pd.DataFrame:
-    """A row a version and window that it was read with besides its own."""
-    return frame(
-        {
-            f"{version}, window {size}": row_of(its, HEADLINE)
-            for version, found in figures.items()
-            for size, its in at_windows(found).items()
-        }
-    )
+def row_of_figures(figures: Figures, columns: Mapping[str, str]) -> dict[str, Cell]:
+    """Return the figures of `columns` (label → metric) that are there, by label."""
+    return {
+        label: cell for label, key in columns.items() if (cell := _figure(figures, key)) is not None
+    }
 
 
-def windows(base: Figures, curve: WindowCurve) -> pd.DataFrame:
-    """The base's window curve: a row a window of so many last tokens, then full attention."""
-    return frame(
-        {
-            point.name: row_of(
-                base, {label: f"{point.key}.{name}" for label, name in WINDOW.items()}
-            )
-            for point in curve.points
-        }
-    )
+def _figure(figures: Figures, key: str) -> Cell:
+    """Return a figure: shares in per cent, `beats_both` as yes or no."""
+    figure = figures.get(key)
+    if figure is not None and key == "beats_both":
+        return figure.value == 1
+    return figure.scaled(100) if figure is not None and key.endswith(PERCENT) else figure
 
 
-def versus(figures: dict[str, Figures], metrics: dict[str, str]) -> pd.DataFrame:
-    """A row a metric; columns v1 | v2 | change: the versions, each compared with the first."""
-    first = next(iter(figures))
+def versions_table(figures: dict[str, Figures], columns: dict[str, str]) -> pd.DataFrame:
+    """Return a row a version with the metrics of `columns`, after the base's where it has any."""
     rows: dict[str, dict[str, Cell]] = {}
-    for label, key in metrics.items():
-        if not any(key in found for found in figures.values()):
-            continue
-        rows[label] = {}
-        for version, found in figures.items():
-            rows[label][version] = figure = _figure(found, key)
-            if version != first:
-                column = "change" if len(figures) == 2 else f"{version} vs {first}"
-                rows[label][column] = Change(_figure(figures[first], key), figure)
-    return frame(rows)
+    for name, metrics in BASE_METRICS.items():
+        if "base" in figures and metrics.keys() & columns.keys():
+            known = {label: metrics[label] for label in columns if label in metrics}
+            rows[name] = row_of_figures(figures["base"], known)
+    rows |= {v: row_of_figures(found, columns) for v, found in figures.items() if v != "base"}
+    return text_frame(rows).reindex(columns=list(columns), fill_value=MISSING)
 
 
-def block(figures: dict[str, Figures], name: str) -> pd.DataFrame:
-    """The metrics `<name>.…`: a row each, a column a version that has any."""
+def other_windows_table(figures: dict[str, Figures]) -> pd.DataFrame:
+    """Return a row a version and window that it was evaluated with besides its own."""
+    return text_frame(
+        {
+            f"{version}, window {size}": row_of_figures(found, HEADLINE)
+            for version, whole in figures.items()
+            for size, found in figures_at_windows(whole).items()
+        }
+    )
+
+
+def window_curve_table(base: Figures) -> pd.DataFrame:
+    """Return a row a sliding window of the untouched base, by size, then full attention."""
+    names = {protocol.removeprefix("window_"): protocol for protocol in base_windows(base)}
+    return text_frame(
+        {
+            name: row_of_figures(base, {c: f"{key}.{m}" for c, m in WINDOW_COLUMNS.items()})
+            for name, key in names.items()
+        }
+    )
+
+
+def base_windows(base: Figures) -> list[str]:
+    """Return the base's protocols `window_<size>` and `full`, by state bytes."""
+    found = {key.partition(".")[0] for key in base if key.startswith("window_")} | {"full"}
+    return sorted(found, key=lambda protocol: base[f"{protocol}.state_bytes"].value)
+
+
+def research_log_table(figures: dict[str, Figures]) -> pd.DataFrame:
+    """Return the research log's rows, a column a replacement and its change from the first."""
+    first, *others = figures
+    columns: dict[str, list[str]] = {first: [], **{v: [] for v in others}}
+    columns |= {"change" if len(others) == 1 else f"{v} from {first}": [] for v in others}
+    rows = {k: m for k, m in LOG_ROWS.items() if any(m in found for found in figures.values())}
+    for metric in rows.values():
+        cells = [found.get(metric) for found in figures.values()]
+        changes = [show_change(cells[0], cell) for cell in cells[1:]]
+        for column, text in zip(columns.values(), [*map(show, cells), *changes], strict=True):
+            column.append(text)
+    return pd.DataFrame(columns, index=list(rows), dtype=object)
+
+
+def double_shift_table(figures: dict[str, Figures], replacements: list[str]) -> pd.DataFrame:
+    """Return perplexities by the next token and by the log's loop, on the same documents."""
+    final = ("double_shift.next_token_ppl", "double_shift.ppl")
+    before = ("finetune.double_shift_next_before", "finetune.double_shift_before")
+    models = {"untouched base": ("base", final)} if "base" in figures else {}
+    for version in replacements:
+        first = "distilled" if "distill.epochs" in figures[version] else "untrained"
+        models[f"{version} {first}"] = (version, before)
+        models[f"{version} finetuned"] = (version, final)
+    labels = ("next token", "token after next (the log's loop)")
+    return text_frame(
+        {
+            label: row_of_figures(figures[version], dict(zip(labels, keys, strict=True)))
+            for label, (version, keys) in models.items()
+        }
+    )
+
+
+def block_table(figures: dict[str, Figures], name: str) -> pd.DataFrame:
+    """Return all metrics `<name>.…`: a row each, a column a version that has any."""
     columns = {
         version: {
             key.removeprefix(f"{name}."): figure
@@ -168,128 +203,77 @@ def block(figures: dict[str, Figures], name: str) -> pd.DataFrame:
         }
         for version, found in figures.items()
     }
-    return frame({version: column for version, column in columns.items() if column}).T
+    return text_frame({version: column for version, column in columns.items() if column}).T
 
 
-def retrieval(figures: dict[str, Figures], task: str) -> pd.DataFrame:
-    """Of `passkey` or `recall`: a row a version."""
-    columns = {label: f"{task}.{name}" for label, name in RETRIEVAL.items()}
-    return frame({version: row_of(found, columns) for version, found in figures.items()})
+def retrieval_table(figures: dict[str, Figures], task: str) -> pd.DataFrame:
+    """Return a row a version: retrieval metrics of `passkey` or `recall`."""
+    columns = {label: f"{task}.{name}" for label, name in RETRIEVAL_COLUMNS.items()}
+    rows = {version: row_of_figures(found, columns) for version, found in figures.items()}
+    return text_frame({version: row for version, row in rows.items() if row})
 
 
-def perplexity_by(losses: dict[str, pd.DataFrame], place: str) -> pd.DataFrame:
-    """Perplexity by `segment` or `distance`: a row each, a column a version."""
-    columns = {}
-    for version, table in losses.items():
-        names = BASE_PROTOCOLS if version == "base" else {"documents": version}
-        for protocol, name in names.items():
-            columns[name] = curve(table[table["protocol"] == protocol], place)
-    return pd.DataFrame(columns, dtype=object).rename(index=str)
+def curve_table(curves: dict[str, pd.DataFrame], curve: str) -> pd.DataFrame:
+    """Return one curve of all versions: a row an x, a column a version or base protocol.
 
-
-def settings(versions: Mapping[str, VersionConfig]) -> tuple[pd.DataFrame, frozenset[str]]:
-    """A row a setting, a column a version; and which rows differ between versions."""
-    columns = {
-        version: {key: _setting(value) for key, value in flatten(recipe.blocks()).items()}
-        for version, recipe in versions.items()
+    Shares (curves of `exact`) are in per cent.
+    """
+    names = {"segmented": SEGMENTED, "full": FULL}
+    factor = 100 if "exact" in curve else 1
+    columns: dict[str, dict[int, Cell]] = {}
+    for version, table in curves.items():
+        for series, rows in table[table["curve"] == curve].groupby("series", sort=False):
+            label = names.get(str(series), "base") if version == "base" else version
+            columns[label] = {
+                int(x): Estimate(value, None if pd.isna(se) else se).scaled(factor)
+                for x, value, se in zip(rows["x"], rows["value"], rows["se"], strict=True)
+            }
+    rows_at = sorted({x for column in columns.values() for x in column})
+    cells = {
+        f"{x:,}": {label: column[x] for label, column in columns.items() if x in column}
+        for x in rows_at
     }
-    table = frame(columns).T
-    differ = (key for key, row in table.iterrows() if len(set(row) - {None}) > 1)
-    return table, frozenset(differ)
+    return text_frame(cells).reindex(columns=list(columns))
+
+
+def settings_table(versions: Mapping[str, VersionConfig]) -> pd.DataFrame:
+    """Return a row a setting, a column a version."""
+    return text_frame(
+        {
+            version: {key: _setting(value) for key, value in flatten(config.blocks()).items()}
+            for version, config in versions.items()
+        }
+    ).T
 
 
 def _setting(value: Any) -> Cell:
     if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return "unset" if value is None else value
+        return ", ".join(map(str, value)) or "none"
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else value
 
 
-def double_shift(figures: dict[str, Figures], replacements: list[str]) -> pd.DataFrame:
-    """The same models by the next token and by the log's loop, on the same documents."""
-    final = ("double_shift.next_token_ppl", "double_shift.ppl")
-    before = ("finetune.double_shift_next_before", "finetune.double_shift_before")
-    models = {"untouched base": ("base", *final)}
-    for version in replacements:
-        first = "distilled" if "distill.epochs" in figures[version] else "untrained"
-        models[f"{version} {first}"] = (version, *before)
-        models[f"{version} finetuned"] = (version, *final)
-    return frame(
-        {
-            label: row_of(
-                figures[version],
-                {"next token": next_token, "token after next (the log's loop)": shifted},
-            )
-            for label, (version, next_token, shifted) in models.items()
-        }
-    )
-
-
-def audits(found: dict[str, Figures], asked: dict[str, Any]) -> pd.DataFrame:
-    """A row an audit: both scores before and after the documents, and against the version."""
-    return frame(
-        {
-            asked[name].question: {"version": asked[name].of, **row_of(figures, AUDIT_COLUMNS)}
-            for name, figures in found.items()
-        }
-    )
-
-
-def times(taken: dict[str, dict[str, float]]) -> pd.DataFrame:
-    """A row a stage: seconds of work, of imports before it, of an epoch; and their sums."""
-    columns = {
-        "seconds": ("seconds", 1),
-        "imports": ("startup", 1),
-        "an epoch": ("seconds_per_epoch", 2),
+def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a length, a column a version and figure."""
+    columns: dict[str, Any] = {
+        f"{version}, {label}": rows.set_index("length")[name].map("{:,.0f}".format)
+        for name, label in COST_LABELS.items()
+        for version, rows in costs.groupby("version", sort=False)
     }
-    sums = {key: sum(time[key] for time in taken.values()) for key in ("seconds", "startup")}
-    return frame(
+    return pd.DataFrame(columns, dtype=object).rename(index="{:,}".format)
+
+
+def time_table(times: dict[str, dict[str, float]]) -> pd.DataFrame:
+    """Return a row a stage: seconds of work, of imports before it, and of an epoch; their sums."""
+    labels = {"seconds": "seconds", "imports": "startup", "an epoch": "seconds_per_epoch"}
+    sums = {key: sum(time[key] for time in times.values()) for key in ("seconds", "startup")}
+    return text_frame(
         {
-            name: {
-                label: Rounded(time[key], places) if key in time else None
-                for label, (key, places) in columns.items()
-            }
-            for name, time in {**taken, "sum": sums}.items()
+            stage: {label: f"{time[key]:.1f}" for label, key in labels.items() if key in time}
+            for stage, time in {**times, "sum": sums}.items()
         }
     )
 
 
-def prepared(counts: dict[str, dict[str, int]]) -> pd.DataFrame:
-    """A row a split: how many texts, tokens, characters, samples and documents."""
-    return frame(counts)
-
-
-def listed(pairs: dict[str, str]) -> pd.DataFrame:
-    """A row a label, its text in the one column, which has no name."""
-    return frame({label: {"": text} for label, text in pairs.items()})
-
-
-def costs(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a length, a column a version and figure."""
-    columns = {
-        f"{version}, {label}": rows.set_index("length")[name].map(round)
-        for name, label in COSTS.items()
-        for version, rows in table.groupby("version", sort=False)
-    }
-    return pd.DataFrame(columns, dtype=object).rename(index=lambda length: f"{length:,}")
-
-
-def row_of(found: Figures, columns: dict[str, str]) -> dict[str, Cell]:
-    """The figures of `columns`, label → metric, by label."""
-    return {label: _cell(found, key) for label, key in columns.items()}
-
-
-def _cell(found: Figures, key: str) -> Cell:
-    return pays(found) if key == "pays" and key in found else _figure(found, key)
-
-
-def _figure(found: Figures, key: str) -> Estimate | None:
-    """A figure, shares in per cent."""
-    figure = found.get(key)
-    return figure.scaled(100) if figure and key in SHARES else figure
-
-
-def frame(rows: Mapping[str, Mapping[str, Cell]]) -> pd.DataFrame:
-    """Rows of cells as they are: columns are neither sorted nor converted."""
-    columns = dict.fromkeys(column for row in rows.values() for column in row)
-    cells = {column: [row.get(column) for row in rows.values()] for column in columns}
-    return pd.DataFrame(cells, index=list(rows), dtype=object)
+def list_table(pairs: Mapping[str, str]) -> pd.DataFrame:
+    """Return a row a label, with its text in one column."""
+    return pd.DataFrame({"value": list(pairs.values())}, index=list(pairs), dtype=object)

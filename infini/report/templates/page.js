@@ -1,19 +1,20 @@
-// A header sorts its column up, then down, then gives the first order back.
+// A click on a header sorts its column, a second one the other way.
+function key(row, column) {
+  const text = row.cells[column].textContent.replaceAll(",", "").replace("−", "-");
+  const number = parseFloat(text);
+  return isNaN(number) ? text : number;
+}
 for (const table of document.querySelectorAll("table")) {
-  const body = table.tBodies[0], first = [...body.rows];
-  const headers = [...table.tHead.rows[0].cells];
-  headers.forEach((header, column) => header.firstElementChild.addEventListener("click", () => {
-    const next = {null: "ascending", ascending: "descending"}[header.getAttribute("aria-sort")];
+  const headers = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  headers.forEach((header, column) => header.addEventListener("click", () => {
+    const down = header.getAttribute("aria-sort") === "ascending";
     headers.forEach((other) => other.removeAttribute("aria-sort"));
-    if (!next) { body.append(...first); return; }
-    header.setAttribute("aria-sort", next);
-    const sign = next === "ascending" ? 1 : -1;
-    const key = (row) => row.cells[column].dataset.sort ?? row.cells[column].textContent;
-    body.append(...[...first].sort((a, b) => {
-      const x = key(a), y = key(b);
-      if (x === "" || y === "") return (x === "") - (y === "");
-      const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
-      return sign * order;
+    header.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const sign = down ? -1 : 1;
+    body.append(...[...body.rows].sort((first, second) => {
+      const [x, y] = [key(first, column), key(second, column)];
+      const words = typeof x === "string" || typeof y === "string";
+      return sign * (words ? String(x).localeCompare(String(y)) : x - y);
     }));
   }));
 }

@@ -1,0 +1,28 @@
+"""Verdict of a version: whether it beats the baseline of equal state bytes and its control."""
+
+from infini.evaluation.estimates import Estimate
+from infini.report.cells import show_estimate
+from infini.report.results import Figures
+
+
+def beats_both(figures: Figures) -> bool:
+    """Return whether both gains are above two standard errors, with every seed."""
+    return figures["beats_both"].value == 1
+
+
+def verdict(version: str, figures: Figures) -> str:
+    """Return a version's verdict: one line of Markdown."""
+    answer = "beats both" if beats_both(figures) else "does not beat both"
+    baseline = _distance(figures["baseline.gain"], "nats a token ")
+    control = figures.get("control.gain")
+    second = (
+        "it has no shuffled-memory control"
+        if control is None
+        else f"{_distance(control)} its shuffled-memory control"
+    )
+    return f"**{version} {answer}**: {baseline} the sliding window of equal state bytes, {second}."
+
+
+def _distance(gain: Estimate, unit: str = "") -> str:
+    amount = show_estimate(gain._replace(value=abs(gain.value)))
+    return f"{amount} {unit}{'above' if gain.value < 0 else 'below'}"
