@@ -20,18 +20,17 @@ from infini.console.stopwatch import Stopwatch
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
 from infini.evaluation import perplexity
-from infini.evaluation.baselines import of
 from infini.evaluation.config import Evaluate
-from infini.evaluation.estimates import Metrics, difference, with_errors
+from infini.evaluation.estimates import Metrics, difference, rows_of_protocol, with_errors
+from infini.evaluation.evaluate import protocol_metrics
 from infini.evaluation.layer_error import LayerData
 from infini.evaluation.losses import token_after_next
 from infini.evaluation.protocols import HeldOutText
-from infini.evaluation.version import protocol_metrics
 from infini.files import read_table, read_yaml, write_json
 from infini.model.base import load_base, load_tokenizer
 from infini.model.config import Base
 from infini.model.loading import load
-from infini.model.retrofit import untrained
+from infini.model.retrofit import retrofit_with_seed
 from infini.model.segmented.run import States
 from infini.model.segmented.segments import run_segments
 from infini.paths import Version
@@ -68,7 +67,7 @@ class LabelsShiftedTwice(Documents):
 
     def validate(self, val: Pieces) -> float:
         """Return the nats a token of the token after next."""
-        return perplexity.double_shift(self.model, val, self.segment_length).mean
+        return perplexity.score_double_shift(self.model, val, self.segment_length).mean
 
 
 class MemoryCarried(Documents):
@@ -124,7 +123,7 @@ def audited_version(audit: Audit, versions: dict[str, VersionConfig]) -> Version
     if "distill" not in version.steps and (audit.distill or audit.mistake == "padding_counted"):
         key = "distill" if audit.distill else "mistake"
         raise InputError(f"{key}: {audit.version!r} has no distillation")
-    if isinstance(version, Adapter) and (own := audit.finetune.keys() & {*version.own}):
+    if isinstance(version, Adapter) and (own := audit.finetune.keys() & {*version.version_keys}):
         raise InputError(f"finetune.{min(own)}: not a setting of a training")
     settings = version.model_dump()
     if isinstance(version, Replacement):
@@ -137,9 +136,9 @@ def audited_version(audit: Audit, versions: dict[str, VersionConfig]) -> Version
         changed = type(version).model_validate(settings)
     except ValidationError as invalid:
         raise InputError(_first_error(invalid)) from None
-    if audit.mistake in DOCUMENTS and changed.long.question_share:
+    if audit.mistake in DOCUMENTS and changed.document_recipe.question_share:
         raise InputError("mistake: the log had no synthetic questions")
-    if audit.mistake == "labels_shifted_twice" and changed.long.objective == "distillation":
+    if audit.mistake == "labels_shifted_twice" and changed.document_recipe.objective == "distillation":
         raise InputError("mistake: a teacher has no labels to shift")
     return changed
 
@@ -173,11 +172,11 @@ def run_audit(
         else:
             model = load(version.model_folder("distill"), base)
     else:
-        model = untrained(base, job.seed, config.retrofit_options(text.segment_length))
+        model = retrofit_with_seed(base, job.seed, config.retrofit_options(text.segment_length))
     before = protocol_metrics(_losses(model, text))
     training = train_on_documents(
         model,
-        config.long,
+        config.document_recipe,
         text.segment_length,
         TrainingRun(f"{job.title} finetune", job.seed),
         DOCUMENTS.get(audit.mistake, Documents),
@@ -189,7 +188,7 @@ def run_audit(
         "best_epoch": training.fit.best_epoch,
         "before": before,
         "after": protocol_metrics(losses),
-        "vs_version": with_errors(nats=difference(of(losses, "segmented"), of(own, "documents"))),
+        "vs_version": with_errors(nats=difference(rows_of_protocol(losses, "segmented"), rows_of_protocol(own, "documents"))),
     }
     return metrics, [*trainings, training]
 
@@ -220,17 +219,17 @@ def main(name: str) -> None:
     if (audit := audits.get(name)) is None:
         raise InputError(f"{PARAMS}: audits must be one of {', '.join(audits)}, got {name!r}")
     try:
-        config = audited_version(audit, params.versions())
+        config = audited_version(audit, params.all_versions())
     except InputError as error:
         raise InputError(f"{PARAMS}: audits.{name}.{error}") from None
-    base = params.read("base", Base)
+    base = params.get("base", Base)
     processes.compute_in(base.precision)
-    length = params.read("data.segment_length", int)
+    length = params.get("data.segment_length", int)
     tokenizer = load_tokenizer(base.model, base.revision)
-    text = HeldOutText(params.read("evaluate", Evaluate), length, tokenizer)
+    text = HeldOutText(params.get("evaluate", Evaluate), length, tokenizer)
     model = load_base(base.model, base.revision).to(processes.device())
     metrics, trainings = run_audit(
-        audit, config, model, TrainingRun(name, params.read("seed", int)), text
+        audit, config, model, TrainingRun(name, params.get("seed", int)), text
     )
     if not processes.is_main():
         return

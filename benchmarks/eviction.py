@@ -18,8 +18,7 @@ from infini.memory.eviction import DecayedAttention, num_recent
 from infini.model.base import load_base
 from infini.model.config import Base
 from infini.model.forward import memory_mode
-from infini.model.retrofit import remove, retrofit
-from infini.model.window.install import windowed
+from infini.model.retrofit import remove, retrofit, sliding_window
 from infini.paths import DOCUMENTS
 
 SINKS = 4
@@ -31,19 +30,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=2)
     documents = parser.parse_args().documents
-    base = params.read("base", Base)
+    base = params.get("base", Base)
     processes.compute_in(base.precision)
-    model, length = load_base(base.model, base.revision), params.read("data.segment_length", int)
+    model, length = load_base(base.model, base.revision), params.get("data.segment_length", int)
     text = Pieces.load(DOCUMENTS / "val.parquet", documents)
 
     def nats(memory: str = "own") -> float:
         with memory_mode(model, memory):  # type: ignore[arg-type]
-            return perplexity.documents(model, text, length, memory).mean  # type: ignore[arg-type]
+            return perplexity.score_documents(model, text, length, memory).mean  # type: ignore[arg-type]
 
     rows = []
     for window, kept, factor in CASES:
         exact = num_recent(window) + 1 + kept
-        with windowed(model, exact, SINKS):
+        with sliding_window(model, exact, SINKS):
             plain = nats()
         policy = DecayedAttention(factor)
         retrofit(

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, get_args
 
-from infini.errors import InputError
+from infini.errors import InputError, shown
 
 # replace: attention of ours in a layer's place; parallel: a memory beside a layer;
 # window: the base's own attention sees a window, a memory has what left it
@@ -10,6 +10,8 @@ Method = Literal["replace", "parallel", "window"]
 Init = Literal["teacher", "random"]  # weights of a replaced layer: the base's own, or fresh ones
 Update = Literal["linear", "delta"]  # write rule of the memory
 WindowUpdate = Literal["linear", "delta", "gated_delta", "none"]  # none: no matrix
+# built-in retention policies; the classes are in infini.memory.eviction
+Policy = Literal["decayed_attention"]
 LocalKind = Literal["softmax", "linear"]  # attention within a segment
 Position = Literal["none", "alibi", "rope"]  # positions within a segment
 # memory that a document reads: its own, another document's (of the same batch), or none
@@ -27,13 +29,13 @@ def check_choice(name: str, value: str, allowed: Any) -> None:
     """Raise InputError if `value` is none of the values of the Literal `allowed`."""
     if value not in get_args(allowed):
         names = ", ".join(map(repr, get_args(allowed)))
-        raise InputError(f"{name} must be one of {names}, got {value!r}")
+        raise InputError(f"{name} must be one of {names}, got {shown(value)}")
 
 
 def check_integer(name: str, value: Any, minimum: int) -> None:
     """Raise InputError if `value` is no integer, or below `minimum`."""
     if type(value) is not int:
-        raise InputError(f"{name} must be an integer ≥ {minimum}, got {value!r}")
+        raise InputError(f"{name} must be an integer ≥ {minimum}, got {shown(value)}")
     if value < minimum:
         raise InputError(f"{name} must be ≥ {minimum}, got {value}")
 
@@ -41,12 +43,10 @@ def check_integer(name: str, value: Any, minimum: int) -> None:
 def check_finite(name: str, value: Any) -> None:
     """Raise InputError if `value` is no number, or none that float32 holds."""
     if type(value) not in (int, float) or not abs(value) <= FLOAT32_MAX:
-        # Python refuses to print an integer of more than 4,300 digits.
-        shown = "a larger one" if type(value) is int else repr(value)
-        raise InputError(f"{name} must be a finite float32 number, got {shown}")
+        raise InputError(f"{name} must be a finite float32 number, got {shown(value)}")
 
 
 def check_bool(name: str, value: Any) -> None:
     """Raise InputError if `value` is neither True nor False."""
     if type(value) is not bool:
-        raise InputError(f"{name} must be True or False, got {value!r}")
+        raise InputError(f"{name} must be True or False, got {shown(value)}")

@@ -1,13 +1,13 @@
-"""params.yaml as a whole: one typed section a stage, everything checked before any work.
+"""params.yaml as a whole: composes the sections of the folders' config.py and validates them.
 
-`check` looks at the base and the text that the file names too. A wrong value or an unknown key
-is one line: key, what is needed, value. The sections themselves are in the folders' `config.py`.
+An invalid value is one line with key, message and value, before any work and without torch.
+`check_params` looks at the base and the corpus that the file names as well.
 """
 
 from contextlib import chdir
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, Self, TypeVar, get_origin
 
 from pydantic import ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -21,7 +21,7 @@ from infini.errors import InputError
 from infini.evaluation.config import Cost, Evaluate
 from infini.model.base_info import base_info
 from infini.model.config import Base
-from infini.schema import Name, Section, Seed, explain, printable
+from infini.schema import Name, Section, Seed, error_line
 from infini.training.config import (
     Adapter,
     AnyAdapter,
@@ -31,19 +31,19 @@ from infini.training.config import (
 )
 from infini.training.pretraining_config import Pretrain
 
-FILE = Path("params.yaml")
+PARAMS_FILE = Path("params.yaml")
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Params(Section):
-    """The whole of params.yaml."""
+    """All sections of params.yaml."""
 
     seed: Seed
-    # further seeds that every version is trained with
+    # seeds beside `seed` that every version is trained with
     seeds: list[Seed]
     base: Base
-    # only where the base is trained here
+    # only where stage pretrain_base trains the base
     pretrain: Pretrain | None = None
     data: Data
     replacements: dict[Name, Replacement]
@@ -53,142 +53,140 @@ class Params(Section):
 
     @property
     def versions(self) -> dict[str, VersionConfig]:
-        """All of them, by name."""
+        """Every version's settings by name."""
         return {**self.replacements, **self.adapters}
 
-    def section(self, version: str) -> str:
-        """The key under which a version is."""
-        return "replacements" if version in self.replacements else "adapters"
+    def key_of(self, version: str) -> str:
+        """Return the dotted key of a version."""
+        section = "replacements" if version in self.replacements else "adapters"
+        return f"{section}.{version}"
 
     def contexts(self) -> dict[str, int]:
-        """What the base must read at once, in tokens, by the key that asks for it."""
-        wanted = {"data.segment_length": self.data.segment_length}
-        for name, protocol in self.evaluate:
-            if (tokens := getattr(protocol, "context", None)) is not None:
-                wanted[f"evaluate.{name}.context"] = tokens
-        window = self.evaluate.window
-        wanted["evaluate.window: sizes + sinks"] = max(window.sizes) + window.sinks
-        for name, version in self.versions.items():
+        """Return how many tokens the base has to read at once, by the key that asks for it."""
+        evaluate = self.evaluate
+        tokens = {
+            "data.segment_length": self.data.segment_length,
+            "evaluate.full.context": evaluate.full.context,
+            "evaluate.window.sizes + sinks": max(evaluate.window.sizes) + evaluate.window.sinks,
+        }
+        for name, version in self.adapters.items():
             if isinstance(version, WindowAdapter):
                 sinks = version.layer.sinks
-                wanted[f"adapters.{name}.layer: window + sinks"] = version.layer.window + sinks
+                tokens[f"adapters.{name}.layer.window + sinks"] = version.layer.window + sinks
                 if version.windows:
-                    wanted[f"adapters.{name}.windows + sinks"] = max(version.windows) + sinks
-                if window.extra_sizes:
-                    wanted["evaluate.window.extra_sizes + sinks"] = max(window.extra_sizes) + sinks
-        return wanted
+                    tokens[f"adapters.{name}.windows + sinks"] = max(version.windows) + sinks
+                if extra := evaluate.window.extra_sizes:
+                    tokens["evaluate.window.extra_sizes + sinks"] = max(extra) + sinks
+        return tokens
 
     @model_validator(mode="after")
-    def _names(self) -> "Params":
+    def _check_names(self) -> Self:
         if both := self.replacements.keys() & self.adapters.keys():
-            raise InputError(f"adapters.{min(both)}: is a replacement's name too: rename one")
+            name = min(both)
+            raise InputError(f"adapters.{name}: replacements.{name} has this name too; rename one")
         if "base" in self.versions:
-            key = f"{self.section('base')}.base"
-            raise InputError(f"{key}: is the untouched base's name: rename the version")
+            raise InputError(f"{self.key_of('base')}: base is the untouched base's name; rename it")
         return self
 
     @model_validator(mode="after")
-    def _seeds(self) -> "Params":
-        if len({self.seed, *self.seeds}) < 1 + len(self.seeds):
-            raise InputError(
-                f"seeds: different ones, also from seed ({self.seed}), are needed, got {self.seeds}"
-            )
-        for name, adapter in self.adapters.items():
-            if len({self.seed, *self.seeds, *adapter.seeds}) < 1 + len(self.seeds + adapter.seeds):
-                raise InputError(
-                    f"adapters.{name}.seeds: different ones, also from seed and seeds, are needed, "
-                    f"got {adapter.seeds}"
-                )
+    def _check_seeds(self) -> Self:
+        own = {"seeds": list[int]()}
+        own |= {f"adapters.{name}.seeds": adapter.seeds for name, adapter in self.adapters.items()}
+        for key, seeds in own.items():
+            every = [self.seed, *self.seeds, *seeds]
+            if len(set(every)) < len(every):
+                raise InputError(f"{key} must differ from each other and all seeds, got {every}")
         return self
 
     @model_validator(mode="after")
-    def _sizes(self) -> "Params":
-        """Nothing is asked for that is not prepared."""
+    def _check_sizes(self) -> Self:
+        """No stage asks for more than is prepared."""
         data, evaluate = self.data, self.evaluate
-        trained = {
-            f"{self.section(name)}.{name}{'.finetune' * (name in self.replacements)}.documents": n
-            for name, version in self.versions.items()
-            if (n := version.long.documents) is not None
-        }
-        limits: dict[tuple[str, int], dict[str, int]] = {
-            ("data.document_length", data.document_length): {
-                "data.segment_length": data.segment_length
-            },
-            ("data.test.samples", data.test.samples): {
-                "evaluate.short.samples": evaluate.short.samples
-            },
-            ("data.test.documents", data.test.documents): {
-                "evaluate.documents": evaluate.documents
-            },
-            ("data.documents", data.documents): trained,
-        }
-        for (other, most), wanted in limits.items():
-            for key, value in wanted.items():
-                if value > most:
-                    raise InputError(f"{key}: at most {other}, {most}, got {value}")
+        limits = [
+            ("data.segment_length", data.segment_length, "document_length", data.document_length),
+            ("evaluate.short.samples", evaluate.short.samples, "test.samples", data.test.samples),
+            ("evaluate.documents", evaluate.documents, "test.documents", data.test.documents),
+        ]
+        for name, version in self.versions.items():
+            key = f"{self.key_of(name)}{'.finetune' * isinstance(version, Replacement)}.documents"
+            used = version.document_recipe.documents
+            limits.append((key, used or 0, "documents", data.documents))
+        for key, value, other, limit in limits:
+            if value > limit:
+                raise InputError(f"{key} must be ≤ data.{other} ({limit}), got {value}")
         for name, adapter in self.adapters.items():
-            if missing := adapter.missing(
-                data.documents, data.document_length, data.segment_length
-            ):
-                raise InputError(f"adapters.{name}.{missing}")
-        if self.pretrain is not None and self.pretrain.width % self.pretrain.heads:
-            raise InputError(
-                f"pretrain.width: a multiple of pretrain.heads, {self.pretrain.heads}, is needed, "
-                f"got {self.pretrain.width}"
-            )
+            try:
+                adapter.check_documents(data.documents, data.document_length, data.segment_length)
+            except InputError as error:
+                raise InputError(f"adapters.{name}.{error}") from None
         return self
 
 
-def read(key: str, kind: type[T]) -> T:
-    """The value of a dotted key, which is of `kind`; the whole file is checked first.
+def get(key: str, kind: type[_T]) -> _T:
+    """Return the value of a dotted key of params.yaml, which is validated as a whole.
 
-    Just these are what a stage depends on: dvc.yaml lists the same keys under `params`.
+    A stage depends on the keys that it gets: dvc.yaml lists the same ones under `params`.
+
+    Args:
+        key: dotted key, such as "data.segment_length".
+        kind: type of the value.
+
+    Raises:
+        InputError: the file is invalid, or the key is missing or null.
     """
-    value = read_optional(key, kind)
+    value = get_optional(key, kind)
     if value is None:
-        raise InputError(f"{FILE}: {key}: is null or missing, a value is needed")
+        raise InputError(f"{PARAMS_FILE}: {key} must have a value, got null")
     return value
 
 
-def read_optional(key: str, kind: type[T]) -> T | None:
-    """`read`, of what may be null."""
-    value: Any = load()
+def get_optional(key: str, kind: type[_T]) -> _T | None:
+    """Return the value of a dotted key that may be null, see `get`."""
+    value: Any = load_params()
     for part in key.split("."):
         try:
             value = value[part] if isinstance(value, dict) else getattr(value, part)
         except (KeyError, AttributeError):
-            raise InputError(f"{FILE}: {key}: no such key") from None
-    wanted = get_origin(kind) or kind
-    assert value is None or isinstance(value, wanted), f"{key} is a {type(value).__name__}"
+            raise InputError(f"{PARAMS_FILE}: {key}: no such key") from None
+    expected = get_origin(kind) or kind
+    assert value is None or isinstance(value, expected), f"{key} is a {type(value).__name__}"
     return value
 
 
-def every_seed() -> list[int]:
-    """What every version is trained with: `seed`, then the further `seeds`."""
-    return [read("seed", int), *read("seeds", list[int])]
+def all_seeds() -> list[int]:
+    """Return the seeds that every version is trained with."""
+    return [get("seed", int), *get("seeds", list[int])]
 
 
-def versions() -> dict[str, VersionConfig]:
-    """Every version by name: `replacements`, then `adapters`."""
+def all_versions() -> dict[str, VersionConfig]:
+    """Return every version's settings by name: `replacements`, then `adapters`."""
     return {
-        **read("replacements", dict[str, Replacement]),
-        **read("adapters", dict[str, Adapter]),
+        **get("replacements", dict[str, Replacement]),
+        **get("adapters", dict[str, Adapter]),
     }
 
 
-def options_of(version: str) -> dict[str, Any]:
-    """What a version gives to `infini.retrofit`, to hold what was trained against it.
+def version_options(version: str) -> dict[str, Any]:
+    """Return a version's arguments of `infini.retrofit`, which a trained model is checked against.
 
-    No stage's figures depend on it. InputError where there is no such version.
+    No stage's figures depend on them, hence none lists them under `params`.
+
+    Raises:
+        InputError: there is no such version.
     """
-    known = load().versions
+    known = load_params().versions
     if version not in known:
-        raise InputError(f"{version}: no such version in {FILE}: base or one of {', '.join(known)}")
-    return known[version].retrofit_options(load().data.segment_length)
+        names = ", ".join(["base", *known])
+        raise InputError(f"version must be one of {names} (see {PARAMS_FILE}), got {version}")
+    return known[version].retrofit_options(load_params().data.segment_length)
 
 
-def load(file: Path = FILE) -> Params:
-    """The whole file, checked. InputError: one line that names the first wrong key."""
+def load_params(file: Path = PARAMS_FILE) -> Params:
+    """Read and validate the whole file.
+
+    Raises:
+        InputError: one line that names the first invalid key.
+    """
     try:
         return _parse(file.read_text(encoding="utf-8"), file)
     except FileNotFoundError:
@@ -202,31 +200,35 @@ def load(file: Path = FILE) -> Params:
 @lru_cache(maxsize=1)
 def _parse(text: str, file: Path) -> Params:
     try:
-        # YAML 1.2 as DVC writes it: 1e-05 is a number, which PyYAML takes for text.
+        # YAML 1.2 as DVC writes it: 1e-05 is a number, PyYAML (1.1) reads a string.
         content = YAML(typ="safe", pure=True).load(text)
     except DuplicateKeyError as error:
         key, line = error.problem.split('"')[1], error.problem_mark.line + 1
-        raise InputError(f"{file}: {key}: is there twice, again in line {line}; keep one") from None
+        raise InputError(f"{file}: {key}: duplicate key in line {line}; keep one") from None
     except (YAMLError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     try:
         return Params.model_validate(content)
     except ValidationError as invalid:
-        message = explain(Params, _first(invalid))
-        raise InputError(f"{file}: {printable(message)}") from None
+        # The first error that is no missing key: a key moved to the wrong block is missing too.
+        errors = sorted(invalid.errors(), key=lambda error: error["type"] == "missing")
+        # pydantic adds the method of an adapter to the location, and "[key]" to a name's.
+        parts = [str(part) for part in errors[0]["loc"]]
+        if parts[:1] == ["adapters"] or parts[-1:] == ["[key]"]:
+            del parts[2:3]
+        raise InputError(f"{file}: {error_line('.'.join(parts), errors[0])}") from None
 
 
-def _first(invalid: ValidationError) -> Any:
-    """The error to tell: a misspelt key is missing too, and its name is the more helpful."""
-    return min(invalid.errors(), key=lambda error: error["type"] != "extra_forbidden")
+def check_params(file: Path = PARAMS_FILE) -> Params:
+    """Load the file and check it against the base and the corpus that it names.
 
+    Args:
+        file: path of the file; paths in it are relative to its folder, where its stages run.
 
-def check(file: Path = FILE) -> Params:
-    """`load`, and whether base and text are there and can do what is asked; InputError if not.
-
-    Their paths are relative to the file's folder, where its stages run.
+    Raises:
+        InputError: one line that names the first invalid key.
     """
-    params = load(file)
+    params = load_params(file)
     try:
         with chdir(file.parent):
             _check_base(params)
@@ -237,26 +239,25 @@ def check(file: Path = FILE) -> Params:
 
 
 def _check_base(params: Params) -> None:
-    """InputError where a base in a folder cannot do what a key asks of it."""
+    """Raise InputError if the base's config rules out what a key asks of it."""
     if (base := base_info(params.base.model, params.base.revision)) is None:
         return
     name = params.base.model
     for key, tokens in params.contexts().items():
         if base.context is not None and tokens > base.context:
             raise InputError(
-                f"{key}: up to {base.context:,} tokens, the context of {name!r}, got {tokens:,}"
+                f"{key} must be ≤ {base.context}, the context of {name!r}, got {tokens}"
             )
-    for version, recipe in params.versions.items():
-        key = f"{params.section(version)}.{version}"
-        options = recipe.retrofit_options(params.data.segment_length)
-        for index in options.get("layers") or ():
-            if base.layers is not None and index >= base.layers:
-                raise InputError(
-                    f"{key}.layer.layers: 0 to {base.layers - 1}, the layers of {name!r}, "
-                    f"got {index}"
-                )
-        if options["method"] == "replace" and base.kind not in REPLACEABLE:
+    for version, config in params.versions.items():
+        key = params.key_of(version)
+        layers = config.retrofit_options(params.data.segment_length)["layers"] or [0]
+        if base.layers is not None and max(layers) >= base.layers:
             raise InputError(
-                f"{key}: a layer of {base.kind} ({name!r}) cannot be replaced, of "
-                f"{', '.join(REPLACEABLE)} it can; make it an adapter, or remove it"
+                f"{key}.layer.layers must be < {base.layers}, the number of layers of {name!r}, "
+                f"got {layers}"
+            )
+        if version in params.replacements and base.kind not in REPLACEABLE:
+            raise InputError(
+                f"{key}: method replace needs a base of {', '.join(REPLACEABLE)}, {name!r} is "
+                f"{base.kind}; make it an adapter, or remove it"
             )

@@ -6,25 +6,25 @@ from infini import params, processes
 from infini.console.stage import run
 from infini.model.base import load_base
 from infini.model.config import Base
-from infini.model.retrofit import untrained
+from infini.model.retrofit import retrofit_with_seed
 from infini.training.config import Adapter
 from infini.training.long_context import train_control, train_on_documents
 from infini.training.seeds import TrainingResult, TrainingRun, train_seeds
 
 
 def main(version: str, step: Literal["finetune", "control"] = "finetune") -> None:
-    base = params.read("base", Base)
+    base = params.get("base", Base)
     processes.compute_in(base.precision)
-    length = params.read("data.segment_length", int)
-    recipe = params.read(f"adapters.{version}", Adapter)
+    length = params.get("data.segment_length", int)
+    recipe = params.get(f"adapters.{version}", Adapter)
     control = step == "control"
 
     def train(job: TrainingRun) -> TrainingResult:
         model = load_base(base.model, base.revision).to(processes.device())
-        model = untrained(model, job.seed, recipe.retrofit_options(length))
+        model = retrofit_with_seed(model, job.seed, recipe.retrofit_options(length))
         return (train_control if control else train_on_documents)(model, recipe, length, job)
 
-    seeds = [*params.every_seed(), *recipe.seeds] if recipe.control or not control else []
+    seeds = [*params.all_seeds(), *recipe.seeds] if recipe.control or not control else []
     train_seeds(version, step, seeds, train)
 
 

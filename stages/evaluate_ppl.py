@@ -4,20 +4,21 @@ from infini import params, processes
 from infini.console.stage import run
 from infini.console.stopwatch import Stopwatch
 from infini.evaluation.config import Evaluate
+from infini.evaluation.evaluate import evaluate_base, evaluate_seeds, write_evaluations
 from infini.evaluation.protocols import HeldOutText
-from infini.evaluation.version import evaluate_base, evaluate_seeds, write
 from infini.model.base import load_base, load_tokenizer
 from infini.model.config import Base
+from infini.paths import Version
 
 
 def main(version: str) -> None:
-    options = {} if version == "base" else params.options_of(version)
+    options = {} if version == "base" else params.version_options(version)
     watch = Stopwatch(f"{version}-evaluate")
-    base, seed = params.read("base", Base), params.read("seed", int)
+    base, seed = params.get("base", Base), params.get("seed", int)
     processes.compute_in(base.precision)
-    length = params.read("data.segment_length", int)
+    length = params.get("data.segment_length", int)
     tokenizer = load_tokenizer(base.model, base.revision)
-    text = HeldOutText(params.read("evaluate", Evaluate), length, tokenizer)
+    text = HeldOutText(params.get("evaluate", Evaluate), length, tokenizer)
     model = load_base(base.model, base.revision).to(processes.device())
     if version == "base":
         evaluations = {seed: evaluate_base(model, text)}
@@ -25,7 +26,7 @@ def main(version: str) -> None:
         evaluations = evaluate_seeds(model, version, options, text)
     if not processes.is_main():
         return
-    write(version, evaluations)
+    write_evaluations(Version(version, seed), evaluations)
     watch.write()
 
 

@@ -12,17 +12,17 @@ from infini.training.seeds import TrainingResult, TrainingRun, train_seeds
 
 
 def main(version: str) -> None:
-    base = params.read("base", Base)
+    base = params.get("base", Base)
     processes.compute_in(base.precision)
-    length = params.read("data.segment_length", int)
-    recipe = params.read(f"replacements.{version}.finetune", LongRecipe)
+    length = params.get("data.segment_length", int)
+    recipe = params.get(f"replacements.{version}.finetune", LongRecipe)
 
     def train(job: TrainingRun) -> TrainingResult:
         model = load_base(base.model, base.revision).to(processes.device())
         model = load(Version(version, job.seed).model_folder("distill"), model)
         return train_on_documents(model, recipe, length, job)
 
-    train_seeds(version, "finetune", params.every_seed(), train)
+    train_seeds(version, "finetune", params.all_seeds(), train)
 
 
 if __name__ == "__main__":

@@ -3,23 +3,23 @@
 from infini import params
 from infini.console.stage import run
 from infini.console.stopwatch import Stopwatch
-from infini.evaluation import cost
 from infini.evaluation.config import Cost
+from infini.evaluation.cost import measure_costs
+from infini.evaluation.rounding import write_rounded_csv
 from infini.model.config import Base
 from infini.paths import COSTS
 
 
 def main() -> None:
     watch = Stopwatch("measure_cost")
-    length = params.read("data.segment_length", int)
-    table = cost.table(
-        params.read("base", Base),
-        {name: version.retrofit_options(length) for name, version in params.versions().items()},
-        params.read("cost", Cost),
-        params.read("seed", int),
+    length = params.get("data.segment_length", int)
+    table = measure_costs(
+        params.get("base", Base),
+        {name: version.retrofit_options(length) for name, version in params.all_versions().items()},
+        params.get("cost", Cost),
+        params.get("seed", int),
     )
-    COSTS.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(COSTS, index=False)
+    write_rounded_csv(COSTS, table, ["version", "length"])
     watch.write()
 
 

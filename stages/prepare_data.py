@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     watch = Stopwatch("prepare-data")
-    base, data = params.read("base", Base), params.read("data", Data)
+    base, data = params.get("base", Base), params.get("data", Data)
     tokenizer = load_tokenizer(base.model, base.revision)
     samples, documents, counts = prepare(read_texts(data.corpus), tokenizer, data)
     write(samples, SAMPLES)

@@ -17,8 +17,8 @@ FOLDER = Path("data/base")
 
 def main() -> None:
     watch = Stopwatch("pretrain_base")
-    seed, shares = params.read("seed", int), params.read("data.shares", Shares)
-    recipe = params.read("pretrain", Pretrain)
+    seed, shares = params.get("seed", int), params.get("data.shares", Shares)
+    recipe = params.get("pretrain", Pretrain)
     corpora = dict.fromkeys(corpus for phase in recipe.phases for corpus in phase.corpora)
     texts = {corpus: base_texts(corpus, shares) for corpus in corpora}
     first = recipe.phases[0].corpora[0]

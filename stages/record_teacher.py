@@ -14,7 +14,7 @@ from infini.training.teacher import record
 
 def main() -> None:
     watch = Stopwatch("record_teacher")
-    base, full = params.read("base", Base), params.read("evaluate.full", FullProtocol)
+    base, full = params.get("base", Base), params.get("evaluate.full", FullProtocol)
     processes.compute_in(base.precision)
     model = load_base(base.model, base.revision).to(processes.device())
     documents = Pieces.load(DOCUMENTS / "train.parquet").within(vocabulary_size(model))

@@ -34,7 +34,7 @@ def put(content: dict[str, Any], key: str, value: object) -> None:
 def refusal() -> str:
     """What loading params.yaml says; one line."""
     with pytest.raises(InputError) as error:
-        params.load()
+        params.load_params()
     message = str(error.value)
     assert message.startswith("params.yaml: ")
     assert "\n" not in message
@@ -107,9 +107,9 @@ def test_a_name_is_one_versions(project: Path) -> None:
 
 def checked() -> str:
     """What checking params.yaml against base and text says."""
-    params.load()  # which knows of neither
+    params.load_params()  # which knows of neither
     with pytest.raises(InputError) as error:
-        params.check()
+        params.check_params()
     return str(error.value).removeprefix("params.yaml: ")
 
 
@@ -198,7 +198,7 @@ def test_a_base_on_the_hub_is_checked_as_far_as_it_is_here(
     content["base"]["model"], content["data"]["corpus"] = "some/model", "some/texts"
     content["adapters"]["v3"]["layer"]["layers"] = [2]
     write_params(content)
-    assert params.check().base.model == "some/model"  # tests reach no hub
+    assert params.check_params().base.model == "some/model"  # tests reach no hub
     snapshot = Path("cache/models--some--model/snapshots/0123")
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text((base_folder / "config.json").read_text())
@@ -245,18 +245,18 @@ def test_a_shell_sees_one_line_and_2_at_once(
 def test_numbers_as_dvc_writes_them(project: Path) -> None:
     text = Path("params.yaml").read_text().replace("gate_lr: 0.01", "gate_lr: 1e-05")
     Path("params.yaml").write_text(text)
-    assert params.read("adapters.v3.gate_lr", float) == 1e-5
+    assert params.get("adapters.v3.gate_lr", float) == 1e-5
 
 
 def test_read_gives_what_is_asked_for(project: Path) -> None:
-    assert params.read("replacements.v2.finetune.patience", int) == 2
-    assert params.read("data", Data).segment_length == 16
-    assert next(iter(params.read("adapters", dict[str, Adapter]))) == "v3"
-    assert list(params.versions())[:2] == ["v1", "v2"]
+    assert params.get("replacements.v2.finetune.patience", int) == 2
+    assert params.get("data", Data).segment_length == 16
+    assert next(iter(params.get("adapters", dict[str, Adapter]))) == "v3"
+    assert list(params.all_versions())[:2] == ["v1", "v2"]
     with pytest.raises(InputError, match=r"^params.yaml: replacements.v8.layer: no such key$"):
-        params.read("replacements.v8.layer", ReplacedLayer)
+        params.get("replacements.v8.layer", ReplacedLayer)
 
 
 def test_the_seed_comes_first(project: Path) -> None:
     write_params(read_params() | {"seed": 3, "seeds": [1, 2]})
-    assert params.every_seed() == [3, 1, 2]
+    assert params.all_seeds() == [3, 1, 2]

@@ -91,7 +91,7 @@ def plain(here: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
         "tokens": ("base/tokenizer_config.json", lambda: load_tokenizer("base") and None),
         "rows": ("rows/a.jsonl", lambda: list(read_texts("rows"))),
         "text": ("texts/a.txt", lambda: list(read_texts("texts"))),
-        "params": ("params.yaml", lambda: params.load() and None),
+        "params": ("params.yaml", lambda: params.load_params() and None),
     }
 
 

@@ -7,5 +7,5 @@ from infini import params
 
 def run(words: Namespace) -> None:
     """Say that words.file is valid; InputError, one line with the key, where it is not."""
-    found = params.check(words.file)
+    found = params.check_params(words.file)
     print(f"{words.file}: valid; versions: {', '.join(found.versions) or 'none'}")

@@ -1,6 +1,6 @@
-"""Sections of params.yaml: the protocols, and what a memory costs."""
+"""Sections of params.yaml: the evaluation's protocols, and the measurement of costs."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -11,79 +11,79 @@ Segments = Annotated[int, Field(ge=2, le=10**5)]
 
 
 class ShortProtocol(Section):
-    """Perplexity on short samples, each alone."""
+    """Perplexity on short samples, each read alone."""
 
     # test samples scored
     samples: Positive
 
 
 class DoubleShiftProtocol(Section):
-    """The research log's loop, which scores the token after next."""
+    """Loss on the token after next, as the research log's loop computed it."""
 
-    # test documents scored, of those that the other protocols score
+    # test documents scored, the first of evaluate.documents
     documents: Positive
 
 
 class FullProtocol(Section):
-    """Full attention, the untouched base's ceiling."""
+    """Full attention of the untouched base, in overlapping windows of its context."""
 
-    # tokens a window; at most the base's own context
+    # tokens per window; at most the base's own context
     context: Positive
-    # tokens a window moves on; at most the context
+    # tokens between the starts of two windows; at most the context
     stride: Positive
 
     @model_validator(mode="after")
-    def _stride(self) -> "FullProtocol":
+    def _check_stride(self) -> Self:
         if self.stride > self.context:
-            raise InputError(f"stride: at most the context, {self.context}, got {self.stride}")
+            raise InputError(f"stride must be ≤ context ({self.context}), got {self.stride}")
         return self
 
 
 class WindowProtocol(Section):
-    """The untouched base with a text's first tokens and its last, exactly, and no memory."""
+    """Sliding window with sinks of the untouched base: the baseline of every memory."""
 
-    # tokens of the window, the own one included; with the sinks at most the base's context
+    # tokens per window, in rising order; with the sinks at most the base's context
     sizes: Annotated[list[Positive], Field(min_length=1)]
-    # first tokens of a text that are always seen
+    # first tokens of a text that stay visible
     sinks: Annotated[int, Field(ge=0)]
-    # windows that versions of method: window are read with besides their own
+    # windows that versions with method: window are scored with besides their own
     extra_sizes: Annotated[list[Positive], Different] = Field(default_factory=list)
 
     @model_validator(mode="after")
-    def _sizes(self) -> "WindowProtocol":
+    def _check_sizes(self) -> Self:
         if self.sizes != sorted(set(self.sizes)):
-            raise InputError(f"sizes: in rising order, none twice, got {self.sizes}")
+            raise InputError(f"sizes must rise, got {self.sizes}")
         return self
 
 
 class PasskeyProtocol(Section):
-    """Passkey retrieval: a number hidden in test text, asked for at its end."""
+    """Passkey retrieval: a number hidden in test text and asked for at its end."""
 
-    # segments a text
+    # segments per text
     lengths: Annotated[list[Segments], Field(min_length=1), Different]
-    # where the number is: 0 the start, 1 right before the question
+    # relative position of the number; 0: the start, 1: right before the question
     depths: Annotated[list[Share], Field(min_length=1), Different]
-    # texts for each length and depth
+    # texts per length and depth
     samples: Positive
 
 
 class RecallProtocol(Section):
-    """Recall: the codes of several words hidden in test text, some asked for at its end."""
+    """Recall: codes of several words hidden in test text, some of them asked for at its end."""
 
-    # codes in a text; there are 64 words
+    # codes per text; there are 64 words
     pairs: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1), Different]
-    # codes asked for in each text; their answers fit into a segment
+    # codes asked for per text; their answers fit into a segment
     questions: Positive
-    # segments a text
+    # segments per text
     segments: Segments
-    # texts for each number of pairs
+    # texts per number of pairs
     samples: Positive
 
     @model_validator(mode="after")
-    def _questions(self) -> "RecallProtocol":
+    def _check_questions(self) -> Self:
         if self.questions > min(self.pairs):
             raise InputError(
-                f"questions: at most the fewest pairs, {min(self.pairs)}, got {self.questions}"
+                f"questions must be ≤ the least of pairs ({min(self.pairs)}), got {self.questions}"
             )
         return self
 
@@ -92,30 +92,30 @@ class Evaluate(Section):
     """Stage evaluate_ppl: the protocols."""
 
     short: ShortProtocol
-    # test documents scored, the same by every protocol: differences are paired; two at least,
-    # since one is read with the memory of another
+    # test documents scored, the same by every protocol, so that differences are paired; at least
+    # two, since the shuffled-memory protocol reads one with the memory of another
     documents: Annotated[int, Field(ge=2)]
     double_shift: DoubleShiftProtocol
     full: FullProtocol
     window: WindowProtocol
     passkey: PasskeyProtocol
-    # null: not asked
+    # null: not scored
     recall: RecallProtocol | None = None
 
     @model_validator(mode="after")
-    def _documents(self) -> "Evaluate":
+    def _check_documents(self) -> Self:
         if self.double_shift.documents > self.documents:
             raise InputError(
-                f"double_shift.documents: at most evaluate.documents, {self.documents}, "
+                f"double_shift.documents must be ≤ evaluate.documents ({self.documents}), "
                 f"got {self.double_shift.documents}"
             )
         return self
 
 
 class Cost(Section):
-    """Stage measure_cost: what a memory costs against a full cache of keys and values."""
+    """Stage measure_cost: time and memory of a version against the base's full cache."""
 
     # tokens read
     lengths: Annotated[list[Annotated[int, Field(ge=1, le=10**7)]], Field(min_length=1), Different]
-    # runs of each, the fastest counts
+    # runs per length, of which the fastest counts
     repeats: Positive

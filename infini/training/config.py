@@ -1,95 +1,105 @@
-"""Sections of params.yaml: recipes of trainings, versions made of them."""
+"""Sections of params.yaml: training recipes, and versions made of them."""
 
+from dataclasses import asdict, fields
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from infini.choices import RETENTION_BLOCK, Init, Objective, Position
-from infini.errors import InputError
-from infini.model.config import Placement, WindowPlacement
-from infini.schema import Different, Positive, Rate, Section, Seed, Share
+from infini.choices import RETENTION_BLOCK, Objective, Policy, check_choice
+from infini.errors import InputError, shown
+from infini.model.retrofit_config import RetrofitConfig
+from infini.model.segmented.config import ParallelConfig, ReplaceConfig
+from infini.model.window.config import WindowConfig
+from infini.schema import Different, Positive, Rate, Section, Seed, Share, unknown_key
 
 
 class Recipe(Section):
-    """What every training has."""
+    """Settings of every training."""
 
     epochs: Positive
+    # peak learning rate
     lr: Rate
     # learning rate of the gates β and of α
     gate_lr: Rate
-    # samples or documents an optimizer step
+    # samples or documents per optimizer step
     batch_size: Positive
-    # val text decides the best epoch; false: val text is trained on too, the last epoch is kept
+    # true: val text selects the best epoch; false: val text is trained on, the last epoch is used
     hold_out: bool
-    # epochs without a better val loss before stopping; null: never
+    # epochs without a lower val loss before training stops; null: never
     patience: Positive | None
 
     @model_validator(mode="after")
-    def _patience(self) -> Self:
+    def _check_patience(self) -> Self:
         if self.patience is not None and not self.hold_out:
-            raise InputError("patience needs hold_out: true, there is no val loss otherwise")
+            raise InputError(f"patience must be null with hold_out: false, got {self.patience}")
         return self
 
 
 class DocumentRecipe(Recipe):
-    """Training on long documents, each read whole, an optimizer step a batch of them."""
+    """Settings of a training on long documents, one optimizer step per batch of them."""
 
-    # how many of the prepared documents are used, val included; null: all
+    # number of prepared documents used, val included; null: all
     documents: Annotated[int, Field(ge=2, le=10**9)] | None
 
-    # the next token, or what the base with full attention says of it (stage record_teacher)
+    # cross_entropy: the next token; distillation: the log-probabilities of the base with full
+    # attention (stage record_teacher)
     objective: Objective = "cross_entropy"
     # tokens of each document that are trained on, from its start; null: all
     length: Annotated[int, Field(ge=2)] | None = None
-    # of the batches, how many hold facts and further on a question about each: there the answers
-    # alone are learnt, by cross-entropy
+    # share of the batches with synthetic retrieval questions, where only the answers count, by
+    # cross-entropy
     question_share: Share = 0.0
-    # of the learning rates; linear: up during the first fifth of all steps, then down to a tenth
+    # learning rates over the steps; linear: up during the first fifth, then down to a tenth
     schedule: Literal["constant", "linear"] = "constant"
 
     @model_validator(mode="after")
-    def _teacher(self) -> Self:
+    def _check_objective(self) -> Self:
         if self.objective == "distillation" and not self.hold_out:
-            raise InputError("objective: distillation needs hold_out: true, val has no teacher")
+            raise InputError("hold_out must be true with objective: distillation, got false")
         return self
 
     @property
     def drawn_windows(self) -> list[int]:
-        """Of which every batch draws its window; none: the layer's own."""
+        """Windows that each batch draws one of; empty: the layer's own."""
         return []
 
     def exact_context(self, segment_length: int, window: int | None) -> int:
-        """How far back a token sees without a memory, in tokens; window: the one drawn."""
+        """Return how many tokens a query attends to exactly; `window`: the drawn one, if any."""
         return segment_length
 
     def chunk(self, segment_length: int) -> int | None:
-        """Tokens that gradient flows back through; None: the whole document."""
+        """Return over how many tokens gradients flow back; None: the whole document."""
         return None
 
     @property
     def steps_by_segment(self) -> bool:
-        """Whether an optimizer step follows every chunk, rather than the document."""
+        """Whether an optimizer step follows every chunk instead of the document."""
         return False
 
 
 class LongRecipe(DocumentRecipe):
-    """Training on long documents read by segments."""
+    """Settings of a training on long documents read by segments."""
 
-    # an optimizer step after every segment, or after the document
+    # segment: an optimizer step after every segment; document: after the document
     update: Literal["segment", "document"]
-    # segments that gradient flows back through the memory; null: the whole document
+    # segments that gradients flow back through the memory; null: the whole document
     bptt_segments: Annotated[int, Field(ge=0)] | None
 
     @model_validator(mode="after")
-    def _update(self) -> Self:
+    def _check_update(self) -> Self:
         if self.update == "segment" and self.bptt_segments != 0:
-            raise InputError("bptt_segments must be 0 with update: segment")
+            raise InputError(
+                f"bptt_segments must be 0 with update: segment, got {self.bptt_segments}"
+            )
         if self.update == "segment" and self.question_share:
-            raise InputError("question_share needs update: document, a segment may have no answer")
+            raise InputError(
+                f"question_share must be 0.0 with update: segment, got {self.question_share}: "
+                "a segment may have no answer"
+            )
         return self
 
     def chunk(self, segment_length: int) -> int | None:
-        """Tokens between two detachments of the memory."""
+        """Return the tokens between two detachments of the memory."""
         return None if self.bptt_segments is None else (self.bptt_segments + 1) * segment_length
 
     @property
@@ -97,146 +107,176 @@ class LongRecipe(DocumentRecipe):
         return self.update == "segment"
 
 
-class ReplacedLayer(Placement):
-    """The layers that are replaced, and the attention of those in their place."""
+# Options of `retrofit` that are no keys of a `layer` block: data.segment_length and the adapter's
+# own alpha have these; every version is trained and scored by segments.
+OUTSIDE_LAYER = ("segment_length", "alpha", "segmented")
 
-    # their weights at first: the base's own, or fresh ones
-    init: Init = "random"
-    # positions within a segment; null: the base's own with init: teacher, else none
-    position: Position | None = None  # type: ignore[assignment]
 
-    @model_validator(mode="after")
-    def _taught(self) -> Self:
-        if self.init == "teacher" and (self.local != "softmax" or self.position is not None):
-            raise InputError("init: teacher has the base's own local: softmax, and position: null")
-        return self
+def layer_options(config: RetrofitConfig) -> dict[str, Any]:
+    """Return the options that a `layer` block holds, defaults included."""
+    return {k: v for k, v in asdict(config).items() if k not in OUTSIDE_LAYER}
 
-    def retrofit_options(self, segment_length: int) -> dict[str, Any]:
-        """Arguments of `infini.retrofit` that put untrained layers into a base."""
-        return {"method": "replace", "segment_length": segment_length, **self.model_dump()}
+
+def retrofit_options(config: ReplaceConfig | ParallelConfig, segment_length: int) -> dict[str, Any]:
+    """Return the arguments of `infini.retrofit` for the layers of a `layer` block."""
+    return {"method": config.method, "segment_length": segment_length, **layer_options(config)}
+
+
+def _layer(kind: type[RetrofitConfig]) -> BeforeValidator:
+    """Return the validator that makes a method's config of a `layer` block."""
+
+    def build(block: Any) -> RetrofitConfig:
+        if not isinstance(block, dict):
+            raise InputError(f"must be a block of options, got {shown(block)}")
+        known = [field.name for field in fields(kind) if field.name not in OUTSIDE_LAYER]
+        for key in block:
+            if key not in known:
+                raise InputError(unknown_key(key, known))
+        config = kind(**block)
+        if config.layers == [] or (config.layers is None and kind is not WindowConfig):
+            raise InputError(f"layers must name at least one layer, got {config.layers}")
+        return config
+
+    return BeforeValidator(build)
+
+
+AsOptions = PlainSerializer(layer_options)
+ReplacedLayer = Annotated[ReplaceConfig, _layer(ReplaceConfig), AsOptions]
+ParallelLayer = Annotated[ParallelConfig, _layer(ParallelConfig), AsOptions]
+WindowLayer = Annotated[WindowConfig, _layer(WindowConfig), AsOptions]
 
 
 class Replacement(Section):
-    """A version that replaces layers: distilled from them, then finetuned on long documents."""
+    """Version that replaces layers: distilled from them, then finetuned on long documents."""
 
     layer: ReplacedLayer
-    # null: the layers start as they are, as those of init: teacher may
+    # null: no distillation, the layers start with their initial weights
     distill: Recipe | None
     finetune: LongRecipe
 
     @model_validator(mode="after")
-    def _distilled(self) -> Self:
-        if self.distill is not None and len(self.layer.layers) != 1:
-            raise InputError("layer.layers: exactly one layer is distilled")
+    def _check_layer(self) -> Self:
+        layers = self.layer.layers or []
+        if self.distill is not None and len(layers) != 1:
+            raise InputError(f"layer.layers must be one layer with distill, got {layers}")
+        if self.layer.init == "teacher" and self.layer.position is not None:
+            raise InputError(
+                f"layer.position must be null with init: teacher, got {self.layer.position!r}"
+            )
         return self
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The trainings that it takes."""
+        """Trainings of this version, in order."""
         return ("finetune",) if self.distill is None else ("distill", "finetune")
 
     @property
-    def long(self) -> DocumentRecipe:
-        """How it is trained on long documents."""
+    def document_recipe(self) -> DocumentRecipe:
+        """Settings of the training on long documents."""
         return self.finetune
 
     def retrofit_options(self, segment_length: int) -> dict[str, Any]:
-        """Arguments of `infini.retrofit` that put its untrained memory into a base."""
-        return self.layer.retrofit_options(segment_length)
+        """Return the arguments of `infini.retrofit` for the untrained version."""
+        return retrofit_options(self.layer, segment_length)
 
     def blocks(self) -> dict[str, Any]:
-        """Its settings by step: layer, distill, finetune."""
+        """Return the settings by step: layer, distill, finetune."""
         return self.model_dump()
 
 
 class Adapter(DocumentRecipe):
-    """A version that keeps every layer: what both methods have."""
+    """Version that keeps every layer of the base: what methods parallel and window share."""
 
-    # settings, not the recipe's
-    own: ClassVar[tuple[str, ...]] = ("method", "layer", "control", "seeds")
+    # keys that are the version's own, not its training's
+    version_keys: ClassVar[tuple[str, ...]] = ("method", "layer", "control", "seeds")
 
-    # a twin trained alike, its memory always that of another document
+    # true: also train the shuffled-memory control, whose memory is another document's
     control: bool
-    # further seeds that this version, and its control, are trained with
+    # seeds beside the general ones that this version and its control are trained with
     seeds: list[Seed] = Field(default_factory=list)
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The trainings that it takes."""
+        """Trainings of this version, in order."""
         return ("finetune",)
 
     @property
-    def long(self) -> DocumentRecipe:
-        """How it is trained on long documents."""
+    def document_recipe(self) -> DocumentRecipe:
+        """Settings of the training on long documents."""
         return self
 
     def retrofit_options(self, segment_length: int) -> dict[str, Any]:
-        """Arguments of `infini.retrofit` that put its untrained memory into a base."""
+        """Return the arguments of `infini.retrofit` for the untrained version."""
         raise NotImplementedError
 
-    def missing(self, documents: int, length: int, segment_length: int) -> str | None:
-        """What so many documents of so many tokens lack for it, behind the key; None: nothing."""
+    def check_documents(self, documents: int, length: int, segment_length: int) -> None:
+        """Raise InputError if so many documents of `length` tokens are too little to train on."""
         documents = self.documents or documents
-        fewest = 3 if self.hold_out else 2  # one of them is for val
-        if not self.control or documents >= fewest:
-            return None
-        return (
-            f"documents: {fewest} or more are needed with control: true, whose memory is another "
-            f"document's, got {documents}"
-        )
+        fewest = 3 if self.hold_out else 2  # one of them is val
+        if self.control and documents < fewest:
+            raise InputError(
+                f"documents must be ≥ {fewest} with control: true, got {documents}: the control "
+                "reads with the memory of another document"
+            )
 
     def blocks(self) -> dict[str, Any]:
-        """Its settings by step: its own, and finetune."""
+        """Return the settings by step: the version's own, and finetune."""
         recipe = self.model_dump()
-        own = {name: recipe.pop(name) for name in self.own}
+        own = {name: recipe.pop(name) for name in self.version_keys}
         return own | {"finetune": recipe}
 
 
 class ParallelAdapter(Adapter, LongRecipe):
-    """α times a memory beside some layers, documents read by segments."""
+    """Version with method: parallel; documents are read by segments."""
 
-    own: ClassVar[tuple[str, ...]] = (*Adapter.own, "alpha")
+    version_keys: ClassVar[tuple[str, ...]] = (*Adapter.version_keys, "alpha")
 
     method: Literal["parallel"]
-    layer: Placement
-    # where α starts; 0: as the base
+    layer: ParallelLayer
+    # initial value of α; 0.0: the version starts as the base
     alpha: Annotated[float, Field(ge=-100, le=100)]
 
     def retrofit_options(self, segment_length: int) -> dict[str, Any]:
-        own = {"method": self.method, "segment_length": segment_length, "alpha": self.alpha}
-        return own | self.layer.model_dump()
+        return retrofit_options(self.layer, segment_length) | {"alpha": self.alpha}
 
 
 class WindowAdapter(Adapter):
-    """A window in every layer, beside it a memory of what has left it."""
+    """Version with method: window, and a memory of what has left the window."""
 
     method: Literal["window"]
-    layer: WindowPlacement
-    # of which every batch draws its window, instead of the layer's
+    layer: WindowLayer
+    # windows that each batch draws one of, instead of the layer's; in tokens
     windows: Annotated[list[Positive], Different] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _check_layer(self) -> Self:
+        check_choice("layer.policy", self.layer.policy, Policy)
+        if self.layer.update == "none" and not self.layer.retained:
+            raise InputError("layer.retained must be ≥ 1 with update: none, got 0")
+        return self
 
     @property
     def drawn_windows(self) -> list[int]:
         return self.windows
 
     def exact_context(self, segment_length: int, window: int | None) -> int:
-        seen = (window or self.layer.window) + self.layer.sinks
-        return seen + (RETENTION_BLOCK - 1 if self.layer.retained else 0)
+        exact = (window or self.layer.window) + self.layer.sinks
+        return exact + (RETENTION_BLOCK - 1 if self.layer.retained else 0)
 
-    def missing(self, documents: int, length: int, segment_length: int) -> str | None:
+    def check_documents(self, documents: int, length: int, segment_length: int) -> None:
         read = min(self.length or length, length)
         windows = self.windows or [self.layer.window]
-        seen = max(self.exact_context(segment_length, window) for window in windows)
-        if read > seen:
-            return super().missing(documents, length, segment_length)
-        return (
-            f"{'layer.window' if self.length is None else 'length'}: documents of {read} tokens "
-            f"leave nothing to a memory behind the {seen} that are seen exactly (window, sinks, a "
-            "block of kept pairs)"
-        )
+        exact = max(self.exact_context(segment_length, window) for window in windows)
+        if read <= exact:
+            key = "layer.window" if self.length is None else "length"
+            raise InputError(
+                f"{key}: documents of {read} tokens leave nothing to the memory, {exact} are "
+                "attended to exactly (window, sinks, a block of retained pairs)"
+            )
+        super().check_documents(documents, length, segment_length)
 
     def retrofit_options(self, segment_length: int) -> dict[str, Any]:
-        return {"method": self.method, **self.layer.model_dump()}
+        return {"method": self.method, **layer_options(self.layer)}
 
 
 AnyAdapter = Annotated[ParallelAdapter | WindowAdapter, Field(discriminator="method")]

@@ -19,11 +19,12 @@ from infini.evaluation.layer_error import (
     squared_error,
 )
 from infini.model.architectures import vocabulary_size
-from infini.model.retrofit import untrained
-from infini.model.segmented.layers import infini_parameters, segmented_layers
+from infini.model.modules import infini_parameters, segmented_layers
+from infini.model.retrofit import retrofit_with_seed
+from infini.model.segmented.config import ReplaceConfig
 from infini.paths import SAMPLES
 from infini.training.checkpoint import Checkpoint, fingerprint
-from infini.training.config import Recipe, ReplacedLayer
+from infini.training.config import Recipe, retrofit_options
 from infini.training.loop import Loss, Task, adamw, fit
 from infini.training.seeds import TrainingResult, TrainingRun
 
@@ -38,7 +39,7 @@ def distillation_loss(layer: nn.Module, data: LayerData, chosen: Tensor) -> Iter
 
 def distill(
     base: PreTrainedModel,
-    place: ReplacedLayer,
+    place: ReplaceConfig,
     recipe: Recipe,
     segment_length: int,
     job: TrainingRun,
@@ -59,7 +60,7 @@ def distill(
         train += val
     train = prepared(train)
 
-    model = untrained(base, job.seed, place.retrofit_options(segment_length))
+    model = retrofit_with_seed(base, job.seed, retrofit_options(place, segment_length))
     layer, trained = segmented_layers(model)[index], infini_parameters(model)
     settings = [job.seed, recipe.model_dump(), model.infini_config]
     checkpoint = Checkpoint(job.name, fingerprint(settings, [SAMPLES]))

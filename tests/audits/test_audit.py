@@ -15,7 +15,7 @@ from infini import params
 from infini.errors import InputError
 from infini.evaluation.layer_error import LayerData
 from infini.evaluation.losses import cross_entropy, next_token
-from infini.evaluation.perplexity import double_shift
+from infini.evaluation.perplexity import score_double_shift
 from infini.model.architectures import output_head
 from infini.model.retrofit import retrofit
 from infini.model.segmented.segments import run_segments
@@ -31,7 +31,7 @@ def test_labels_shifted_twice_equals_double_shift(model: PreTrainedModel) -> Non
     text = some_pieces([64, 50], 64)
     shifted = LabelsShiftedTwice(model, text, L, long_recipe())
     losses = list(shifted.losses(Batch(torch.arange(2))))
-    expected = double_shift(model, text, L)
+    expected = score_double_shift(model, text, L)
     assert sum(loss.total.item() for loss in losses) == pytest.approx(expected.total, rel=1e-5)
     assert sum(loss.items for loss in losses) == expected.tokens
     assert shifted.validate(text) == pytest.approx(expected.mean)
@@ -67,7 +67,7 @@ def test_repository_audits_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     audits = audit.read_audits()
     assert set(audits) == {file.stem for file in audit.RESULTS.glob("*.json")}
     for name, found in audits.items():
-        changed = audited_version(found, params.versions())
+        changed = audited_version(found, params.all_versions())
         settings = changed.model_dump() if isinstance(changed, Adapter) else changed.finetune
         assert found.finetune.items() <= dict(settings).items(), name
 
@@ -93,7 +93,7 @@ def test_audited_version_rejects_invalid_audits(
 ) -> None:
     invalid = Audit(**({"version": "v3", "question": "?"} | changed))
     with pytest.raises(InputError) as error:
-        audited_version(invalid, params.versions())
+        audited_version(invalid, params.all_versions())
     assert str(error.value).startswith(message)
 
 

@@ -35,7 +35,7 @@ def test_pieces_stay_within_a_text_and_count_their_bytes(base_folder: Path, word
 
 def test_quotas_and_reading_no_more_than_needed(project: Path, base_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
-    data = params.read("data", Data)
+    data = params.get("data", Data)
     read = []
 
     def texts() -> Iterator[Text]:
@@ -66,7 +66,7 @@ def test_every_text_gives_its_first_piece_before_any_its_second(
     project: Path, base_folder: Path
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
-    data = params.read("data", Data)
+    data = params.get("data", Data)
     data = data.model_copy(update={"samples": 30})  # more than the texts that training has
     texts = [Text(str(i), sentence(80, i)) for i in range(24)]
     samples = prepare(texts, tokenizer, data).samples["train"]
@@ -81,7 +81,7 @@ def test_texts_that_a_recipe_was_chosen_on_are_never_scored(
     project: Path, base_folder: Path
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
-    data = params.read("data", Data)
+    data = params.get("data", Data)
     texts = [Text(str(i), sentence(10 if i % 2 else 80, i)) for i in range(60)]  # short ones too
     whole = prepare(texts, tokenizer, data)
     unseen = data.model_copy(update={"test": data.test.model_copy(update={"skip": 2})})
@@ -105,7 +105,7 @@ def test_of_a_very_long_text_only_what_is_wanted_is_read(project: Path, base_fol
         assert part.offsets == everything.offsets[:enough]
         assert whole.text.startswith(part.text.text)
         assert len(part.text.text) == part.offsets[-1][1]
-    data = params.read("data", Data)
+    data = params.get("data", Data)
     first = prepare([Text(str(i), sentence(80, i)) for i in range(24)], tokenizer, data)
     long = [Text(str(i), sentence(80, i) + " " + sentence(9000, i)) for i in range(24)]
     second = prepare(long, tokenizer, data)
@@ -128,7 +128,7 @@ def test_no_more_pieces_are_kept_than_are_wanted() -> None:
 
 def test_the_bases_own_documents_are_counted_and_not_cut(project: Path, base_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
-    data = params.read("data", Data)
+    data = params.get("data", Data)
     shares = data.shares.model_copy(update={"base": 0.4, "train": 0.2})
     texts = [Text(str(i), sentence(80, i)) for i in range(200)]
     prepared = prepare(texts, tokenizer, data.model_copy(update={"shares": shares}))

@@ -92,7 +92,7 @@ def test_exactly_ours_is_trainable_and_removal_gives_the_base_back(
         ("alpha must be a finite float32 number, got nan", {"alpha": float("nan")}),
         ("alpha must be a finite float32 number, got 'much'", {"alpha": "much"}),
         (r"alpha must be a finite float32 number, got 1e\+39", {"alpha": 1e39}),
-        ("alpha must be a finite float32 number, got a larger one", {"alpha": 10**5000}),
+        ("alpha must be a finite float32 number, got a huge integer", {"alpha": 10**5000}),
         ("segmented must be True or False, got 'yes'", {"segmented": "yes"}),
         ("update must be one of 'linear', 'delta', got 'dleta'", {"update": "dleta"}),
         ("local must be one of 'softmax', 'linear', got 'sofmax'", {"local": "sofmax"}),
