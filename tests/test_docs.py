@@ -1,0 +1,60 @@
+"""Code in README.md and docs/ runs as written, the quickstart prints what its page shows."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "examples"))
+from render import EXAMPLE, PAGE, render
+
+NUMBER = re.compile(r"-?[\d,]*\.?\d+")
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with the base and the examples of a clone; policies are forgotten."""
+    from infini.memory.eviction import policy
+
+    for name in ("data", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(policy, "_FACTORIES", dict(policy._FACTORIES))
+    yield tmp_path
+
+
+def run_python(file: str) -> dict[str, Any]:
+    """Run the Python blocks of a document in order and return their variables."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / file).read_text(), re.S | re.M)
+    assert blocks
+    for block in blocks:
+        exec(block, names)
+    return names
+
+
+def test_readme_code_runs(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_python("README.md")
+    assert "The army of the United States" in capsys.readouterr().out
+    assert f"{names['text'].input_ids.shape[1]:,} tokens" in (ROOT / "README.md").read_text()
+    assert names["model"].infini_config["retained"] == 32
+    assert (clone / "my-memory/infini.safetensors").is_file()
+
+
+def test_policies_code_runs(clone: Path) -> None:
+    names = run_python("docs/policies.md")
+    assert names["model"].infini_config["policy"] == "HeavyHitters"
+    registered = names["infini"].memory.eviction.policy_by_name("smallest_key_norm")
+    assert isinstance(registered, names["SmallestKeyNorm"])
+
+
+def test_quickstart_page_is_what_the_example_prints(clone: Path) -> None:
+    page, expected = render(EXAMPLE), PAGE.read_text(encoding="utf-8")
+    assert NUMBER.sub("0", page) == NUMBER.sub("0", expected)
+    for number, written in zip(NUMBER.findall(page), NUMBER.findall(expected), strict=True):
+        value = pytest.approx(float(written.replace(",", "")), rel=1e-3)
+        assert float(number.replace(",", "")) == value
