@@ -1,4 +1,4 @@
-"""The README's commands, found by the heading that they stand under, and a clone to run them in."""
+"""Commands of README.md and docs/pipeline.md, by their heading, and a clone to run them in."""
 
 import os
 import re
@@ -9,13 +9,13 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(heading: str, language: str = "bash") -> list[str]:
-    """The code under a heading, up to the next one of its level."""
+def blocks(file: str, heading: str, language: str = "bash") -> list[str]:
+    """Return the code of a document under a heading, up to the next one of its level."""
     level = heading.split()[0]
-    section = README.split(f"\n{heading}\n")[1].split(f"\n{level} ")[0]
+    text = (ROOT / file).read_text(encoding="utf-8")
+    section = text.split(f"\n{heading}\n")[1].split(f"\n{level} ")[0]
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
 
 

@@ -1,4 +1,4 @@
-"""A reader's path: the README's commands, one after the other as they are written."""
+"""Commands of README.md and docs/pipeline.md run as written, one after the other."""
 
 import re
 import time
@@ -11,6 +11,7 @@ from readme import Clone, blocks
 from toy import sentence
 
 pytestmark = pytest.mark.readme
+PIPELINE = "docs/pipeline.md"
 ALWAYS = ["check_inputs"]  # a stage that DVC runs every time
 
 
@@ -25,7 +26,7 @@ def ran(output: str) -> list[str]:
 
 
 def test_run_and_look(clone: Clone) -> None:
-    (commands,) = blocks("## Run and test")
+    (commands,) = blocks("README.md", "## Run and test")
     run, test = commands.splitlines()
     assert test.startswith("make test ")
     said = clone.run(run)
@@ -33,7 +34,7 @@ def test_run_and_look(clone: Clone) -> None:
     page = clone.folder / "reports/index.html"
     assert str(page.relative_to(clone.folder)) in said
     assert "v5" in page.read_text()
-    look, compare, *_ = blocks("## The pipeline")
+    look, compare, *_ = blocks(PIPELINE, "## Commands")
     said = clone.run(look)
     assert ran(said) == ALWAYS
     for version in ("base", "v1", "v2", "v3", "v4", "v5"):
@@ -44,7 +45,7 @@ def test_run_and_look(clone: Clone) -> None:
 
 
 def test_a_variant_beside_it(clone: Clone) -> None:
-    variant, *_ = blocks("## Your own variant")
+    variant, *_ = blocks(PIPELINE, "## Your own variant")
     said = clone.run(variant)
     first, _, rest = said.partition("| Experiment")
     assert "adapter_parallel@v3" in ran(first)
@@ -61,7 +62,7 @@ def test_own_text_and_own_base(clone: Clone, tmp_path: Path) -> None:
         (text / f"{i}.txt").write_text(sentence(1000, i))
     clone.give("my-text", text)
     clone.give("my-base", clone.folder / "data/base")
-    own = blocks("## Your own variant")[1]
+    own = blocks(PIPELINE, "## Your own variant")[1]
     try:
         assert ran(clone.run(own)).count("prepare_data") == len(own.splitlines())
     finally:
@@ -69,7 +70,7 @@ def test_own_text_and_own_base(clone: Clone, tmp_path: Path) -> None:
 
 
 def test_a_queued_grid(clone: Clone) -> None:
-    queue = blocks("## Your own variant")[2]
+    queue = blocks(PIPELINE, "## Your own variant")[2]
     *start, table = queue.splitlines()
     clone.run("\n".join(start))
     while re.search(r"Queued|Running", clone.run("dvc queue status")):
@@ -84,11 +85,11 @@ def test_a_queued_grid(clone: Clone) -> None:
 
 
 def test_shared_by_a_remote(clone: Clone) -> None:
-    share = blocks("## Your own variant")[3]
+    share = blocks(PIPELINE, "## Your own variant")[3]
     assert ran(clone.run(share)) == ALWAYS
 
 
 def test_in_python(clone: Clone) -> None:
-    (code,) = blocks("## In Python", "python")
+    (code,) = blocks("README.md", "## Use", "python")
     (clone.folder / "snippet.py").write_text(code)
     assert len(clone.run("python snippet.py")) > 20
