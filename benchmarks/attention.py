@@ -23,7 +23,7 @@ from tqdm import tqdm
 from benchmarks import table
 from benchmarks.memory import keep_heap
 from infini import InfiniAttention
-from infini.evaluation.peak_memory import added_by
+from infini.evaluation.peak_memory import peak_added_by
 
 HIDDEN, HEADS = 512, 8
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -115,7 +115,7 @@ def _peak(name: str, length: int, segment: int, queue: "multiprocessing.Queue[fl
         step(model, x, None)
         queue.put((torch.cuda.max_memory_allocated() - before) / 2**20)
         return
-    queue.put(added_by(lambda: step(model, x, None)))
+    queue.put(peak_added_by(lambda: step(model, x, None)))
 
 
 def peak_memory(name: str, length: int, segment: int) -> float:

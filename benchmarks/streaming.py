@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 import infini
 from benchmarks import table, window
-from infini.evaluation.peak_memory import high_water
+from infini.evaluation.peak_memory import peak_memory
 from infini.model.architectures import CACHE, cache_of
 from infini.model.base import load_base
 from infini.model.segmented.cache import SegmentedCache
@@ -69,7 +69,7 @@ def stream(model: PreTrainedModel, clock: Callable[[], float]) -> tuple[pd.DataF
         tokens = draw(CHUNK)
         cache, seconds = read(tokens, cache)
         _, fresh = read(tokens, None)
-        rows.append((start, seconds / CHUNK * 1e6, seconds / fresh, high_water()))
+        rows.append((start, seconds / CHUNK * 1e6, seconds / fresh, peak_memory()))
     figures = pd.DataFrame(rows, columns=COLUMNS)
     tenth = figures.groupby(pd.qcut(figures.index, ROWS, labels=False))
     summary = tenth.median()

@@ -28,10 +28,10 @@ from benchmarks import table
 from infini import processes
 from infini.corpus.pieces import Pieces
 from infini.evaluation.layer_error import LayerData, record_layer, squared_error
-from infini.evaluation.peak_memory import added_by
+from infini.evaluation.peak_memory import peak_added_by
 from infini.memory.features import EPSILON
 from infini.model.architectures import decoder_layers, output_head
-from infini.model.segmented.layers import infini_parameters, segmented_layers
+from infini.model.modules import infini_parameters, segmented_layers
 from infini.model.segmented.segments import run_segments
 from infini.training.config import LongRecipe
 from infini.training.long_context import Documents
@@ -218,7 +218,7 @@ PHASES = {"distillation": distillation, "finetuning": finetuning}
 def _peak(phase: str, name: str, queue: "multiprocessing.Queue[float]") -> None:
     step = PHASES[phase]()[name]
     step()  # optimizer states are there from the second step on
-    queue.put(added_by(step))
+    queue.put(peak_added_by(step))
 
 
 def peak_memory(phase: str, name: str) -> float:

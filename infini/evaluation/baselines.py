@@ -1,7 +1,7 @@
-"""What a memory must beat: the base's window of the same bytes, and the version's own control.
+"""Baselines of a memory: the untouched base's window of equal cache size, and the control.
 
-A window of exact keys and values is what anyone gets without a memory; whatever is trained on a
-text also learns its style, which the control has learnt too, its memory being another document's.
+A sliding window with sinks is what anyone gets without a memory. Whatever is trained on a corpus
+also learns its style; the control has learnt that too, with another document's memory.
 """
 
 from pathlib import Path
@@ -9,114 +9,144 @@ from pathlib import Path
 import pandas as pd
 from transformers import PreTrainedModel
 
-from infini.evaluation import estimates
-from infini.evaluation.cost import StateBytes, carried, itemised, read
-from infini.evaluation.estimates import Metrics, difference, perplexity, share, with_errors
+from infini.evaluation.cost import StateBytes, cache_after, state_bytes
+from infini.evaluation.estimates import (
+    Metrics,
+    difference,
+    perplexity_metrics,
+    rows_of_protocol,
+    share_of_gap,
+    with_errors,
+)
 from infini.evaluation.protocols import HeldOutText
 from infini.model.architectures import context_length
 from infini.model.forward import window_override
 from infini.model.loading import loaded
 
-WINDOW = "window"  # before a window's size: the protocol's name in loss tables
 
-
-def of(losses: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """One protocol's rows."""
-    return losses[losses["protocol"] == protocol]
+def window_protocol(size: int) -> str:
+    """Return the name of a window's protocol in loss tables and metrics."""
+    return f"window_{size}"
 
 
 def token_bytes(base: PreTrainedModel, text: HeldOutText) -> int:
-    """Of a token's keys and values, in all layers of the untouched base."""
-    few = text.long.tokens[:1, :8].to(base.device)
-    return carried(read(base, few)).exact // few.shape[1]
+    """Return the bytes of one token's keys and values in all layers of the untouched base."""
+    tokens = text.long.tokens[:1, :8].to(base.device)
+    return state_bytes(cache_after(base, tokens)).exact // tokens.shape[1]
 
 
 def window_bytes(base: PreTrainedModel, text: HeldOutText, size: int) -> int:
-    """That a window of `size` tokens, the one being read included, carries with its sinks."""
+    """Return the state bytes of a window of `size` tokens, the current one included, and sinks."""
     return token_bytes(base, text) * (text.recipes.window.sinks + size - 1)
 
 
-def equal_window(base: PreTrainedModel, text: HeldOutText, carries: int) -> int:
-    """The smallest window that carries at least so many bytes, or the base's whole context."""
+def equal_window(base: PreTrainedModel, text: HeldOutText, total: int) -> int:
+    """Return the smallest window of at least `total` state bytes, at most the base's context."""
     sinks, longest = text.recipes.window.sinks, context_length(base)
-    size = max(1, -(-carries // token_bytes(base, text)) - sinks + 1)
+    size = max(1, -(-total // token_bytes(base, text)) - sinks + 1)
     return size if longest is None else min(size, longest - sinks)
 
 
 def max_state_bytes(model: PreTrainedModel, text: HeldOutText) -> StateBytes:
-    """At a document's end, where a segment is as long as it gets before it is forgotten."""
+    """Count the state bytes at their maximum: right before a segment's last token."""
     length = text.segment_length
     tokens = text.long.tokens[:1, : text.long.tokens.shape[1] // length * length - 1]
-    return carried(read(model, tokens.to(model.device)))
+    return state_bytes(cache_after(model, tokens.to(model.device)))
 
 
-def opponents(
+def score_baselines(
     base: PreTrainedModel,
     control: Path,
     text: HeldOutText,
-    carries: int,
-    untouched: pd.DataFrame,
+    total: int,
+    base_losses: pd.DataFrame,
     window: int | None = None,
 ) -> pd.DataFrame:
-    """Loss tables of the base's window of so many bytes, and of a control where there is one.
+    """Score the window of equal cache size and the control.
 
-    untouched: the base's own, which has some windows already. window: of the control, if not its
-    own.
+    Args:
+        base: The untouched base.
+        control: Folder of the control; it need not exist.
+        text: What to score on.
+        total: The version's state bytes.
+        base_losses: The untouched base's loss tables, which have some windows already.
+        window: Window that the control is read with; None: its own.
+
+    Returns:
+        Loss tables of the protocols baseline and, if there is a control, control.
     """
-    size = equal_window(base, text, carries)
-    known = of(untouched, f"{WINDOW}{size}").assign(protocol="equal_bytes")
-    scores = {"equal_bytes": text.window(base, size)} if known.empty else {}
+    size = equal_window(base, text, total)
+    known = rows_of_protocol(base_losses, window_protocol(size)).assign(protocol="baseline")
+    scores = {"baseline": text.window(base, size)} if known.empty else {}
     if control.is_dir():
         with loaded(control, base) as model, window_override(model, window):
             scores["control"] = text.documents(model, "swapped", "documents, control")
     return pd.concat([known, *([text.tables(scores)] if scores else [])])
 
 
-def at_other_windows(
-    base: PreTrainedModel, folders: tuple[Path, Path], text: HeldOutText, untouched: pd.DataFrame
+def evaluate_extra_windows(
+    base: PreTrainedModel, folders: tuple[Path, Path], text: HeldOutText, base_losses: pd.DataFrame
 ) -> tuple[Metrics, list[pd.DataFrame]]:
-    """The same weights read with each of `evaluate.window.extra_sizes`: figures and losses by window.
+    """Score the same weights with each window of `evaluate.window.extra_sizes`.
 
-    folders: of the version, by a window, and of its control. The losses' protocols end in _w<size>.
+    Args:
+        base: The untouched base.
+        folders: Folders of a window version and of its control.
+        text: What to score on.
+        base_losses: The untouched base's loss tables.
+
+    Returns:
+        Metrics under at_window_<size>, and loss tables, whose protocols have the same suffix.
     """
     metrics, tables = Metrics(), []
     for size in text.recipes.window.extra_sizes:
         with loaded(folders[0], base) as model, window_override(model, size):
-            kept = max_state_bytes(model, text)
+            state = max_state_bytes(model, text)
             losses = text.tables({"documents": text.documents(model)})
-        theirs = opponents(base, folders[1], text, kept.total, untouched, size)
-        losses = pd.concat([losses, theirs])
-        against = against_opponents(losses, untouched)
-        against["equal_bytes"]["window"] = equal_window(base, text, kept.total)
-        nats = perplexity(of(losses, "documents"))
-        metrics[f"w{size}"] = {"documents": nats, "bytes": itemised(kept)} | against
-        tables.append(losses.assign(protocol=losses["protocol"] + f"_w{size}"))
+        baselines = score_baselines(base, folders[1], text, state.total, base_losses, size)
+        losses = pd.concat([losses, baselines])
+        gains = gains_over_baselines(losses, base_losses)
+        gains["baseline"]["window"] = equal_window(base, text, state.total)
+        documents = perplexity_metrics(rows_of_protocol(losses, "documents"))
+        own = {"documents": documents, "state_bytes": state.as_metrics()}
+        metrics[f"at_window_{size}"] = own | gains
+        tables.append(losses.assign(protocol=losses["protocol"] + f"_at_window_{size}"))
     return metrics, tables
 
 
-def against_opponents(losses: pd.DataFrame, base: pd.DataFrame) -> Metrics:
-    """A version's losses against its opponents', paired by document; see DIFFERENCES.
+def gains_over_baselines(losses: pd.DataFrame, base_losses: pd.DataFrame) -> Metrics:
+    """Compare a version with its baselines, paired by document.
 
-    losses: of protocols documents, equal_bytes and, where it has them, control, memory_off,
-    memory_swapped. base: the untouched base's, of segmented and full.
+    Args:
+        losses: Its loss tables: documents, baseline and, if it has them, control, memory_off and
+            memory_swapped.
+        base_losses: The untouched base's: segmented and full.
+
+    Returns:
+        Gains (nats per token below) over each protocol that there is, `vs_segmented`, with a
+        control `recovery`; `beats_both`: 1 if the gains over baseline and control are positive by
+        more than two standard errors. Figures of `estimates.DIFFERENCES`.
     """
-    ours, window, full = of(losses, "documents"), of(losses, "equal_bytes"), of(base, "full")
-    blind = of(base, "segmented")
+    ours, window = (rows_of_protocol(losses, name) for name in ("documents", "baseline"))
+    segmented, full = (rows_of_protocol(base_losses, name) for name in ("segmented", "full"))
     gain = difference(window, ours)
     metrics: Metrics = {
-        "equal_bytes": estimates.perplexity(window) | with_errors(gain=gain),
-        "vs_base": with_errors(nats=difference(ours, blind)),
-        "context_recovery": with_errors(share=share(ours, blind, blind, full)),
-        "pays": 0,
+        "baseline": perplexity_metrics(window) | with_errors(gain=gain),
+        "vs_segmented": with_errors(
+            nats=difference(ours, segmented),
+            recovery=share_of_gap(ours, segmented, segmented, full),
+        ),
+        "beats_both": 0,
     }
-    for name, protocol in (("gain", "memory_off"), ("swapped_gain", "memory_swapped")):
-        if len(other := of(losses, protocol)):
-            more = with_errors(**{name: difference(other, ours)})
-            metrics["memory"] = metrics.get("memory", {}) | more
-    control = of(losses, "control")
+    for protocol in ("memory_off", "memory_swapped"):
+        if len(other := rows_of_protocol(losses, protocol)):
+            metrics[protocol] = perplexity_metrics(other) | with_errors(
+                gain=difference(other, ours)
+            )
+    control = rows_of_protocol(losses, "control")
     if len(control):
-        worth = difference(control, ours)
-        metrics["control"] = estimates.perplexity(control) | with_errors(worth=worth)
-        metrics["recovery"] = with_errors(share=share(ours, control, window, full))
-        metrics["pays"] = int(gain.is_gain and worth.is_gain)
+        over_control = difference(control, ours)
+        metrics["control"] = perplexity_metrics(control) | with_errors(gain=over_control)
+        metrics["recovery"] = with_errors(share=share_of_gap(ours, control, window, full))
+        metrics["beats_both"] = int(gain.is_gain and over_control.is_gain)
     return metrics

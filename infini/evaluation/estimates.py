@@ -1,11 +1,11 @@
-"""Figures and how sure they are: every error is a standard error over texts.
+"""Figures with standard errors over texts.
 
 Tokens of a text are not independent, texts are. A figure is a ratio of two sums over texts
 (nats a token, bits a byte, a share of a gain), its standard error that of a ratio estimator
-(Cochran, Sampling Techniques, 1977, § 6.4). Differences are taken on the same pieces, so that
-what makes one text harder than another cancels.
+(Cochran, Sampling Techniques, 1977, § 6.4). Differences are paired by piece of text, which
+cancels what makes one text harder than another.
 
-A loss table has a row a piece, segment and distance (see `Score.table`). Metrics are what the
+A loss table has a row per piece, segment and distance (see `Score.table`). Metrics are what the
 JSON files hold: nested names, a figure's error beside it under <name>_se.
 """
 
@@ -19,16 +19,16 @@ from infini.errors import InputError
 
 Metrics = dict[str, Any]
 
-# Metrics that are differences between two scores of the same text: noise may explain them.
+# Differences between two scores of the same text: noise may explain them.
 DIFFERENCES = frozenset(
     {
-        "equal_bytes.gain",
-        "control.worth",
+        "baseline.gain",
+        "control.gain",
         "recovery.share",
-        "vs_base.nats",
-        "memory.gain",
-        "memory.swapped_gain",
-        "context_recovery.share",
+        "vs_segmented.nats",
+        "memory_off.gain",
+        "memory_swapped.gain",
+        "vs_segmented.recovery",
         "passkey.gain",
         "recall.gain",
         "vs_version.nats",
@@ -37,32 +37,40 @@ DIFFERENCES = frozenset(
 
 
 class Estimate(NamedTuple):
-    """A figure and its error, over test texts and, where there are several, over seeds."""
+    """Figure with its standard error over test texts and, if there are several, seeds."""
 
     value: float
-    error: float | None = None  # None: not known, as of one text alone
-    difference: bool = False  # of two scores of the same text
+    error: float | None = None  # None: not known, as for one text alone
+    difference: bool = False  # between two scores of the same text
 
     @property
     def is_gain(self) -> bool:
-        """Whether it is above none by more than two errors."""
+        """Whether the value is positive by more than two standard errors."""
         return self.value > 0 and not self.is_noise
 
     @property
     def is_noise(self) -> bool:
-        """Whether it is within two errors of none, or no error is known."""
+        """Whether the value is within two standard errors of zero, or its error is not known."""
         if self.error is None or math.isnan(self.error):
             return True
         return self.error > 0 and abs(self.value) <= 2 * self.error
 
     def scaled(self, factor: float) -> "Estimate":
-        """It in another unit, say per cent."""
+        """Return the estimate in another unit, such as per cent."""
         error = None if self.error is None else abs(factor) * self.error
         return self._replace(value=factor * self.value, error=error)
 
 
 def ratio(numerator: "pd.Series[float]", denominator: "pd.Series[float]") -> Estimate:
-    """Σ numerator / Σ denominator over independent texts, and the standard error of it."""
+    """Estimate a ratio of two sums over independent texts.
+
+    Args:
+        numerator: One number per text.
+        denominator: One number per text.
+
+    Returns:
+        Σ numerator / Σ denominator with its standard error; for one text without.
+    """
     n, total = len(numerator), denominator.sum()
     value = numerator.sum() / total
     if n < 2:
@@ -71,15 +79,20 @@ def ratio(numerator: "pd.Series[float]", denominator: "pd.Series[float]") -> Est
     return Estimate(value, math.sqrt(n / (n - 1) * (residuals**2).sum()) / abs(total))
 
 
+def rows_of_protocol(losses: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """Return one protocol's rows of several loss tables."""
+    return losses[losses["protocol"] == protocol]
+
+
 def by_piece(table: pd.DataFrame) -> pd.DataFrame:
-    """A loss table summed by piece: text, bytes, tokens, nats."""
+    """Sum a loss table by piece: columns text, bytes, tokens, nats."""
     return table.groupby("piece").agg(
         {"text": "first", "bytes": "first", "tokens": "sum", "nats": "sum"}
     )
 
 
 def mean_over_seeds(losses: pd.DataFrame) -> pd.DataFrame:
-    """Loss tables of several seeds (column seed) as one: every row's nats are their mean."""
+    """Average loss tables over seeds (column seed): a row's nats are the mean of all seeds'."""
     if losses["seed"].nunique() == 1:
         return losses.drop(columns="seed")
     rows = [name for name in losses.columns if name not in ("seed", "nats")]
@@ -90,30 +103,30 @@ def _by_text(pieces: pd.DataFrame) -> pd.DataFrame:
     return pieces.groupby("text").sum()
 
 
-def perplexity(table: pd.DataFrame) -> Metrics:
-    """Metrics nats (a token), ppl and bits_per_byte of a loss table, with their standard errors."""
+def perplexity_metrics(table: pd.DataFrame) -> Metrics:
+    """Compute nats (per token), ppl and bits_per_byte of a loss table, with standard errors."""
     texts = _by_text(by_piece(table))
     bits = ratio(texts["nats"] / math.log(2), texts["bytes"])
     nats = ratio(texts["nats"], texts["tokens"])
-    return with_errors(nats=nats, ppl=exp(nats), bits_per_byte=bits)
+    return with_errors(nats=nats, ppl=perplexity_of(nats), bits_per_byte=bits)
 
 
-def exp(nats: Estimate) -> Estimate:
-    """Perplexity from nats a token; what is beyond all use ends at e^80."""
+def perplexity_of(nats: Estimate) -> Estimate:
+    """Convert nats per token to perplexity, at most e^80."""
     value = math.exp(min(nats.value, 80.0))
     return Estimate(value, None if nats.error is None else value * nats.error)
 
 
 def difference(table: pd.DataFrame, other: pd.DataFrame) -> Estimate:
-    """Nats a token of `table` less those of `other`, on the pieces that both have."""
+    """Estimate how many nats per token `table` is above `other`, on pieces that both have."""
     texts = _by_text(_both(table, other))
     return ratio(texts["nats"] - texts["nats_other"], texts["tokens"])
 
 
-def share(
+def share_of_gap(
     ours: pd.DataFrame, other: pd.DataFrame, floor: pd.DataFrame, ceiling: pd.DataFrame
 ) -> Estimate:
-    """(other − ours) / (floor − ceiling), in nats on the pieces that all four have."""
+    """Estimate (other − ours) / (floor − ceiling), in nats on the pieces that all four have."""
     pieces = _both(ours, other)
     for table, suffix in ((floor, "_floor"), (ceiling, "_ceiling")):
         pieces = _merge_pieces(pieces, by_piece(table)[["nats"]], suffix)
@@ -122,12 +135,12 @@ def share(
 
 
 def _merge_pieces(pieces: pd.DataFrame, other: pd.DataFrame, suffix: str) -> pd.DataFrame:
-    """Those in both, the other's columns with `suffix` behind their names."""
+    """Join the pieces in both, `suffix` added to the names of the other's columns."""
     return pieces.join(other.add_suffix(suffix), how="inner")
 
 
 def _both(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Two scores of the same text by piece, the other's with `_other` behind the names."""
+    """Join two scores of the same text by piece, `_other` added to the other's names."""
     pieces = _merge_pieces(by_piece(table), by_piece(other), "_other")
     for name in ("tokens", "bytes"):
         if not (pieces[name] == pieces[f"{name}_other"]).all():
@@ -136,22 +149,22 @@ def _both(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 
 def curve(table: pd.DataFrame, by: str) -> "pd.Series[Any]":
-    """Perplexity by `segment` or `distance`: an Estimate a row."""
+    """Compute perplexity by `segment` or `distance`, an Estimate per row."""
     rows = {}
     for key, part in table.groupby(by):
         texts = part.groupby("text")[["nats", "tokens"]].sum()
-        rows[key] = exp(ratio(texts["nats"], texts["tokens"]))
+        rows[key] = perplexity_of(ratio(texts["nats"], texts["tokens"]))
     return _estimates_by(rows, by)
 
 
 def difference_curve(table: pd.DataFrame, other: pd.DataFrame, by: str) -> "pd.Series[Any]":
-    """`difference` by `segment` or `distance`: an Estimate a row."""
+    """Compute `difference` by `segment` or `distance`, an Estimate per row."""
     parts = table.groupby(by)
     return _estimates_by({k: difference(part, other[other[by] == k]) for k, part in parts}, by)
 
 
 def _estimates_by(rows: dict[Any, Estimate], by: str) -> "pd.Series[Any]":
-    # pandas would make columns of a list of tuples
+    # pandas would turn a list of tuples into columns
     cells = pd.Series(index=pd.Index(rows, name=by), dtype=object)
     for key, estimate in rows.items():
         cells[key] = estimate
@@ -159,7 +172,7 @@ def _estimates_by(rows: dict[Any, Estimate], by: str) -> "pd.Series[Any]":
 
 
 def with_errors(**estimates: Estimate) -> Metrics:
-    """Metrics of named estimates: name, and name_se where an error is known."""
+    """Return metrics of named estimates: name, and name_se if an error is known."""
     metrics: Metrics = {}
     for name, estimate in estimates.items():
         metrics[name] = rounded(estimate.value)
@@ -169,10 +182,10 @@ def with_errors(**estimates: Estimate) -> Metrics:
 
 
 def estimates_of(metrics: Metrics) -> dict[str, Estimate]:
-    """The inverse of `with_errors`, nested names joined by dots.
+    """Return estimates of metrics, the inverse of `with_errors`; nested names joined by dots.
 
-    A figure's error: its `_se` over texts and its `spread` over seeds, which know nothing of each
-    other, so that their squares add up.
+    A figure's error joins its `_se` over texts and its `spread` over seeds: they are independent,
+    so their squares add up.
     """
     flat = flatten({key: value for key, value in metrics.items() if key != "spread"})
     spread = flatten(metrics.get("spread", {}))
@@ -189,7 +202,7 @@ def estimates_of(metrics: Metrics) -> dict[str, Estimate]:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, keys joined by dots."""
+    """Flatten nested dictionaries, keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -200,10 +213,14 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def mean_and_spread(runs: list[Metrics]) -> Metrics:
-    """The mean of the same metrics of several seeds; `spread`: their standard deviations.
+    """Average metrics over seeds.
 
-    One run: as it is. A figure that only some runs have is that of those; one that is the same in
-    all of them, or is a standard error itself, has no spread.
+    Args:
+        runs: The same metrics of each seed. A figure that only some have is averaged over those.
+
+    Returns:
+        The means; under `spread` the standard deviations, except of standard errors and of
+        figures that are the same in all runs. One run is returned as it is.
     """
     if len(runs) == 1:
         return runs[0]
@@ -230,5 +247,5 @@ def _merge(runs: list[Metrics]) -> tuple[Metrics, Metrics]:
 
 
 def rounded(value: Any) -> Any:
-    """Six significant digits: what tables print, and what reruns reproduce."""
+    """Round a float to six significant digits."""
     return float(f"{value:.6g}") if isinstance(value, float) else value

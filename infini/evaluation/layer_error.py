@@ -1,4 +1,4 @@
-"""How far a layer is from the one it is to replace, on that one's own inputs."""
+"""Mean squared error of a layer against the one that it replaces, on that one's own inputs."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from infini.model.segmented.segments import stopping_after
 
 @dataclass
 class LayerData:
-    """What a layer was given and what it made of it."""
+    """Inputs and outputs of a layer."""
 
     inputs: Tensor  # (n, T, d)
     outputs: Tensor  # (n, T, d)
@@ -34,21 +34,36 @@ class LayerData:
 
 @torch.no_grad()
 def record_layer(model: PreTrainedModel, index: int, pieces: Pieces) -> LayerData:
-    """Run `pieces` through the base, each alone, up to one layer; keep what passes through it."""
+    """Run pieces through the base up to one layer and record that layer.
+
+    Args:
+        model: The untouched base.
+        index: The layer.
+        pieces: Text; each piece is read by itself.
+
+    Returns:
+        The layer's inputs and outputs.
+    """
     layer = decoder_layers(model)[index]
-    seen: list[tuple[Tensor, Tensor]] = []
+    recorded: list[tuple[Tensor, Tensor]] = []
     for batch in progress(pieces.batches(BATCH_TOKENS), "teacher"):
         with stopping_after(layer) as passed:
             model.get_decoder()(batch.tokens.to(model.device), use_cache=False)
-        seen += passed
-    inputs, outputs = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        recorded += passed
+    inputs, outputs = (torch.cat(parts) for parts in zip(*recorded, strict=True))
     return LayerData(inputs, outputs, pieces.mask)
 
 
 def squared_error(layer: nn.Module, data: LayerData, chosen: Tensor) -> Tensor:
-    """Squared errors, mean over d, summed over the chosen samples' real tokens; scalar.
+    """Sum a layer's squared errors over the real tokens of some samples.
 
-    chosen: (n,) indices. The memory is empty for every sample.
+    Args:
+        layer: The new layer; its memory is empty at the start of every sample.
+        data: Inputs and outputs of the layer that it replaces.
+        chosen: Indices of samples, (n,).
+
+    Returns:
+        Scalar; the mean over d of every token's squared error, summed.
     """
     mask = data.mask[chosen]
     if not mask.any():
@@ -62,7 +77,7 @@ def squared_error(layer: nn.Module, data: LayerData, chosen: Tensor) -> Tensor:
 
 @torch.no_grad()
 def mean_squared_error(layer: nn.Module, data: LayerData) -> float:
-    """Mean over all real tokens of `data`."""
+    """Return the mean of `squared_error` over all real tokens of `data`."""
     total = data.inputs.new_zeros(())
     batches = torch.arange(len(data)).split(BATCH_TOKENS // data.mask.shape[1] or 1)
     for chosen in processes.share(batches):

@@ -1,4 +1,4 @@
-"""Memory that this process holds (Linux)."""
+"""Memory of this process (Linux)."""
 
 import ctypes
 import gc
@@ -6,21 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def high_water() -> float:
-    """MiB it has held at most (getrusage would count its parent's too)."""
+def peak_memory() -> float:
+    """Return the most memory that this process has held, in MiB.
+
+    `getrusage` would count its parent's too.
+    """
     return _status("VmHWM")
 
 
-def added_by(work: Callable[[], object]) -> float:
-    """MiB that it holds at most during `work`, beyond what it held before."""
+def peak_added_by(work: Callable[[], object]) -> float:
+    """Return the most memory held during `work` beyond what was held before, in MiB."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed is not held: `work` would take it up unseen
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory would be reused by `work` unseen
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     work()
-    return high_water() - before
+    return peak_memory() - before
 
 
 def _status(field: str) -> float:
+    """Return a field of this process's status in MiB."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) / 2**10

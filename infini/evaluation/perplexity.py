@@ -1,7 +1,7 @@
-"""The evaluation protocols: perplexity, always token-weighted, always on test text.
+"""Perplexity protocols: losses of every token, for any model, the untouched base included.
 
-In documents every token but the first is scored: a segment's last position predicts
-the next segment's first token. Every protocol takes any model, an untouched base too.
+In documents every token but the first is scored: a segment's last position predicts the next
+segment's first token.
 """
 
 from collections.abc import Callable
@@ -29,21 +29,32 @@ from infini.model.forward import forward_documents, memory_mode
 from infini.model.segmented.segments import run_segments
 
 
-def documents(
+def score_documents(
     model: PreTrainedModel,
     pieces: Pieces,
     segment_length: int,
     memory: MemoryMode = "own",
     title: str = "",
 ) -> Score:
-    """Pieces read as the model reads documents, next token scored, by the memory of `memory`.
+    """Score pieces as the model reads documents.
 
-    An untouched base reads blind segments; short samples are pieces of one segment. InputError:
-    one piece alone, where it is to be read with the memory of another.
+    Args:
+        model: A version, which reads by segments or by window; or the untouched base, which reads
+            segments without memory.
+        pieces: Text; a short sample is a piece of one segment.
+        segment_length: Tokens per segment.
+        memory: The model's own, kept empty ("off") or another piece's ("swapped").
+        title: Name in progress bar and errors.
+
+    Returns:
+        The losses of the next token.
+
+    Raises:
+        InputError: If one piece alone should read the memory of another.
     """
     swapped = memory == "swapped"
     if swapped and len(pieces) < 2:
-        raise InputError(f"{title}: two documents are needed, one reads the other's memory")
+        raise InputError(f"{title}: documents must be ≥ 2, one reads the memory of another; got 1")
 
     def losses(batch: Batch) -> tuple[Tensor, Tensor]:
         with memory_mode(model, memory):
@@ -54,12 +65,12 @@ def documents(
     return _score(model, pieces, losses, title, even=swapped)
 
 
-def double_shift(
+def score_double_shift(
     model: PreTrainedModel, pieces: Pieces, segment_length: int, title: str = ""
 ) -> Score:
-    """The log's loop, as an audit: each segment's token after next is scored.
+    """Score the token after next, as the research log's loop did.
 
-    It fed `segment[:-1]`, so that the memory never sees a segment's last token either.
+    It fed `segment[:-1]`, so the memory does not see a segment's last token either.
     """
 
     def losses(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -75,31 +86,43 @@ def double_shift(
     return _score(model, pieces, losses, title)
 
 
-def sliding(
+def score_full_attention(
     model: PreTrainedModel, pieces: Pieces, context: int, stride: int, title: str = ""
 ) -> Score:
-    """Full attention over windows of `context` moving by `stride`; every token scored once.
+    """Score a model without memory by full attention, every token once.
 
-    Each window scores the tokens that the one before did not reach (the strided recipe of
-    Hugging Face's perplexity guide). For a model without a memory: the base's ceiling.
+    Each window of `context` tokens scores those that the one before, `stride` tokens earlier, did
+    not reach (the strided recipe of Hugging Face's perplexity guide).
     """
 
     def losses(batch: Batch) -> tuple[Tensor, Tensor]:
         targets = next_token(batch.tokens, batch.mask)
-        hidden = full_attention(model, batch.tokens, context, stride)
+        hidden = full_attention_states(model, batch.tokens, context, stride)
         return cross_entropy(hidden, output_head(model), targets), targets
 
     return _score(model, pieces, losses, title)
 
 
-def full_attention(model: PreTrainedModel, tokens: Tensor, context: int, stride: int) -> Tensor:
-    """Last hidden states, (B, T, d), by windows of `context` tokens that move by `stride`."""
+def full_attention_states(
+    model: PreTrainedModel, tokens: Tensor, context: int, stride: int
+) -> Tensor:
+    """Compute last hidden states by full attention over overlapping windows.
+
+    Args:
+        model: A model without memory.
+        tokens: (B, T).
+        context: Tokens per window.
+        stride: Tokens from a window's start to the next one's.
+
+    Returns:
+        (B, T, d); each token's state is of the first window that predicts what follows it.
+    """
     hidden: list[Tensor] = []
     length, done = tokens.shape[1], 0
     for start in range(0, length, stride):
         end = min(start + context, length)
         states = model.get_decoder()(tokens[:, start:end], use_cache=False).last_hidden_state
-        # Of windows that overlap, the later predicts the token behind the earlier's last.
+        # The token after a window's last is predicted by the next one, if they overlap.
         to = end if end == length or stride == context else end - 1
         hidden.append(states[:, done - start : to - start])
         done = to
@@ -116,29 +139,31 @@ def _score(
     title: str,
     even: bool = False,
 ) -> Score:
-    """Every piece's losses: `losses` gives a batch's, (B, T), and its targets, (B, T).
+    """Score all pieces; `losses` returns a batch's losses and targets, each (B, T).
 
-    even: batches are; a piece is read again where one would have an odd number.
+    even: A batch of an odd number of pieces reads another piece too.
     """
     nats = torch.zeros(pieces.tokens.shape)
     scored = torch.zeros(pieces.tokens.shape, dtype=torch.bool)
     rows = list(torch.arange(len(pieces)).split(max(1, BATCH_TOKENS // nats.shape[1])))
-    # As many batches for every process, which a sharded base asks for: one too many is dropped.
+    # A sharded base needs equally many batches in every process: surplus ones are dropped.
     surplus = -len(rows) % processes.count()
     mine = processes.share([*rows, *[rows[0][:0]] * surplus])
-    for some in progress(mine, title):
-        read = some if len(some) else rows[0]
-        if even and len(read) % 2:
-            read = torch.cat([read, (read[-1:] + 1) % len(pieces)])
-        batch = Batch(pieces.tokens[read].to(model.device), pieces.mask[read].to(model.device))
+    for scored_rows in progress(mine, title):
+        indices = scored_rows if len(scored_rows) else rows[0]
+        if even and len(indices) % 2:
+            indices = torch.cat([indices, (indices[-1:] + 1) % len(pieces)])
+        batch = Batch(
+            pieces.tokens[indices].to(model.device), pieces.mask[indices].to(model.device)
+        )
         with processes.autocast():
             values, targets = losses(batch)
-        if len(some):
-            own = slice(len(some))
-            nats[some], scored[some] = values[own].cpu(), (targets[own] != UNSCORED).cpu()
+        if count := len(scored_rows):
+            nats[scored_rows] = values[:count].cpu()
+            scored[scored_rows] = (targets[:count] != UNSCORED).cpu()
     if not nats.isfinite().all():
         raise InputError(
             f"{title or 'perplexity'}: a loss is not finite: the model's weights, the base's or "
-            "the version's, have run away"
+            "the version's, have diverged"
         )
     return Score(nats, scored, pieces.bytes, pieces.texts).of_all_processes()

@@ -1,4 +1,4 @@
-"""The prepared test text, and every protocol of params.yaml over it."""
+"""Test text as it was prepared, and the protocols of params.yaml that score a model on it."""
 
 import pandas as pd
 from transformers import PreTrainedModel
@@ -7,72 +7,82 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from infini.choices import MemoryMode
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
-from infini.evaluation import perplexity
 from infini.evaluation.config import Evaluate
+from infini.evaluation.perplexity import (
+    score_documents,
+    score_double_shift,
+    score_full_attention,
+)
 from infini.evaluation.retrieval import Haystacks
 from infini.evaluation.score import Score
 from infini.model.architectures import context_length, vocabulary_size
-from infini.model.window.install import windowed
+from infini.model.retrofit import sliding_window
 from infini.paths import DOCUMENTS, SAMPLES
 
 
 class HeldOutText:
-    """What every model is scored on, and the protocols that score it."""
+    """Test samples, documents and retrieval texts, the same for every model.
+
+    Args:
+        recipes: Section `evaluate` of params.yaml.
+        segment_length: Tokens per segment.
+        tokenizer: The base's.
+    """
 
     def __init__(self, recipes: Evaluate, segment_length: int, tokenizer: Tokenizer):
         self.recipes, self.segment_length = recipes, segment_length
         samples, width = recipes.short.samples, segment_length
         self.samples = Pieces.load(SAMPLES / "test.parquet", samples, width=width)
         self.long = Pieces.load(DOCUMENTS / "test.parquet", recipes.documents)
-        hidden = recipes.passkey, recipes.recall
-        self.haystacks = Haystacks(tokenizer, self.long, segment_length, *hidden)
+        self.haystacks = Haystacks(
+            tokenizer, self.long, segment_length, recipes.passkey, recipes.recall
+        )
 
     def check(self, model: PreTrainedModel) -> None:
-        """InputError where the text has tokens that the model does not know."""
+        """Raise InputError if the text has tokens beyond the model's vocabulary."""
         for pieces in (self.samples, self.long):
             pieces.within(vocabulary_size(model))
 
     def short(self, model: PreTrainedModel) -> Score:
-        """Samples, each alone."""
-        return perplexity.documents(model, self.samples, self.segment_length, title="short")
+        """Score short samples, each by itself."""
+        return score_documents(model, self.samples, self.segment_length, title="short")
 
     def documents(
         self, model: PreTrainedModel, memory: MemoryMode = "own", title: str = ""
     ) -> Score:
-        """Documents as the model reads them: a version its own way, an untouched base by blind
-        segments."""
+        """Score documents as the model reads them; see `score_documents`."""
         title = title or ("documents" if memory == "own" else f"documents, memory {memory}")
-        return perplexity.documents(model, self.long, self.segment_length, memory, title)
+        return score_documents(model, self.long, self.segment_length, memory, title)
 
     def double_shift(self, model: PreTrainedModel) -> Score:
-        """The log's loop, on some of the documents."""
+        """Score some documents by the research log's loop."""
         some = self.long.first(self.recipes.double_shift.documents)
-        return perplexity.double_shift(model, some, self.segment_length, title="double shift")
+        return score_double_shift(model, some, self.segment_length, title="double shift")
 
     def full(self, base: PreTrainedModel) -> Score:
-        """Full attention: the untouched base's ceiling."""
+        """Score documents by the untouched base's full attention."""
         recipe, longest = self.recipes.full, context_length(base)
         if longest is not None and recipe.context > longest:
             raise InputError(
-                f"params.yaml: evaluate.full.context: the base reads {longest} tokens at most, "
+                f"params.yaml: evaluate.full.context must be ≤ {longest}, the base's context, "
                 f"got {recipe.context}"
             )
-        return perplexity.sliding(base, self.long, recipe.context, recipe.stride, title="full")
+        return score_full_attention(base, self.long, recipe.context, recipe.stride, title="full")
 
     def window(self, base: PreTrainedModel, size: int) -> Score:
-        """The untouched base with the first tokens and the last `size`: what anyone gets."""
+        """Score documents by the untouched base's sliding window of `size` tokens, with sinks."""
         sinks, longest = self.recipes.window.sinks, context_length(base)
         if longest is not None and size + sinks > longest:
             raise InputError(
-                f"params.yaml: evaluate.window.sizes: with {sinks} sinks the base reads "
-                f"{longest - sinks} tokens at most, got {size}"
+                f"params.yaml: evaluate.window.sizes must be ≤ {longest - sinks}, the base's context "
+                f"less {sinks} sinks, got {size}"
             )
-        with windowed(base, size, sinks):
+        with sliding_window(base, size, sinks):
             title = f"window {size}"
-            return perplexity.documents(base, self.long, self.segment_length, title=title)
+            return score_documents(base, self.long, self.segment_length, title=title)
 
     def tables(self, scores: dict[str, Score]) -> pd.DataFrame:
-        """Loss tables (see `Score.table`) by protocol's name, in a column `protocol`."""
+        """Return the loss tables (`Score.table`) of scores by protocol, in a column `protocol`."""
         tables = [
             score.table(self.segment_length).assign(protocol=name) for name, score in scores.items()
         ]

@@ -1,4 +1,4 @@
-"""Losses of pieces of text under one protocol, token by token."""
+"""Losses of every token under one protocol."""
 
 import math
 from dataclasses import dataclass
@@ -12,59 +12,64 @@ from infini import processes
 
 @dataclass
 class Score:
-    """Losses of pieces of text, each at the position that predicts."""
+    """Losses of pieces of text, each at the position that predicts the token."""
 
     nats: Tensor  # (n, T) float32, zero where nothing is scored
     scored: Tensor  # (n, T) bool
-    bytes: Tensor  # of a piece's scored tokens: (n,)
-    texts: Tensor  # which text a piece is from: (n,)
+    bytes: Tensor  # (n,), of each piece's scored tokens
+    texts: Tensor  # (n,), index of the text that a piece is from
 
     @property
     def tokens(self) -> int:
-        """How many are scored."""
+        """Number of scored tokens."""
         return int(self.scored.sum())
 
     @property
     def total(self) -> float:
-        """Nats of all of them."""
+        """Sum of losses in nats."""
         return self.nats.double().sum().item()
 
     @property
     def mean(self) -> float:
-        """Nats a token."""
+        """Nats per token."""
         return self.total / self.tokens
 
     @property
     def perplexity(self) -> float:
-        """exp(nats a token)."""
+        """Exponential of the nats per token."""
         return math.exp(self.mean)
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable across vocabularies."""
+        """Bits per byte, comparable across vocabularies."""
         return self.total / math.log(2) / int(self.bytes.sum())
 
     def of_all_processes(self) -> "Score":
-        """Every process's own rows put together: the others' are zero."""
+        """Sum the rows of all processes; each has zeros in the others' rows."""
         nats, scored = (
             processes.total(x.to(processes.device())).cpu() for x in (self.nats, self.scored.long())
         )
         return Score(nats, scored.bool(), self.bytes, self.texts)
 
     def table(self, segment_length: int) -> pd.DataFrame:
-        """Long: piece, text, bytes (of the piece), segment, distance, tokens, nats.
+        """Sum losses by piece, segment and distance.
 
-        segment: index of the segment that predicts. distance: tokens since the document's
-        start, its own included, in powers of two (1, 2, 4, … as lower ends).
+        Args:
+            segment_length: Tokens per segment.
+
+        Returns:
+            Columns piece, text, bytes (of the piece), segment (of the predicting position),
+            distance (tokens since the document's start, the predicting one included: lower end of
+            a power of two), tokens, nats.
         """
-        piece, place = torch.where(self.scored)
-        distance = 2 ** torch.log2(place + 1.0).floor().long()
+        piece, position = torch.where(self.scored)
+        distance = 2 ** torch.log2(position + 1.0).floor().long()
         rows = pd.DataFrame(
             {
                 "piece": piece,
                 "text": self.texts[piece],
                 "bytes": self.bytes[piece],
-                "segment": place // segment_length,
+                "segment": position // segment_length,
                 "distance": distance,
                 "tokens": 1,
                 "nats": self.nats[self.scored].double(),

@@ -1,4 +1,4 @@
-"""What a version's training left behind, checked before anything is measured."""
+"""Records of a version's training, checked before anything is measured."""
 
 import math
 from pathlib import Path
@@ -7,34 +7,47 @@ from typing import Any
 from infini.errors import InputError
 from infini.evaluation.estimates import Metrics, rounded
 from infini.files import read_json
-from infini.paths import TRAINING
+from infini.paths import Version
 
 
-def seeds_of(version: str) -> list[int]:
-    """Those that a version was trained with. InputError where its record tells of none."""
-    file = TRAINING / version / "finetune.json"
-    found = read_json(file)
-    if not found or not all(seed.isascii() and seed.isdigit() for seed in found):
-        raise InputError(f"{file}: figures by seed are needed; run the stage that writes it")
-    return [int(seed) for seed in found]
+def trained_seeds(version: Version) -> list[int]:
+    """Return the seeds that a version was trained with.
+
+    Raises:
+        InputError: If its record has none.
+    """
+    file = version.training_record("finetune")
+    record = read_json(file)
+    if not record or not all(seed.isascii() and seed.isdigit() for seed in record):
+        raise InputError(f"{file}: must hold figures by seed; run the stage that writes it")
+    return [int(seed) for seed in record]
 
 
-def figures_of(version: str, step: str, seed: int) -> Metrics:
-    """A training's own figures. InputError where one is no finite number."""
-    file = TRAINING / version / f"{step}.json"
-    found: Any = read_json(file, str(seed))[str(seed)]
-    if not isinstance(found, dict):
-        raise InputError(f"{file}: {seed}: figures by name are needed, it holds {found!r:.40}")
-    for name, value in found.items():
+def training_figures(version: Version, step: str) -> Metrics:
+    """Return the figures of a step's training with the version's seed.
+
+    Raises:
+        InputError: If one is no finite number.
+    """
+    file, seed = version.training_record(step), str(version.seed)
+    figures: Any = read_json(file, seed)[seed]
+    if not isinstance(figures, dict):
+        raise InputError(f"{file}: {seed}: must be figures by name, got {figures!r:.40}")
+    for name, value in figures.items():
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise InputError(f"{file}: {seed}: {name} is no finite number: {value!r:.40}")
-    return {name: rounded(value) for name, value in found.items()}
+            raise InputError(f"{file}: {seed}: {name} must be a finite number, got {value!r:.40}")
+    return {name: rounded(value) for name, value in figures.items()}
 
 
 def check_settings(folder: Path, options: dict[str, Any]) -> None:
-    """InputError where the model in a folder is not what params.yaml says of the version.
+    """Compare a saved model with the version in params.yaml.
 
-    options: what the version gives to `infini.retrofit`.
+    Args:
+        folder: The model's folder.
+        options: The version's arguments of `infini.retrofit`.
+
+    Raises:
+        InputError: If an option differs.
     """
     file = folder / "infini_config.json"
     settings = read_json(file)

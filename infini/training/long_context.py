@@ -16,11 +16,11 @@ from infini import processes
 from infini.corpus.haystacks import Facts, questioned
 from infini.corpus.pieces import Pieces, shuffled, train_val_sizes
 from infini.evaluation import perplexity
-from infini.evaluation.losses import UNSCORED, cross_entropy, distillation, next_token
+from infini.evaluation.losses import UNSCORED, cross_entropy, next_token
 from infini.model.architectures import output_head, vocabulary_size
 from infini.model.base import load_tokenizer
 from infini.model.forward import forward_documents, memory_mode, window_override
-from infini.model.segmented.layers import frozen_layers, infini_parameters
+from infini.model.modules import frozen_layers, infini_parameters
 from infini.model.segmented.run import States
 from infini.model.segmented.segments import detach
 from infini.paths import DOCUMENTS, TEACHER
@@ -29,6 +29,7 @@ from infini.training.config import DocumentRecipe
 from infini.training.loop import Loss, Task, adamw, fit
 from infini.training.seeds import TrainingResult, TrainingRun
 from infini.training.teacher import Teacher
+from infini.training.teacher_loss import teacher_divergence
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Documents:
 
     def validate(self, val: Pieces) -> float:
         """Nats a token of other documents."""
-        return perplexity.documents(self.model, val, self.segment_length).mean
+        return perplexity.score_documents(self.model, val, self.segment_length).mean
 
     def companions(self, rows: Tensor) -> Tensor:
         """Documents that are read beside these, and not scored: none."""
@@ -149,7 +150,7 @@ class Documents:
         head = output_head(self.model)
         if said is None:
             return cross_entropy(hidden, head, targets)
-        nats = distillation(hidden, head, *(x.to(hidden.device) for x in said))
+        nats = teacher_divergence(hidden, head, *(x.to(hidden.device) for x in said))
         return nats * (targets != UNSCORED)
 
 
@@ -161,7 +162,7 @@ class Control(Documents):
 
     def validate(self, val: Pieces) -> float:
         text = val if len(val) > 1 else val + self.text.first(1)  # one alone needs another
-        score = perplexity.documents(self.model, text, self.segment_length, "swapped")
+        score = perplexity.score_documents(self.model, text, self.segment_length, "swapped")
         nats, scored = score.nats[: len(val)], score.scored[: len(val)]
         return nats.double().sum().item() / int(scored.sum())
 

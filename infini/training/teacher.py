@@ -16,8 +16,8 @@ from infini.console.progress import progress
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
 from infini.evaluation.config import FullProtocol
-from infini.evaluation.losses import CHUNK
-from infini.evaluation.perplexity import full_attention
+from infini.evaluation.losses import LOGIT_CHUNK
+from infini.evaluation.perplexity import full_attention_states
 from infini.model.architectures import output_head
 from infini.model.tensor_files import read_tensors, write_tensors
 
@@ -59,10 +59,10 @@ def record(base: PreTrainedModel, documents: Pieces, full: FullProtocol) -> Teac
     head, found = output_head(base), []
     for tokens in progress(documents.tokens.split(1), "teacher"):
         with processes.autocast():
-            hidden = full_attention(base, tokens.to(base.device), full.context, full.stride)
+            hidden = full_attention_states(base, tokens.to(base.device), full.context, full.stride)
             parts = [
                 head(part).float().log_softmax(-1).topk(min(TOP, len(head.weight)), -1)
-                for part in hidden.split(CHUNK, 1)
+                for part in hidden.split(LOGIT_CHUNK, 1)
             ]
         log_probs, ids = (torch.cat(x, 1).cpu() for x in zip(*parts, strict=True))
         found.append((log_probs.half(), ids.int()))

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from infini.evaluation.baselines import against_opponents
+from infini.evaluation.baselines import gains_over_baselines
 
 
 def losses_of(nats: dict[str, list[float]]) -> pd.DataFrame:
@@ -17,7 +17,7 @@ def losses_of(nats: dict[str, list[float]]) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("window", "control", "pays"),
+    ("window", "control", "beats_both"),
     [(3.2, 3.1, 1), (3.2, None, 0), (2.9, 3.1, 0), (3.2, 2.9, 0), (3.2, "noisy", 0)],
 )
 def test_it_pays_below_the_window_and_below_the_control(
@@ -26,14 +26,14 @@ def test_it_pays_below_the_window_and_below_the_control(
     ours = [3.0, 3.01, 2.99, 3.0]
     table = {
         "documents": ours, "memory_off": [3.3] * 4, "memory_swapped": [3.2] * 4,
-        "equal_bytes": [window + 0.001 * i for i in range(4)],
+        "baseline": [window + 0.001 * i for i in range(4)],
     }  # fmt: skip
     if control is not None:
         values = [3.1, 2.95, 3.2, 2.9] if control == "noisy" else [control] * 4
         table["control"] = values
     base = losses_of({"segmented": [3.5] * 4, "full": [2.9] * 4})
-    found = against_opponents(losses_of(table), base)
-    assert found["pays"] == pays
+    found = gains_over_baselines(losses_of(table), base)
+    assert found["beats_both"] == pays
     assert ("recovery" in found) == ("control" in found) == (control is not None)
     if (window, control) == (3.2, 3.1):
         assert found["recovery"]["share"] == pytest.approx(0.1 / 0.3015, rel=1e-4)

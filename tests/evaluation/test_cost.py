@@ -6,16 +6,16 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from infini.evaluation.cost import StateBytes, carried, read
+from infini.evaluation.cost import StateBytes, cache_after, state_bytes
 from infini.memory.eviction import num_recent
+from infini.model.modules import added_parameters, infini_parameters
 from infini.model.retrofit import remove, retrofit
-from infini.model.segmented.layers import added_parameters, infini_parameters
 
 L, HIDDEN, LAYERS = 16, 16, 2
 
 
 def kept(model: PreTrainedModel, tokens: int) -> int:
-    return carried(read(model, torch.randint(300, (1, tokens)))).total
+    return state_bytes(cache_after(model, torch.randint(300, (1, tokens)))).total
 
 
 def test_the_base_keeps_every_key_and_value(model: PreTrainedModel) -> None:
@@ -55,7 +55,7 @@ def test_a_replacements_parameters_are_those_beyond_the_layer(model: PreTrainedM
 
 def test_kept_pairs_are_memory_and_the_window_is_exact(model: PreTrainedModel) -> None:
     retrofit(model, "window", window=12, sinks=2, update="none", retained=3)
-    found = carried(read(model, torch.randint(300, (1, 60))))
+    found = state_bytes(cache_after(model, torch.randint(300, (1, 60))))
     heads, held = 2, num_recent(12)
     pairs = 4 * 2 * 3 * HIDDEN  # keys and values
     figures = heads * (2 * 4 * (3 + held) + 8 * 3)  # scores and attention paid, positions

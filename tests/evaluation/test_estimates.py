@@ -15,10 +15,10 @@ from infini.evaluation.estimates import (
     estimates_of,
     mean_and_spread,
     mean_over_seeds,
-    perplexity,
+    perplexity_metrics,
     ratio,
     rounded,
-    share,
+    share_of_gap,
     with_errors,
 )
 from infini.evaluation.score import Score
@@ -56,8 +56,8 @@ def test_one_text_has_no_error() -> None:
 
 def test_pieces_of_one_text_are_not_independent() -> None:
     nats = torch.tensor([[1.0] * 5, [1.0] * 5, [3.0] * 5, [3.0] * 5])
-    apart = perplexity(score(nats, [6] * 4, [0, 1, 2, 3]).table(L))
-    together = perplexity(score(nats, [6] * 4, [0, 0, 1, 1]).table(L))
+    apart = perplexity_metrics(score(nats, [6] * 4, [0, 1, 2, 3]).table(L))
+    together = perplexity_metrics(score(nats, [6] * 4, [0, 0, 1, 1]).table(L))
     assert apart["ppl"] == together["ppl"]
     assert together["ppl_se"] > 1.5 * apart["ppl_se"]
 
@@ -80,7 +80,7 @@ def test_a_share_of_what_lies_between_floor_and_ceiling() -> None:
         Score(base.nats * factor, base.scored, base.bytes, base.texts).table(L)
         for factor in (0.8, 0.9, 0.95)
     )
-    found = share(ours, other, base.table(L), ceiling)
+    found = share_of_gap(ours, other, base.table(L), ceiling)
     assert found.value == pytest.approx(0.25, rel=1e-4)
     assert found.error == pytest.approx(0, abs=1e-6)  # the same share of every text
 

@@ -6,8 +6,8 @@ from transformers import PreTrainedModel
 
 from infini.evaluation.layer_error import mean_squared_error, record_layer, squared_error
 from infini.model.architectures import decoder_layers
+from infini.model.modules import segmented_layers
 from infini.model.retrofit import retrofit
-from infini.model.segmented.layers import segmented_layers
 from toy import some_pieces
 
 L = 16

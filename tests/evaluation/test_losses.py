@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from infini.evaluation.losses import (
-    CHUNK,
+    LOGIT_CHUNK,
     UNSCORED,
     cross_entropy,
     distillation,
@@ -42,7 +42,7 @@ def test_chunked_cross_entropy_has_the_whole_ones_values_and_gradients(
     torch.manual_seed(0)
     own = torch.nn.Linear(6, 11, bias=bias).requires_grad_(False)
     head = Head(own.weight, own.bias, scale, softcap)
-    hidden = torch.randn(2, CHUNK // 2 + 7, 6, requires_grad=True)
+    hidden = torch.randn(2, LOGIT_CHUNK // 2 + 7, 6, requires_grad=True)
     targets = torch.randint(11, hidden.shape[:2])
     targets[0, :5] = UNSCORED
     logits = scale * own(hidden)
@@ -62,7 +62,7 @@ def test_chunked_cross_entropy_in_bfloat16_is_near_float32() -> None:
     torch.manual_seed(0)
     own = torch.nn.Linear(64, 300)
     head = Head(own.weight.detach(), own.bias.detach())
-    hidden = torch.randn(1, CHUNK + 9, 64, requires_grad=True)
+    hidden = torch.randn(1, LOGIT_CHUNK + 9, 64, requires_grad=True)
     targets = torch.randint(300, hidden.shape[:2])
     exact = cross_entropy(hidden, head, targets)
     (wanted,) = torch.autograd.grad(exact.sum(), hidden)
@@ -81,7 +81,7 @@ def test_distillation_is_the_divergence_of_the_likeliest_and_the_rest(
     torch.manual_seed(0)
     own = torch.nn.Linear(6, 11, bias=True).requires_grad_(False)
     head = Head(own.weight, own.bias, scale, softcap)
-    hidden = torch.randn(2, CHUNK // 2 + 7, 6, requires_grad=True)
+    hidden = torch.randn(2, LOGIT_CHUNK // 2 + 7, 6, requires_grad=True)
     teacher = torch.randn(*hidden.shape[:2], 11).log_softmax(-1)
     top, ids = teacher.topk(4, -1)
     log_q, p = head(hidden).log_softmax(-1), top.exp()

@@ -2,7 +2,7 @@
 
 import torch
 
-from infini.evaluation.peak_memory import added_by, high_water
+from infini.evaluation.peak_memory import peak_added_by, peak_memory
 
 MIB = 2**20
 
@@ -14,10 +14,13 @@ def test_what_work_holds_at_most_is_counted_and_what_it_held_before_is_not() -> 
         for _ in range(2):  # one after the other: never both
             torch.ones(48 * MIB, dtype=torch.uint8)
 
-    assert 47 < added_by(work) < 60
-    assert added_by(lambda: None) < 8
+    assert 47 < peak_added_by(work) < 60
+    assert peak_added_by(lambda: None) < 8
     small = [torch.ones(MIB // 64, dtype=torch.uint8) for _ in range(64 * 64)]
     del small  # free, and still with the process
-    assert added_by(lambda: [torch.ones(MIB // 64, dtype=torch.uint8) for _ in range(48 * 64)]) > 40
-    assert high_water() > 64
+    assert (
+        peak_added_by(lambda: [torch.ones(MIB // 64, dtype=torch.uint8) for _ in range(48 * 64)])
+        > 40
+    )
+    assert peak_memory() > 64
     assert held.all()

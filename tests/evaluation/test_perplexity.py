@@ -15,13 +15,12 @@ from infini.corpus.pieces import Pieces
 from infini.corpus.sources import read_texts
 from infini.corpus.splits import split_of
 from infini.errors import InputError
-from infini.evaluation.perplexity import documents, double_shift, sliding
+from infini.evaluation.perplexity import score_documents, score_double_shift, score_full_attention
 from infini.evaluation.score import Score
 from infini.model.architectures import output_head
 from infini.model.base import load_base, load_tokenizer
-from infini.model.retrofit import remove, retrofit
+from infini.model.retrofit import remove, retrofit, sliding_window
 from infini.model.segmented.segments import run_segments
-from infini.model.window.install import windowed
 from toy import some_pieces
 
 L = 16
@@ -64,7 +63,7 @@ def agrees(score: Score, expected: tuple[float, list[float], int]) -> None:
 
 def test_short_is_hugging_faces_loss(model: PreTrainedModel) -> None:
     text = some_pieces([16, 11, 8], L)
-    score = documents(model, text, L)
+    score = score_documents(model, text, L)
 
     def loss(tokens: Tensor) -> list[float]:
         mean = model(tokens[None], labels=tokens[None]).loss.item()
@@ -87,7 +86,7 @@ def test_segmented_carries_the_memory_and_nothing_else(any_model: PreTrainedMode
             nats += [-scores[i, token].item() for i, token in enumerate(following)]
         return nats
 
-    agrees(documents(any_model, text, L), slow(text, by_segments))
+    agrees(score_documents(any_model, text, L), slow(text, by_segments))
 
 
 def test_memory_off_is_every_segment_by_itself(any_model: PreTrainedModel) -> None:
@@ -101,10 +100,12 @@ def test_memory_off_is_every_segment_by_itself(any_model: PreTrainedModel) -> No
             nats += [-scores[i, token].item() for i, token in enumerate(following)]
         return nats
 
-    off = documents(any_model, text, L, memory="off")
+    off = score_documents(any_model, text, L, memory="off")
     agrees(off, slow(text, alone))
     has_memory = hasattr(any_model, "infini_config")
-    assert (documents(any_model, text, L).total != pytest.approx(off.total, rel=1e-6)) == has_memory
+    assert (
+        score_documents(any_model, text, L).total != pytest.approx(off.total, rel=1e-6)
+    ) == has_memory
 
 
 def test_double_shift_is_the_seeds_loop(model: PreTrainedModel) -> None:
@@ -118,7 +119,7 @@ def test_double_shift_is_the_seeds_loop(model: PreTrainedModel) -> None:
                 nats += [loss.item()] * (len(segment) - 2)
         return nats
 
-    agrees(double_shift(model, text, L), slow(text, loop))
+    agrees(score_double_shift(model, text, L), slow(text, loop))
 
 
 def test_double_shift_carries_the_memory(any_model: PreTrainedModel) -> None:
@@ -135,7 +136,7 @@ def test_double_shift_carries_the_memory(any_model: PreTrainedModel) -> None:
             nats += [-scores[i, token].item() for i, token in enumerate(segment[2:])]
         return nats
 
-    agrees(double_shift(any_model, text, L), slow(text, loop))
+    agrees(score_double_shift(any_model, text, L), slow(text, loop))
 
 
 @pytest.mark.parametrize(("context", "stride"), [(16, 4), (32, 32), (64, 8)])
@@ -163,7 +164,7 @@ def test_sliding_is_the_strided_recipe(model: PreTrainedModel, context: int, str
         return nats
 
     total, by_document, count = slow(text, strided)
-    score = sliding(model, text, context, stride)
+    score = score_full_attention(model, text, context, stride)
     if context > stride:
         agrees(score, (total, by_document, count))
     else:
@@ -182,14 +183,14 @@ def test_sliding_scores_each_token_once_with_its_window(model: PreTrainedModel) 
             nats.append(-log_p(model, tokens[start:target])[-1, tokens[target]].item())
         return nats
 
-    agrees(sliding(model, text, 32, 32), slow(text, by_target))
+    agrees(score_full_attention(model, text, 32, 32), slow(text, by_target))
 
 
 PROTOCOLS: list[Callable[[PreTrainedModel, Pieces], Score]] = [
-    lambda model, text: documents(model, text, L),
-    lambda model, text: documents(model, text, L, memory="off"),
-    lambda model, text: sliding(model, text, 32, 8),
-    lambda model, text: double_shift(model, text, L),
+    lambda model, text: score_documents(model, text, L),
+    lambda model, text: score_documents(model, text, L, memory="off"),
+    lambda model, text: score_full_attention(model, text, 32, 8),
+    lambda model, text: score_double_shift(model, text, L),
 ]
 
 
@@ -210,9 +211,9 @@ def test_a_uniform_model_has_perplexity_of_its_vocabulary(
 def test_a_loss_that_is_not_finite_is_refused(model: PreTrainedModel, value: float) -> None:
     output_head(model).weight[7, 0] = value
     with pytest.raises(InputError, match=r"^segmented: a loss is not finite"):
-        documents(model, some_pieces(RAGGED, 48), L, title="segmented")
+        score_documents(model, some_pieces(RAGGED, 48), L, title="segmented")
     with pytest.raises(InputError, match=r"^perplexity: a loss is not finite"):
-        sliding(model, some_pieces(RAGGED, 48), 32, 8)
+        score_full_attention(model, some_pieces(RAGGED, 48), 32, 8)
 
 
 V, SCALE = 32, 2.0
@@ -263,14 +264,14 @@ def test_a_copier_has_its_closed_form(
 def test_a_window_stays_sane_far_beyond_the_trained_context() -> None:
     """The embedded base, trained on 1,024 tokens, on 16,384 of a text that it never saw."""
     base, tokenizer = load_base("data/base"), load_tokenizer("data/base")
-    shares = params.read("data.shares", Shares)
+    shares = params.get("data.shares", Shares)
     unseen = (text.text for text in read_texts("sotu") if split_of(text.id, shares) != "base")
     longest = tokenizer(max(unseen, key=len))["input_ids"][:16384]
     tokens = torch.tensor([longest])
     assert tokens.shape[1] == 16384
     text = Pieces(tokens, torch.ones_like(tokens, dtype=torch.bool), *torch.ones(2, 1).long())
-    with windowed(base, 256, 4):
-        nats = documents(base, text, 256).nats[0]
+    with sliding_window(base, 256, 4):
+        nats = score_documents(base, text, 256).nats[0]
     within, *beyond = (part.mean() for part in (nats[256:1024], *nats[1024:-1].split(1024)))
     assert max(abs(there - within) for there in beyond) < 0.6  # texts differ from place to place
     whole = base(tokens[:, :4096]).logits[0, 2048:-1].log_softmax(-1)

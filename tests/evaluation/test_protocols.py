@@ -18,8 +18,7 @@ from infini.evaluation.score import Score
 from infini.model.architectures import CACHE, cache_of, output_head
 from infini.model.base import load_tokenizer
 from infini.model.forward import forward_documents, memory_mode
-from infini.model.retrofit import retrofit
-from infini.model.window.install import windowed
+from infini.model.retrofit import retrofit, sliding_window
 from infini.paths import DOCUMENTS, SAMPLES
 
 L = 16
@@ -89,11 +88,11 @@ def test_losses_are_the_protocols_own_one_row_a_piece_segment_and_distance(
     retrofit(model, "parallel", [0, 1], L, alpha=1.0)
     text = text_of(prepared)
     direct = {
-        "documents": perplexity.documents(model, text.long, L),
-        "short": perplexity.documents(model, text.samples, L),
-        "memory_off": perplexity.documents(model, text.long, L, "off"),
-        "memory_swapped": perplexity.documents(model, text.long, L, "swapped"),
-        "double_shift": perplexity.double_shift(model, text.long.first(1), L),
+        "documents": perplexity.score_documents(model, text.long, L),
+        "short": perplexity.score_documents(model, text.samples, L),
+        "memory_off": perplexity.score_documents(model, text.long, L, "off"),
+        "memory_swapped": perplexity.score_documents(model, text.long, L, "swapped"),
+        "double_shift": perplexity.score_double_shift(model, text.long.first(1), L),
     }
     losses = text.tables(
         {
@@ -123,7 +122,7 @@ def test_swapped_documents_are_read_in_pairs_an_odd_one_beside_the_first(
     retrofit(model, "parallel", [0], L, alpha=1.0)
     text = text_of(prepared).long.first(3)
     monkeypatch.setattr(perplexity, "BATCH_TOKENS", 2 * text.tokens.shape[1])
-    found = perplexity.documents(model, text, L, "swapped").nats
+    found = perplexity.score_documents(model, text, L, "swapped").nats
     for piece, other in ((0, 1), (1, 0), (2, 0)):
         with torch.no_grad(), memory_mode(model, "swapped"):
             hidden, _ = forward_documents(model, text.tokens[[piece, other]], L)
@@ -137,13 +136,13 @@ def test_one_document_has_no_other_to_read_the_memory_of(
 ) -> None:
     retrofit(model, "parallel", [0], L, alpha=1.0)
     with pytest.raises(InputError, match="two documents are needed"):
-        perplexity.documents(model, text_of(prepared).long.first(1), L, "swapped")
+        perplexity.score_documents(model, text_of(prepared).long.first(1), L, "swapped")
 
 
 def test_full_is_the_recipes_context_and_stride(model: PreTrainedModel, prepared: Path) -> None:
     for context, stride in ((32, 8), (64, 64)):
         text = text_of(prepared, full={"context": context, "stride": stride})
-        expected = perplexity.sliding(model, text.long, context, stride)
+        expected = perplexity.score_full_attention(model, text.long, context, stride)
         assert text.full(model).total == pytest.approx(expected.total)
 
 
@@ -153,7 +152,7 @@ def test_window_is_what_the_base_says_token_by_token(
 ) -> None:
     text = text_of(prepared)
     found = text.window(model, 5)
-    with windowed(model, 5, 2):
+    with sliding_window(model, 5, 2):
         for row, nats in zip(text.long.tokens, found.nats, strict=True):
             cache, slowly = None, []
             for token, following in pairwise(row):

@@ -13,13 +13,18 @@ from transformers import AutoTokenizer, PreTrainedModel
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
 from infini.evaluation.config import PasskeyProtocol, RecallProtocol
-from infini.evaluation.retrieval import Haystacks, Text, read_end, retrieval, summary
+from infini.evaluation.retrieval import (
+    Haystacks,
+    RetrievalText,
+    last_segment_states,
+    retrieval_metrics,
+    score_retrieval,
+)
 from infini.model.architectures import decoder_layers, output_head
 from infini.model.forward import memory_mode
-from infini.model.retrofit import retrofit
-from infini.model.segmented.layers import infini_parameters
+from infini.model.modules import infini_parameters
+from infini.model.retrofit import retrofit, sliding_window
 from infini.model.segmented.segments import run_segments
-from infini.model.window.install import windowed
 from toy import bigram_model
 
 L = 16
@@ -42,7 +47,7 @@ def read(haystacks: Haystacks, tokens: Tensor) -> str:
     return str(haystacks.facts.tokenizer.decode(tokens))
 
 
-def answer_of(text: Text, number: int = -1) -> Tensor:
+def answer_of(text: RetrievalText, number: int = -1) -> Tensor:
     question = text.questions[number]
     return text.tokens[question.start : question.start + question.length]
 
@@ -154,8 +159,8 @@ def test_the_last_segment_needs_no_layer_above_the_last_memory(
     with torch.no_grad():
         whole, _ = run_segments(model, tokens, L)
         alone, _ = run_segments(model, tokens[:, -L:], L)
-    torch.testing.assert_close(read_end(model, tokens, L, "own"), whole[:, -L:])
-    torch.testing.assert_close(read_end(model, tokens, L, "off"), alone)
+    torch.testing.assert_close(last_segment_states(model, tokens, L, "own"), whole[:, -L:])
+    torch.testing.assert_close(last_segment_states(model, tokens, L, "off"), alone)
     assert not torch.allclose(whole[:, -L:], alone)
     assert all(not layer._forward_hooks for layer in decoder_layers(model))
 
@@ -199,7 +204,7 @@ def whole_logits(
 def test_scores_are_those_of_a_versions_own_logits(
     model: PreTrainedModel, haystacks: Haystacks, method: str
 ) -> None:
-    table = retrieval(put(model, method), haystacks)
+    table = score_retrieval(put(model, method), haystacks)
     assert len(table) == 12 + 4
     assert table["task"].tolist() == ["passkey"] * 12 + ["recall"] * 4
     assert (table["log_prob"] != table["log_prob_off"]).all()
@@ -211,29 +216,29 @@ def test_scores_are_those_of_a_versions_own_logits(
 def test_a_window_versions_opponent_is_the_bases_plain_window(
     model: PreTrainedModel, haystacks: Haystacks
 ) -> None:
-    with windowed(model, 8, 2):
+    with sliding_window(model, 8, 2):
         plain = whole_logits(model, haystacks)
-    check(retrieval(put(model, "window"), haystacks), haystacks, "_off", plain)
+    check(score_retrieval(put(model, "window"), haystacks), haystacks, "_off", plain)
 
 
 def test_of_the_base_full_attention_is_the_ceiling(
     model: PreTrainedModel, haystacks: Haystacks
 ) -> None:
     haystacks.passkey = PasskeyProtocol(lengths=[8, 12], depths=[0.0, 0.5], samples=1)
-    table = retrieval(model, haystacks, 8 * L)
+    table = score_retrieval(model, haystacks, 8 * L)
     check(table, haystacks, "_full", whole_logits(model, haystacks, 8 * L))
     assert table["log_prob_full"].notna().tolist() == [True] * 2 + [False] * 6
-    assert summary(table)["passkey"]["log_prob_full"] == pytest.approx(
+    assert retrieval_metrics(table)["passkey"]["log_prob_full"] == pytest.approx(
         table["log_prob_full"].mean(), rel=1e-5
     )
-    assert "log_prob_full" not in summary(table)["recall"]
-    assert "log_prob_full" not in retrieval(model, haystacks)
+    assert "log_prob_full" not in retrieval_metrics(table)["recall"]
+    assert "log_prob_full" not in score_retrieval(model, haystacks)
 
 
 def test_an_untouched_base_has_no_memory_to_gain_from(
     model: PreTrainedModel, haystacks: Haystacks
 ) -> None:
-    for found in summary(retrieval(model, haystacks)).values():
+    for found in retrieval_metrics(score_retrieval(model, haystacks)).values():
         assert found["gain"] == 0
         assert found["log_prob"] == found["log_prob_off"]
 
@@ -241,7 +246,7 @@ def test_an_untouched_base_has_no_memory_to_gain_from(
 def test_a_summary_has_an_error_over_texts() -> None:
     table = pd.DataFrame({"task": "recall", "text": [4, 4, 5, 5], "log_prob": [1.0, 3.0, 4.0, 4.0]})
     figures = {f"{name}{suffix}": 0.0 for suffix in ("", "_off") for name in ("rank", "exact")}
-    found = summary(table.assign(**figures, log_prob_off=0.0))
+    found = retrieval_metrics(table.assign(**figures, log_prob_off=0.0))
     assert found.keys() == {"recall"}
     assert found["recall"]["gain"] == 3.0
     assert found["recall"]["gain_se"] == 1.0  # of 2 and 4
@@ -255,11 +260,11 @@ def test_a_model_that_knows_the_key_retrieves_it(haystacks: Haystacks) -> None:
     answer = text.tokens[text.questions[0].start - 1 :].tolist()
     followers = dict(itertools.pairwise(answer))
     assert len(followers) == len(answer) - 1  # no token of the answer has two followers
-    (found,) = retrieval(bigram_model(followers), haystacks).to_dict("records")
+    (found,) = score_retrieval(bigram_model(followers), haystacks).to_dict("records")
     assert (found["exact"], found["rank"]) == (1, 0)
     assert -0.01 < found["log_prob"] < 0
     others = {token: (follower + 1) % 300 for token, follower in followers.items()}
-    (found,) = retrieval(bigram_model(others), haystacks).to_dict("records")
+    (found,) = score_retrieval(bigram_model(others), haystacks).to_dict("records")
     assert found["exact"] == 0
     assert found["rank"] >= 1
 
@@ -269,12 +274,12 @@ def test_a_probability_that_is_not_finite_is_refused(
 ) -> None:
     output_head(model).weight[7, 0] = torch.nan
     with pytest.raises(InputError, match="passkey: a probability is not finite"):
-        retrieval(model, haystacks)
+        score_retrieval(model, haystacks)
 
 
 def test_a_tie_is_no_answer(haystacks: Haystacks) -> None:
     undecided = bigram_model({})
     undecided.lm_head.weight.zero_()
-    found = retrieval(undecided, haystacks)
+    found = score_retrieval(undecided, haystacks)
     assert (found["exact"] == 0).all()
     assert (found["rank"] == undecided.lm_head.out_features - 1).all()

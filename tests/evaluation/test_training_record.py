@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from infini.errors import InputError
-from infini.evaluation.training_record import check_settings, figures_of, seeds_of
+from infini.evaluation.training_record import check_settings, trained_seeds, training_figures
+from infini.paths import Version
 
 FILE = Path("reports/training/v5/finetune.json")
 
@@ -19,23 +20,23 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_seeds_and_figures_are_read(place: None) -> None:
     FILE.write_text('{"0": {"epochs": 3, "val_loss": 0.123456789}, "7": {}}')
-    assert seeds_of("v5") == [0, 7]
-    assert figures_of("v5", "finetune", 0) == {"epochs": 3, "val_loss": 0.123457}
-    assert figures_of("v5", "finetune", 7) == {}
+    assert trained_seeds(Version("v5")) == [0, 7]
+    assert training_figures(Version("v5", 0), "finetune") == {"epochs": 3, "val_loss": 0.123457}
+    assert training_figures(Version("v5", 7), "finetune") == {}
 
 
 @pytest.mark.parametrize("content", ["{}", '{"x": {}}', '{"-1": {}}', '{"²": {}}'])
 def test_a_record_without_seeds_is_refused(content: str) -> None:
     FILE.write_text(content)
-    with pytest.raises(InputError, match=f"^{FILE}: figures by seed are needed"):
-        seeds_of("v5")
+    with pytest.raises(InputError, match=f"^{FILE}: must hold figures by seed"):
+        trained_seeds(Version("v5"))
 
 
 @pytest.mark.parametrize("content", ["[]", '{"epochs": "x"}', '{"a": null}', '{"a": 1e999}'])
 def test_figures_are_finite_numbers(content: str) -> None:
     FILE.write_text(f'{{"0": {content}}}')
     with pytest.raises(InputError, match=f"^{FILE}: 0: "):
-        figures_of("v5", "finetune", 0)
+        training_figures(Version("v5", 0), "finetune")
 
 
 def test_the_model_of_another_version_is_refused() -> None:

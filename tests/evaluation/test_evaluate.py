@@ -14,18 +14,17 @@ from transformers import PreTrainedModel
 from infini import params
 from infini.errors import InputError
 from infini.evaluation import perplexity
-from infini.evaluation.baselines import of
 from infini.evaluation.config import Evaluate
-from infini.evaluation.cost import carried, read
-from infini.evaluation.estimates import flatten, rounded
+from infini.evaluation.cost import cache_after, state_bytes
+from infini.evaluation.estimates import flatten, rounded, rows_of_protocol
+from infini.evaluation.evaluate import evaluate_base, evaluate_version
 from infini.evaluation.layer_error import mean_squared_error, record_layer
 from infini.evaluation.protocols import HeldOutText
-from infini.evaluation.retrieval import retrieval, summary
-from infini.evaluation.version import evaluate_base, evaluate_version, write
+from infini.evaluation.retrieval import retrieval_metrics, score_retrieval
 from infini.model.base import load_tokenizer
 from infini.model.loading import load, loaded
-from infini.model.segmented.layers import added_parameters, has_memory, segmented_layers
-from infini.model.window.install import windowed
+from infini.model.modules import added_parameters, has_memory, segmented_layers
+from infini.model.retrofit import sliding_window
 from infini.paths import EVALUATION, METRICS, Version
 from toy import read_params, stage, write_params
 
@@ -56,7 +55,7 @@ def text(project: Path, base_folder: Path, outputs: Path) -> HeldOutText:
             shutil.copytree(name, outputs / name)
     for name in ("data", "reports"):
         shutil.copytree(outputs / name, name, dirs_exist_ok=True)
-    return HeldOutText(params.read("evaluate", Evaluate), L, load_tokenizer(str(base_folder)))
+    return HeldOutText(params.get("evaluate", Evaluate), L, load_tokenizer(str(base_folder)))
 
 
 def written(version: str) -> dict[str, Any]:
@@ -70,11 +69,11 @@ def test_the_base_is_scored_by_every_protocol_that_it_can_be(
     assert found.keys() == {
         "short", "segmented", "full", "double_shift", "window", "bytes", "passkey", "recall", "cost"
     }  # fmt: skip
-    cases = retrieval(model, text.haystacks, 32)
-    assert {name: found[name] for name in ("passkey", "recall")} == summary(cases)
-    ceiling = perplexity.sliding(model, text.long, 32, 8)
+    cases = score_retrieval(model, text.haystacks, 32)
+    assert {name: found[name] for name in ("passkey", "recall")} == retrieval_metrics(cases)
+    ceiling = perplexity.score_full_attention(model, text.long, 32, 8)
     assert found["full"]["ppl"] == rounded(ceiling.perplexity)
-    blind = perplexity.documents(model, text.long, L)
+    blind = perplexity.score_documents(model, text.long, L)
     assert found["segmented"]["ppl"] == rounded(blind.perplexity)
     assert found["segmented"]["nats"] == rounded(blind.mean)
     assert found["segmented"]["bits_per_byte"] == rounded(blind.bits_per_byte)
@@ -86,16 +85,16 @@ def test_the_base_is_scored_by_every_protocol_that_it_can_be(
     assert list(found["window"]) == ["w4", "w16"]
     for name, window in found["window"].items():
         assert window["tokens"] == int(name[1:])
-        with windowed(model, window["tokens"], 2):
-            scored = perplexity.documents(model, text.long, L)
-            cache = read(model, text.long.tokens[:1])
+        with sliding_window(model, window["tokens"], 2):
+            scored = perplexity.score_documents(model, text.long, L)
+            cache = cache_after(model, text.long.tokens[:1])
         assert window["ppl"] == rounded(scored.perplexity)
-        assert window["bytes"] == carried(cache).total
+        assert window["bytes"] == state_bytes(cache).total
 
 
 def test_bytes_carried_are_itemised(model: PreTrainedModel, text: HeldOutText) -> None:
     """A GPT-NeoX of 2 layers, 2 heads of 8, float32."""
-    found = {v: evaluate_version(model, v, 0, text).metrics["bytes"] for v in ("v3", "v5")}
+    found = {v: evaluate_version(model, Version(v), text).metrics["bytes"] for v in ("v3", "v5")}
     memory = 2 * (8 * 8 + 8) * 4  # M and z a head
     assert found["v3"] == {
         "exact": (L - 1) * 2 * 2 * 16 * 4, "pending": L * 2 * 16 * 4, "memory": memory,
@@ -111,18 +110,18 @@ def test_bytes_carried_are_itemised(model: PreTrainedModel, text: HeldOutText) -
 def test_opponents_are_a_window_of_as_many_bytes_and_the_control(
     model: PreTrainedModel, text: HeldOutText, version: str
 ) -> None:
-    found = evaluate_version(model, version, 0, text)
+    found = evaluate_version(model, Version(version), text)
     metrics, token = found.metrics, 256
     size = metrics["equal_bytes"]["window"]
     assert (size + 1) * token >= metrics["bytes"]["total"] > size * token
-    ceiling = perplexity.sliding(model, text.long, 32, 8)
-    with windowed(model, size, 2):
-        window = perplexity.documents(model, text.long, L)
-    with loaded(Version(version, 0).model_folder("control"), model):
-        control = perplexity.documents(model, text.long, L, "swapped")
-    with loaded(Version(version, 0).model_folder("finetune"), model):
-        own = perplexity.documents(model, text.long, L)
-        swapped = perplexity.documents(model, text.long, L, "swapped")
+    ceiling = perplexity.score_full_attention(model, text.long, 32, 8)
+    with sliding_window(model, size, 2):
+        window = perplexity.score_documents(model, text.long, L)
+    with loaded(Version(version).model_folder("control"), model):
+        control = perplexity.score_documents(model, text.long, L, "swapped")
+    with loaded(Version(version).model_folder("finetune"), model):
+        own = perplexity.score_documents(model, text.long, L)
+        swapped = perplexity.score_documents(model, text.long, L, "swapped")
     close = {"rel": 1e-3, "abs": 1e-6}
     assert metrics["equal_bytes"]["ppl"] == rounded(window.perplexity)
     assert metrics["equal_bytes"]["gain"] == pytest.approx(window.mean - own.mean, **close)
@@ -140,10 +139,10 @@ def test_a_base_scored_on_other_text_is_refused(model: PreTrainedModel, text: He
     for changed in (table.assign(bytes=table["bytes"] + 1), table[table["piece"] == 0]):
         changed.to_parquet(file, index=False)
         with pytest.raises(InputError, match=f"^{file}: of other test documents; run stage"):
-            evaluate_version(model, "v3", 0, text)
+            evaluate_version(model, Version("v3"), text)
     METRICS.joinpath("base.json").write_text('{"short": null, "segmented": {"ppl": 3.0}}')
     with pytest.raises(InputError, match=r"base.json: no short.ppl in it"):
-        evaluate_version(model, "v3", 0, text)
+        evaluate_version(model, Version("v3"), text)
 
 
 @pytest.mark.parametrize("version", ["v2", "v3", "v5"])
@@ -153,7 +152,7 @@ def test_behind_an_evaluation_the_base_is_untouched(
 ) -> None:
     kind, tokens = type(model), text.long.tokens[:2]
     before = model(tokens).logits
-    evaluate_version(model, version, 0, text)
+    evaluate_version(model, Version(version), text)
     assert type(model) is kind
     assert not has_memory(model)
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -164,16 +163,16 @@ def test_behind_an_evaluation_the_base_is_untouched(
 def test_a_finished_models_figures_are_those_of_direct_calls(
     model: PreTrainedModel, text: HeldOutText, version: str
 ) -> None:
-    found, losses, cases, gates = evaluate_version(model, version, 0, text)
-    base = perplexity.documents(model, text.long, L)
-    ceiling = perplexity.sliding(model, text.long, 32, 8)
-    load(Version(version, 0).model_folder("finetune"), model)
-    on = perplexity.documents(model, text.long, L)
-    off = perplexity.documents(model, text.long, L, "off")
+    found, losses, cases, gates = evaluate_version(model, Version(version), text)
+    base = perplexity.score_documents(model, text.long, L)
+    ceiling = perplexity.score_full_attention(model, text.long, 32, 8)
+    load(Version(version).model_folder("finetune"), model)
+    on = perplexity.score_documents(model, text.long, L)
+    off = perplexity.score_documents(model, text.long, L, "off")
     first = text.long.first(1)
-    shifted = perplexity.double_shift(model, first, L)
-    same = perplexity.documents(model, first, L)
-    short = perplexity.documents(model, text.samples, L)
+    shifted = perplexity.score_double_shift(model, first, L)
+    same = perplexity.score_documents(model, first, L)
+    short = perplexity.score_documents(model, text.samples, L)
     assert found["short"]["ppl"] == rounded(short.perplexity)
     assert found["documents"]["ppl"] == found["finetune"]["ppl_after"] == rounded(on.perplexity)
     assert found["documents"]["bits_per_byte"] == rounded(on.bits_per_byte)
@@ -186,10 +185,10 @@ def test_a_finished_models_figures_are_those_of_direct_calls(
     assert found["vs_base"]["nats"] == pytest.approx(on.mean - base.mean, rel=1e-4)
     share = (base.mean - on.mean) / (base.mean - ceiling.mean)
     assert found["context_recovery"]["share"] == pytest.approx(share, rel=1e-4)
-    pd.testing.assert_frame_equal(cases, retrieval(model, text.haystacks))
-    assert {name: found[name] for name in ("passkey", "recall")} == summary(cases)
+    pd.testing.assert_frame_equal(cases, score_retrieval(model, text.haystacks))
+    assert {name: found[name] for name in ("passkey", "recall")} == retrieval_metrics(cases)
     assert found["cost"] == {"parameters": added_parameters(model)}
-    sums = of(losses, "memory_off")[["nats", "tokens"]].sum()
+    sums = rows_of_protocol(losses, "memory_off")[["nats", "tokens"]].sum()
     assert sums["nats"] == pytest.approx(off.total)
     assert sums["tokens"] == off.tokens
     ((layer, module),) = segmented_layers(model).items()
@@ -203,30 +202,30 @@ def test_a_finished_models_figures_are_those_of_direct_calls(
 def test_a_window_version_is_asked_as_every_other(
     model: PreTrainedModel, text: HeldOutText
 ) -> None:
-    found, _, cases, _ = evaluate_version(model, "v5", 0, text)
-    load(Version("v5", 0).model_folder("finetune"), model)
-    pd.testing.assert_frame_equal(cases, retrieval(model, text.haystacks))
-    assert {name: found[name] for name in ("passkey", "recall")} == summary(cases)
+    found, _, cases, _ = evaluate_version(model, Version("v5"), text)
+    load(Version("v5").model_folder("finetune"), model)
+    pd.testing.assert_frame_equal(cases, score_retrieval(model, text.haystacks))
+    assert {name: found[name] for name in ("passkey", "recall")} == retrieval_metrics(cases)
     assert (cases["log_prob"] != cases["log_prob_off"]).any()
 
 
 def test_a_distilled_models_figures_are_those_of_direct_calls(
     model: PreTrainedModel, text: HeldOutText
 ) -> None:
-    found = evaluate_version(model, "v2", 0, text).metrics
+    found = evaluate_version(model, Version("v2"), text).metrics
     base, trained = (
         written("base"),
         json.loads(Path("reports/training/v2/distill.json").read_text()),
     )
     data = record_layer(model, 0, text.samples)
-    untouched = perplexity.documents(model, text.samples, L).perplexity
-    load(Version("v2", 0).model_folder("distill"), model)
-    distilled = perplexity.documents(model, text.samples, L).perplexity
+    untouched = perplexity.score_documents(model, text.samples, L).perplexity
+    load(Version("v2").model_folder("distill"), model)
+    distilled = perplexity.score_documents(model, text.samples, L).perplexity
     error = mean_squared_error(segmented_layers(model)[0], data)
-    before = perplexity.documents(model, text.long, L)
+    before = perplexity.score_documents(model, text.long, L)
     first = text.long.first(1)
-    shifted = perplexity.double_shift(model, first, L)
-    same = perplexity.documents(model, first, L)
+    shifted = perplexity.score_double_shift(model, first, L)
+    same = perplexity.score_documents(model, first, L)
     expected = {name: rounded(value) for name, value in trained["0"].items()} | {
         "test_loss": rounded(error),
         "ppl_original": rounded(untouched),
@@ -247,7 +246,7 @@ def test_a_distilled_models_figures_are_those_of_direct_calls(
 def test_both_kinds_of_version_have_the_same_keys_but_for_distillation_and_alpha(
     model: PreTrainedModel, text: HeldOutText
 ) -> None:
-    found = {name: evaluate_version(model, name, 0, text).metrics for name in ("v2", "v3")}
+    found = {name: evaluate_version(model, Version(name), text).metrics for name in ("v2", "v3")}
     replaced, beside = (set(flatten(metrics)) for metrics in found.values())
     distilled = {key for key in replaced if key.startswith("distill.")}
     assert {"distill.ppl_gap", "distill.test_loss", "distill.val_loss"} < distilled
@@ -258,7 +257,7 @@ def test_both_kinds_of_version_have_the_same_keys_but_for_distillation_and_alpha
 
 
 def test_what_is_written_is_every_seeds(model: PreTrainedModel, text: HeldOutText) -> None:
-    one = evaluate_version(model, "v3", 0, text)
+    one = evaluate_version(model, Version("v3"), text)
     other = one._replace(
         metrics=one.metrics | {"alpha": {"layer0": one.metrics["alpha"]["layer0"] + 2.0}}
     )

@@ -1,0 +1,163 @@
+"""Committed figures, rounded to what a rerun on another CPU reproduces.
+
+A figure with an error (over texts, seeds or both) ends at the third significant digit of that
+error, at most at the fifth decimal; one without has four significant digits. Whole numbers stay.
+A figure within one unit of the last digit of the one committed at Git's HEAD is written as
+committed, so that a rerun leaves the working tree clean.
+"""
+
+import json
+import math
+import subprocess
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from infini.evaluation.estimates import Metrics, flatten
+from infini.files import write_json
+
+ERROR_DIGITS, MOST_DECIMALS = 3, 5  # of a figure with an error
+VALUE_DIGITS = 4  # of a figure without
+
+
+def write_metrics(file: Path, metrics: Metrics) -> None:
+    """Write rounded metrics as JSON.
+
+    Raises:
+        InputError: If a figure is not finite; nothing is written.
+    """
+    text = committed_text(file)
+    write_json(file, round_metrics(metrics, json.loads(text) if text else {}))
+
+
+def write_rounded_csv(
+    file: Path, table: pd.DataFrame, keys: list[str], errors: dict[str, str] | None = None
+) -> None:
+    """Write a rounded table as CSV.
+
+    Args:
+        file: Path of the file; missing folders are created.
+        table: The table; an empty cell is no figure.
+        keys: Columns that identify a row and are not rounded.
+        errors: Name of a column of figures -> name of the column of their errors.
+    """
+    text = committed_text(file)
+    committed = pd.read_csv(StringIO(text)) if text else table[:0]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    round_table(table, committed, keys, errors or {}).to_csv(file, index=False)
+
+
+def committed_text(file: Path) -> str | None:
+    """Return the content that a file has at Git's HEAD; None without Git or if it is new."""
+    command = ["git", "show", f"HEAD:./{file.as_posix()}"]
+    try:
+        shown = subprocess.run(command, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return shown.stdout.decode()
+
+
+def round_metrics(metrics: Metrics, committed: Metrics) -> Metrics:
+    """Round nested metrics, whose errors are <name>_se and the same name below `spread`.
+
+    Args:
+        metrics: What a stage computed.
+        committed: The same metrics as they are committed; empty: none are.
+
+    Returns:
+        `metrics` with the figures as they are to be written.
+    """
+    flat, known = flatten(metrics), flatten(committed)
+    written = dict(flat)
+    for name, value in flat.items():
+        if name.startswith("spread.") or name.removesuffix("_se") in flat.keys() - {name}:
+            continue  # an error, which is rounded with its figure
+        names = [key for key in (f"{name}_se", f"spread.{name}") if key in flat]
+        figures = round_figures(
+            [value, *(flat[key] for key in names)], [known.get(key) for key in (name, *names)]
+        )
+        written |= zip((name, *names), figures, strict=True)
+    return _with_values(metrics, written)
+
+
+def round_table(
+    table: pd.DataFrame, committed: pd.DataFrame, keys: list[str], errors: dict[str, str]
+) -> pd.DataFrame:
+    """Round a table's figures, row by row; see `write_rounded_csv`."""
+    known = {}
+    if set(table.columns) == set(committed.columns):
+        known = {tuple(map(str, _numbers(row, keys))): row for row in committed.to_dict("records")}
+    rows = table.to_dict("records")
+    for row in rows:
+        before = known.get(tuple(map(str, _numbers(row, keys))), {})
+        for name in table.columns:
+            if name in keys or name in errors.values() or _missing(row[name]):
+                continue
+            names = [name, *([errors[name]] if not _missing(row.get(errors.get(name))) else [])]
+            figures = round_figures(
+                [row[key] for key in names],
+                [None if _missing(before.get(key)) else before[key] for key in names],
+            )
+            row |= zip(names, figures, strict=True)
+    return pd.DataFrame(rows, columns=table.columns)
+
+
+def round_figures(figures: list[Any], committed: list[Any]) -> list[Any]:
+    """Round a figure and its errors to the same decimal place.
+
+    Args:
+        figures: The figure, then its errors, if any.
+        committed: The same as they are committed; None: not committed.
+
+    Returns:
+        Each as committed where it is within one unit of the last digit, else rounded. What is no
+        finite float stays.
+    """
+    value, *errors = figures
+    if not isinstance(value, float) or not all(map(math.isfinite, figures)):
+        return figures
+    error = math.hypot(*errors)
+    known = math.hypot(*(x for x in committed[1:] if x is not None))
+    if abs(error - known) <= _unit(value, error):
+        error = known  # or errors of 0.0999 and 0.1001 would end at different places
+    unit = _unit(value, error)
+    return [
+        before
+        if before is not None and abs(figure - before) <= unit * (1 + 1e-6)
+        else round(figure, -round(math.log10(unit)))
+        for figure, before in zip(figures, committed, strict=True)
+    ]
+
+
+def _unit(value: float, error: float) -> float:
+    """Return the unit of the last digit that is written."""
+    if error > 0:
+        return 10.0 ** max(-MOST_DECIMALS, _exponent(error, ERROR_DIGITS) - ERROR_DIGITS + 1)
+    return 10.0 ** (_exponent(value, VALUE_DIGITS) - VALUE_DIGITS + 1)
+
+
+def _exponent(number: float, digits: int) -> int:
+    """Return the decimal exponent of a number rounded to so many significant digits."""
+    return int(f"{number:.{digits - 1}e}".partition("e")[2])
+
+
+def _with_values(tree: Metrics, flat: dict[str, Any], prefix: str = "") -> Metrics:
+    """Return the tree with its leaves taken from `flat`, keys joined by dots."""
+    return {
+        key: _with_values(value, flat, f"{prefix}{key}.")
+        if isinstance(value, dict)
+        else flat[f"{prefix}{key}"]
+        for key, value in tree.items()
+    }
+
+
+def _numbers(row: dict[Any, Any], keys: list[str]) -> list[Any]:
+    """Return a row's keys; a whole number is the same as int and as float."""
+    return [float(row[key]) if isinstance(row[key], int) else row[key] for key in keys]
+
+
+def _missing(cell: Any) -> bool:
+    """Return whether a cell is empty."""
+    return cell is None or cell != cell
