@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from infini.model.segmented.layers import infini_parameters
+from infini.model.modules import infini_parameters
 
 
 def test_the_snippets_run_as_written(

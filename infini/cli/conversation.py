@@ -97,7 +97,7 @@ class Conversation:
         inputs, memory = torch.tensor([prompt], device=self.model.device), None
         if self.memory is not None:
             memory = copy.deepcopy(self.memory)
-            memory.restart()
+            memory.reset_sequence()
         self.model.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),

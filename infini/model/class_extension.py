@@ -1,10 +1,10 @@
-"""A class of ours put in front of a module's own, so that it keeps its type and its name."""
+"""Put a mixin before a module's class, so that the module keeps its type and name."""
 
 from torch import nn
 
 
 def extend_class(module: nn.Module, mixin: type) -> None:
-    """Give a module's class `mixin` as its first base, under its own name."""
+    """Make `mixin` the first base class of a module's class, which keeps its name."""
     own = type(module)
     names = {"__module__": own.__module__, "__qualname__": own.__qualname__}
     module.__class__ = type(own.__name__, (mixin, own), names)

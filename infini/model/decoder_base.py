@@ -1,4 +1,4 @@
-"""What stands in front of a decoder's class and keeps a state between calls has in common."""
+"""Base class of our two decoder mixins: cache handling and input checks."""
 
 from typing import Any
 from weakref import ref
@@ -9,161 +9,185 @@ from torch import Tensor, nn
 from infini.errors import InputError
 from infini.model.architectures import CACHE, take_cache
 from infini.model.base import tensors_fingerprint
-
-
-class Owner(dict[str, Any]):
-    """The settings of one retrofit; a cache knows by them, by a weak reference, whose it is."""
+from infini.model.cache import MemoryCache
+from infini.model.retrofit_config import RetrofitConfig
 
 
 class StatefulDecoder(nn.Module):
-    """A decoder whose cache is ours: it takes it out of a call, starts one, refuses another's."""
+    """Decoder whose calls start, continue or reject a cache of ours."""
 
-    infini: Owner
-    cache_type: type[Any]  # an SegmentedCache or a WindowCache
+    retrofit_config: RetrofitConfig
+    # Identifies the weights of the base
+    base_fingerprint: str
+    cache_type: type[MemoryCache]
 
-    def empty_cache(self) -> Any:
-        """An empty state, which is nobody's yet."""
+    def create_cache(self) -> Any:
+        """Return an empty cache without an owner."""
         raise NotImplementedError
 
     def new_cache(self) -> Any:
-        """An empty state."""
-        cache = self.empty_cache()
-        cache.owner = ref(self.infini)
+        """Return an empty cache of this retrofit."""
+        cache = self.create_cache()
+        cache.owner = ref(self.retrofit_config)
         return cache
 
-    def our_parameters(self) -> dict[str, nn.Parameter]:
-        """The memory layers' tensors, which decide what a state means."""
+    def memory_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that decide what a cache means, by name."""
         raise NotImplementedError
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def take_state(
-        self, arguments: dict[str, Any], use_cache: bool | None, inputs: Tensor, mask: Tensor | None
+    def prepare_cache(
+        self,
+        kwargs: dict[str, Any],
+        use_cache: bool | None,
+        inputs: Tensor,
+        attention_mask: Tensor | None,
     ) -> Any:
-        """The state to move on, out of a call's arguments; None: none is kept.
+        """Take the cache out of a call's arguments, or start one.
 
-        inputs: (B, T) or (B, T, d); mask: as the call's. InputError for what does not fit it.
+        Args:
+            kwargs: the call's further arguments; the cache is removed from them.
+            use_cache: as the call's; None: if a cache is given, or the base's config says so.
+            inputs: tokens (B, T) or embeddings (B, T, d).
+            attention_mask: as the call's, (B, past + T) or None.
+
+        Returns:
+            The cache to advance; None: the call keeps none.
+
+        Raises:
+            InputError: a cache of another model, or inputs that do not fit it.
         """
-        given: Any = take_cache(arguments)
+        given: Any = take_cache(kwargs)
         if use_cache is None:
             use_cache = given is not None or getattr(self.config, "use_cache", False)
         checkpointing = getattr(self, "gradient_checkpointing", False) and self.training
-        kept = use_cache and not checkpointing
+        keeps_cache = use_cache and not checkpointing
         if given is not None:
-            self.accept(given)
-            if not kept:
+            self.validate_cache(given)
+            if not keeps_cache:
                 raise InputError(f"{CACHE} needs use_cache, without gradient checkpointing")
-        self._check_tokens(inputs)
-        columns = inputs.shape[1] + (0 if given is None else given.columns)
-        if mask is not None and mask.shape[1] > columns:
+        self._check_vocabulary(inputs)
+        columns = inputs.shape[1] + (0 if given is None else given.max_mask_columns)
+        if attention_mask is not None and attention_mask.shape[1] > columns:
             raise InputError(
-                f"attention_mask: {columns} columns at most, past and new tokens, are needed, "
-                f"got {mask.shape[1]}"
+                f"attention_mask must have ≤ {columns} columns (past and new tokens), "
+                f"got {attention_mask.shape[1]}"
             )
-        if not kept:
+        if not keeps_cache:
             return None
         cache = self.new_cache() if given is None else given
-        cache.start(len(inputs))
+        cache.initialize(len(inputs))
         return cache
 
-    def accept(self, cache: Any) -> None:
-        """InputError for a state that is not this retrofit's; a check of weights for another's."""
+    def validate_cache(self, cache: Any) -> None:
+        """Raise InputError for a cache of another kind or of other memory layers."""
         if not isinstance(cache, self.cache_type):
             raise InputError(
                 f"{CACHE}: a {type(cache).__name__} cannot hold the memory: pass what an "
                 "earlier call of this model returned"
             )
-        # Training changes the weights, and the state goes on
-        if cache.owner is None or cache.owner() is not self.infini:
-            self.check(cache)
+        # A cache of this retrofit stays valid while training changes the weights
+        if cache.owner is None or cache.owner() is not self.retrofit_config:
+            self.adopt_cache(cache)
 
-    def check(self, cache: Any) -> None:
-        """Take another's state, or refuse one that other memory layers wrote (InputError)."""
+    def adopt_cache(self, cache: Any) -> None:
+        """Become the owner of a cache; InputError if other memory layers wrote it."""
         if not isinstance(cache, self.cache_type) or cache.fingerprint != self.fingerprint():
             raise InputError(
                 f"the memory was written by other memory layers (fingerprint {cache.fingerprint}, "
                 f"this model's is {self.fingerprint()}): load the model that wrote it, or give "
                 "this one its settings"
             )
-        cache.to(next(self.parameters()).device).owner = ref(self.infini)
+        cache.to(next(self.parameters()).device).owner = ref(self.retrofit_config)
 
     def fingerprint(self) -> str:
-        """Identifies the memory layers: their settings and weights."""
-        return tensors_fingerprint(self.our_parameters(), str(sorted(self.infini.items())))
+        """Return what identifies the memory layers: their config, base and weights."""
+        settings = {**self.retrofit_config.to_dict(), "base": self.base_fingerprint}
+        return tensors_fingerprint(self.memory_parameters(), str(sorted(settings.items())))
 
-    def _check_tokens(self, inputs: Tensor) -> None:
-        """InputError for tokens outside the vocabulary, before any of them moves a state.
+    def _check_vocabulary(self, inputs: Tensor) -> None:
+        """Raise InputError for tokens outside the vocabulary, before any advances a cache.
 
-        On another device the question would wait for all that it has to do.
+        Skipped on other devices, where the check would wait for all pending work.
         """
-        table = self.get_input_embeddings()  # type: ignore[operator]
+        embeddings = self.get_input_embeddings()  # type: ignore[operator]
         if inputs.is_floating_point() or inputs.device.type != "cpu":
             return
-        if isinstance(table, nn.Embedding):
+        if isinstance(embeddings, nn.Embedding):
             least, most = int(inputs.min()), int(inputs.max())
-            if least < 0 or most >= table.num_embeddings:
+            if least < 0 or most >= embeddings.num_embeddings:
                 raise InputError(
-                    f"input_ids: tokens from 0 to {table.num_embeddings - 1} are needed, "
+                    f"input_ids must be between 0 and {embeddings.num_embeddings - 1}, "
                     f"got {least if least < 0 else most}"
                 )
 
 
-def inputs_of(
+def select_inputs(
     input_ids: Tensor | None, inputs_embeds: Tensor | None, kwargs: dict[str, Any]
 ) -> Tensor:
-    """What a call is to read: tokens (B, T) or embeddings (B, T, d).
+    """Return what a call reads: tokens (B, T) or embeddings (B, T, d).
 
-    InputError for nothing at all, and for what no model with a memory returns.
+    Args:
+        input_ids: as the call's.
+        inputs_embeds: as the call's; exactly one of the two is needed.
+        kwargs: the call's further arguments; `return_dict` is removed.
+
+    Raises:
+        InputError: no tokens, both arguments, wrong shapes or types, or `output_attentions`.
     """
     if input_ids is not None and inputs_embeds is not None:
-        raise InputError("input_ids and inputs_embeds: one of the two is needed, got both")
+        raise InputError("give either input_ids or inputs_embeds, got both")
     inputs = input_ids if inputs_embeds is None else inputs_embeds
     if inputs is not None:
-        _check_shape(inputs, ("input_ids", 2) if inputs_embeds is None else ("inputs_embeds", 3))
+        _check_tensor(
+            inputs, *(("input_ids", 2) if inputs_embeds is None else ("inputs_embeds", 3))
+        )
     if inputs is None or not inputs.shape[0] or not inputs.shape[1]:
-        raise InputError("input_ids or inputs_embeds: at least one token is needed")
+        raise InputError("input_ids or inputs_embeds must have at least one token")
     if kwargs.get("output_attentions"):
-        raise InputError("output_attentions: a model with memory does not return them")
+        raise InputError("output_attentions is not supported by a model with a memory")
     kwargs.pop("return_dict", None)
     return inputs
 
 
-def _check_shape(inputs: Any, wanted: tuple[str, int]) -> None:
-    """InputError for what is no tensor of the axes wanted; wanted: the argument, how many.
-
-    With two they are tokens, with three embeddings.
-    """
-    name, axes = wanted
-    if not isinstance(inputs, Tensor) or inputs.ndim != axes:
-        needed = ", ".join(("batch", "tokens", "width")[:axes])
-        raise InputError(f"{name}: a tensor ({needed}) is needed, got {_shown(inputs)}")
-    if inputs.is_floating_point() != (axes == 3):
-        kind = "floating-point" if axes == 3 else "whole"
-        raise InputError(f"{name}: {kind} numbers are needed, got {inputs.dtype}")
+def _check_tensor(inputs: Any, name: str, dims: int) -> None:
+    """Raise InputError unless `inputs` are tokens (dims=2) or embeddings (dims=3)."""
+    if not isinstance(inputs, Tensor) or inputs.ndim != dims:
+        shape = ", ".join(("batch", "tokens", "width")[:dims])
+        raise InputError(f"{name} must be a tensor ({shape}), got {_describe(inputs)}")
+    if inputs.is_floating_point() != (dims == 3):
+        kind = "floating-point numbers" if dims == 3 else "integers"
+        raise InputError(f"{name} must be {kind}, got {inputs.dtype}")
 
 
-def _shown(given: Any) -> str:
-    """A tensor's shape, or what else was given."""
-    return str(tuple(given.shape)) if isinstance(given, Tensor) else f"a {type(given).__name__}"
+def _describe(value: Any) -> str:
+    """Return a tensor's shape, or what else was given."""
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def newest(mask: Tensor | None, tokens: int) -> Tensor | None:
-    """The part of a (B, past + T) mask that concerns the T new tokens."""
-    if mask is None:
+def mask_of_new_tokens(attention_mask: Tensor | None, tokens: int) -> Tensor | None:
+    """Return the columns of an attention mask, (B, past + T), that stand for the T new tokens."""
+    if attention_mask is None:
         return None
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] < tokens:
+    if (
+        not isinstance(attention_mask, Tensor)
+        or attention_mask.ndim != 2
+        or attention_mask.shape[1] < tokens
+    ):
         raise InputError(
-            f"attention_mask: a tensor (batch, past + {tokens}) is needed, got {_shown(mask)}"
+            f"attention_mask must be a tensor (batch, past + {tokens}), "
+            f"got {_describe(attention_mask)}"
         )
-    return mask[:, -tokens:]
+    return attention_mask[:, -tokens:]
 
 
-def named(inputs: Tensor) -> dict[str, Tensor]:
-    """The inputs as a decoder's argument."""
+def input_kwargs(inputs: Tensor) -> dict[str, Tensor]:
+    """Return the inputs under the decoder's argument name for their type."""
     return {"inputs_embeds" if inputs.is_floating_point() else "input_ids": inputs}
 
 
-def real_tokens(mask: Tensor | None, batch: int, tokens: int) -> Tensor:
-    """Which are not padding: (B, T), on the CPU."""
-    if mask is None:
+def as_token_mask(attention_mask: Tensor | None, batch: int, tokens: int) -> Tensor:
+    """Return which tokens are not padding: (B, T) bool, on the CPU."""
+    if attention_mask is None:
         return torch.ones(batch, tokens, dtype=torch.bool)
-    return (mask != 0).cpu()
+    return (attention_mask != 0).cpu()

@@ -1,7 +1,8 @@
-"""A document read as a version reads it, in constant memory; and whose memory it is."""
+"""Reads documents in constant memory, and selects whose memory they read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -10,41 +11,51 @@ from infini.choices import MemoryMode
 from infini.memory.associative import AssociativeMemory
 from infini.memory.attention import InfiniAttention
 from infini.memory.retained import RetainedPairs
+from infini.model.modules import window_layers
 from infini.model.segmented.run import States
 from infini.model.segmented.segments import run_segments
-from infini.model.window.layer import window_layers
 
 
 def forward_documents(
-    model: PreTrainedModel, tokens: Tensor, segment_length: int, states: States | None = None
+    model: PreTrainedModel, input_ids: Tensor, segment_length: int, states: States | None = None
 ) -> tuple[Tensor, States]:
-    """The last hidden states, (B, T, d), of (B, T) documents, and the memory after them.
+    """Read documents through the model's window, or else by segments.
 
-    By window, a document whole, where the model has one; else by segments, the untouched base
-    too, from `states` on: the memory left by the documents' earlier chunks.
+    Args:
+        model: a retrofitted model, or a base, which is read by segments.
+        input_ids: the documents' tokens, (B, T).
+        segment_length: tokens of a segment.
+        states: by segments, the memory after the documents' earlier chunks, by layer.
+
+    Returns:
+        The last hidden states, (B, T, d), and the memory after the tokens, by layer; empty for a
+        window, through which a document is read whole.
     """
     if not window_layers(model):
-        return run_segments(model, tokens, segment_length, states)
+        return run_segments(model, input_ids, segment_length, states)
     assert not states, "through a window, documents are read whole"
-    out = model.get_decoder()(tokens, use_cache=False)
+    out = model.get_decoder()(input_ids, use_cache=False)
     return out.last_hidden_state, {}
 
 
 @contextmanager
-def memory_mode(model: PreTrainedModel, use: MemoryMode) -> Iterator[None]:
-    """Within it, every document reads its own memory, none ("off"), or another document's.
+def memory_mode(model: PreTrainedModel, mode: MemoryMode) -> Iterator[None]:
+    """Select whose memory every document reads within the block.
 
-    "swapped": the first half of a batch reads the memories of the second, and the second those of
-    the first. Batches are even then, and their documents of one length.
+    Args:
+        model: a retrofitted model.
+        mode: "own", "off" (no memory), or "swapped": the first half of a batch reads the memories
+            of the second half, and the other way round; batches must be even and their documents
+            of equal length.
     """
     memories = [
-        m
-        for m in model.modules()
-        if isinstance(m, InfiniAttention | AssociativeMemory | RetainedPairs)
+        module
+        for module in model.modules()
+        if isinstance(module, InfiniAttention | AssociativeMemory | RetainedPairs)
     ]
     before = [memory.use for memory in memories]
     for memory in memories:
-        memory.use = use
+        memory.use = mode
     try:
         yield
     finally:
@@ -53,14 +64,15 @@ def memory_mode(model: PreTrainedModel, use: MemoryMode) -> Iterator[None]:
 
 
 @contextmanager
-def window_override(model: PreTrainedModel, size: int | None) -> Iterator[None]:
-    """Within it, a model with a window sees so many tokens; None: its own."""
-    settings = None if size is None else model.get_decoder().infini
-    if settings is None:
+def window_override(model: PreTrainedModel, window: int | None) -> Iterator[None]:
+    """Read through a window of another size within the block; None: the model's own."""
+    if window is None:
         yield
         return
-    before, settings["window"] = settings["window"], size
+    decoder = model.get_decoder()
+    own = decoder.retrofit_config
+    decoder.retrofit_config = replace(own, window=window)
     try:
         yield
     finally:
-        settings["window"] = before
+        decoder.retrofit_config = own

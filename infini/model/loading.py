@@ -12,8 +12,8 @@ from infini.errors import InputError
 from infini.files import read_json
 from infini.model import serialization as storage
 from infini.model.base import load_base, load_tokenizer, weights_fingerprint
+from infini.model.modules import has_memory
 from infini.model.retrofit import remove, retrofit
-from infini.model.segmented.layers import has_memory
 
 NOT_OURS = ("base", "format")  # of the settings: no options of `retrofit`
 

@@ -6,10 +6,8 @@ from typing import Any
 
 from infini.errors import InputError
 from infini.model.base import check_finite
-from infini.model.segmented import cache as segmented_cache
 from infini.model.segmented.cache import SegmentedCache
 from infini.model.tensor_files import read_tensors, write_tensors
-from infini.model.window import cache as window_cache
 from infini.model.window.cache import WindowCache
 
 
@@ -22,8 +20,9 @@ def save_memory(state: SegmentedCache | WindowCache, path: str | Path) -> None:
     if not isinstance(state, SegmentedCache | WindowCache):
         raise InputError("save_memory needs the cache that a model with memory returns")
     tensors = state.tensors()
-    kind = segmented_cache.FORMAT if isinstance(state, SegmentedCache) else window_cache.FORMAT
-    write_tensors(Path(path), tensors, {"format": kind, "fingerprint": state.fingerprint})
+    write_tensors(
+        Path(path), tensors, {"format": state.file_format, "fingerprint": state.fingerprint}
+    )
 
 
 def load_memory(path: str | Path, model: Any = None) -> SegmentedCache | WindowCache:
@@ -36,18 +35,17 @@ def load_memory(path: str | Path, model: Any = None) -> SegmentedCache | WindowC
     """
     tensors, metadata = read_tensors(path)
     kinds: dict[str, type[SegmentedCache | WindowCache]] = {
-        segmented_cache.FORMAT: SegmentedCache,
-        window_cache.FORMAT: WindowCache,
+        kind.file_format: kind for kind in (SegmentedCache, WindowCache)
     }
     if metadata.get("format") not in kinds:
         raise InputError(f"{path}: not a memory that infini saved: {json.dumps(metadata)}")
     check_finite(tensors, str(path))
     try:
-        state = kinds[metadata["format"]].of_tensors(metadata["fingerprint"], tensors)
+        state = kinds[metadata["format"]].from_tensors(metadata["fingerprint"], tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a memory that infini saved: {error!r}") from None
     if model is not None:
         if not hasattr(model, "infini_config"):
             raise InputError(f"{path}: the model has no memory: infini.load the one that wrote it")
-        model.get_decoder().check(state)
+        model.get_decoder().adopt_cache(state)
     return state

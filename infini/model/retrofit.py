@@ -1,46 +1,36 @@
-"""Put the memory into a pretrained model, and take it out again.
+"""Put a memory into a pretrained model, and take it out again.
 
-`parallel` keeps a layer and adds to it: layer(x) + α · attention(norm(x)), the base at
-α = 0. `replace` puts a copy of the layer in its place, its attention ours: of the base's
-own weights ("teacher", the base within a segment), or freshly initialised ("random").
-`window`: every layer's own attention sees a window, see `infini.model.window.install`.
+The methods are installed by `infini.model.window.install` and `infini.model.segmented.install`;
+here is what they share: the options, the checks of the base, the trainable parameters and the
+classes of the model and its decoder.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, Unpack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from infini.choices import Method, Position
+from infini.choices import Method, check_choice
 from infini.errors import InputError
-from infini.memory.attention import Heads, InfiniAttention
-from infini.model.architectures import (
-    check_replaceable,
-    context_length,
-    decoder_layers,
-    is_encoder,
-    rotary_of,
-)
+from infini.memory.eviction import as_policy, policy_by_name
+from infini.model.architectures import is_encoder
 from infini.model.base import weights_fingerprint
 from infini.model.class_extension import extend_class, restore_class
-from infini.model.decoder_base import Owner
-from infini.model.generation import InfiniModel
-from infini.model.options import Options, Settings, check_layers, check_options
-from infini.model.segmented.decoder import InfiniDecoder
-from infini.model.segmented.init_from_base import teacher_attention
-from infini.model.segmented.layers import (
-    InfiniAdapter,
-    InfiniLayer,
-    MemoryModule,
-    has_memory,
-    infini_parameters,
-    segmented_layers,
-)
+from infini.model.generation import RetrofittedModel
+from infini.model.modules import has_memory, infini_parameters, window_layers
+from infini.model.retrofit_config import RetrofitConfig
+from infini.model.segmented.config import ParallelConfig, ReplaceConfig
+from infini.model.segmented.decoder import SegmentedDecoder
+from infini.model.segmented.install import install_segmented, uninstall_segmented
+from infini.model.window.config import WindowConfig
+from infini.model.window.decoder import WindowDecoder
 from infini.model.window.install import install_window, uninstall_window
-from infini.model.window.layer import window_layers
+
+CONFIG_CLASSES: dict[str, type[RetrofitConfig]] = {
+    config.method: config for config in (ParallelConfig, ReplaceConfig, WindowConfig)
+}
 
 
 def retrofit(
@@ -48,185 +38,185 @@ def retrofit(
     method: Method = "parallel",
     layers: Sequence[int] | None = None,
     segment_length: int | None = None,
-    **options: Unpack[Options],
+    **options: Any,
 ) -> PreTrainedModel:
-    """Put the memory into `model`, in place; exactly our tensors are trainable afterwards.
+    """Put a memory into `model`, in place; exactly the added parameters are trainable afterwards.
 
-    method: "parallel", layer(x) + α · attention(norm(x)); "replace", attention of arXiv 2404.07143
-    in a layer's place; "window", see below, of the shape of arXiv 2510.07318. Returns `model`.
-    layers: decoder layers, from 0 (the first; a window's: all). The rest are `options`, by name.
-    update: of the memory, "delta" (default), "linear" or, of what leaves a window, "gated_delta".
+    Args:
+        model: a causal language model of transformers, without a memory.
+        method: where the memory goes.
+            "window": every layer attends to the first `sinks` and the last `window` tokens; the
+            chosen layers have a memory of what has left the window (the shape of
+            arXiv 2510.07318), a matrix and evicted key-value pairs that are retained.
+            "parallel": layer(x) + α · attention(norm(x)), the attention of arXiv 2404.07143.
+            "replace": a copy of the layer whose attention is that of arXiv 2404.07143.
+        layers: decoder layers that get a memory, counted from 0. None: all ("window") or the
+            first ("parallel", "replace"). [] ("window"): none, the plain sliding window.
+        segment_length: tokens of a segment ("parallel", "replace"; 256), at most the base's
+            context.
+        **options: further options of the method, by name. All methods:
+            update: write rule of the memory, "delta" (default) or "linear"; "window" also has
+            "gated_delta" and "none" (no matrix).
+            "window" (`infini.model.window.config.WindowConfig`):
+            window: last tokens that are attended to exactly (256);
+            sinks: first tokens of a text that are always attended to (4), `window` + `sinks` at
+            most the base's context;
+            retained: evicted key-value pairs that each key-value head retains (0);
+            policy: which pairs those are: the name of a registered `infini.RetentionPolicy` or an
+            instance of one ("decayed_attention").
+            "parallel" and "replace" (`infini.model.segmented.config`):
+            local: attention within a segment, "softmax" (default) or "linear";
+            position: positions of the local attention, "none", "alibi" or "rope"; None (default):
+            the base's own with init="teacher", else "none";
+            segmented: True (default): every layer sees one segment, only the memory crosses
+            segments; False: the other layers keep their full attention.
+            "parallel": alpha: initial value of α (0.0, which is the base).
+            "replace": init: initial weights, "teacher" (default): those of the layer, which is
+            the base within a segment; "random": fresh ones.
 
-    "window": every layer sees the last `window` tokens (256) and the first `sinks` (4), together
-    at most the base's context; layers=[]: without a memory. kept: pairs of key and value that a
-    head keeps behind the window, those attended to most of late (0); update="none": they alone.
+    Returns:
+        `model` itself, still of its own class, with `model.infini_config`: the options and the
+        base that they were used on.
 
-    Else segment_length: tokens (256), at most the base's context. local: attention within a
-    segment, "softmax" (default) or "linear". position: of the local attention, "none", "alibi" or
-    "rope"; by default the base's own with init="teacher", else none. alpha: where α starts
-    (parallel; 0.0). init: of a replaced layer, "teacher" (default) or "random". segmented: every
-    layer sees one segment, the memory alone crosses them (default); False: the other layers keep
-    their full attention.
+    Raises:
+        InputError: an option that does not exist or fit, a base that cannot have this memory. The
+            model is unchanged then.
 
-    InputError for what cannot be; the model is untouched then.
+    Example:
+        >>> model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
+        >>> model = infini.retrofit(model, "window", window=256, sinks=4, retained=128)
+        >>> model.generate(input_ids, max_new_tokens=20)  # of any length, in constant memory
     """
-    given: dict[str, Any] = dict(options)
+    check_choice("method", method, Method)
     if segment_length is not None:
-        given["segment_length"] = segment_length
-    check_options(method, given)
-    check_layers(layers)
-    _check_model(model)
-    if method == "window":
-        return install_window(model, layers, **given)
-    chosen = (0,) if layers is None else tuple(sorted(set(layers)))
-    settings = Settings(method, chosen, **given)
-    _check(model, settings)
-    slots = decoder_layers(model)
-    modules = {index: _module(model, index, settings) for index in settings.layers}
-    model.infini_config = _config(model, settings)
-    model.trainable_before = [name for name, p in model.named_parameters() if p.requires_grad]
-    model.requires_grad_(False)
-    for index, module in modules.items():
-        slots[index] = module.to(model.device, model.dtype).train(model.training)
-    for tensor in infini_parameters(model).values():
-        tensor.requires_grad_(True)
-    extend_class(model, InfiniModel)
+        options["segment_length"] = segment_length
+    options["layers"] = _as_list(layers)
+    policy = None
+    if "policy" in options:
+        policy = as_policy(options["policy"])
+        options["policy"] = policy.name
+    config = CONFIG_CLASSES[method].from_dict(options)
+    _check_base(model)
+    base = _describe_base(model)
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    if isinstance(config, WindowConfig):
+        config = install_window(model, config, policy or policy_by_name(config.policy))
+    else:
+        assert isinstance(config, ParallelConfig | ReplaceConfig)
+        config = install_segmented(model, config)
+    model.infini_config = {"format": 1, **config.to_dict(), "base": base}
+    model.trainable_before = trainable
+    added = {id(parameter) for parameter in infini_parameters(model).values()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in added)
     decoder = model.get_decoder()
-    extend_class(decoder, InfiniDecoder)
-    decoder.infini = Owner({k: v for k, v in model.infini_config.items() if k != "base"})
+    decoder.retrofit_config, decoder.base_fingerprint = config, base["fingerprint"]
+    extend_class(model, RetrofittedModel)
+    extend_class(decoder, WindowDecoder if method == "window" else SegmentedDecoder)
     return model
 
 
-def untrained(model: PreTrainedModel, seed: int, options: dict[str, Any]) -> PreTrainedModel:
-    """`retrofit` with a version's options; `seed` decides the fresh weights."""
+def retrofit_with_seed(
+    model: PreTrainedModel, seed: int, options: dict[str, Any]
+) -> PreTrainedModel:
+    """Return `retrofit(model, **options)`, its fresh weights decided by `seed`."""
     torch.manual_seed(seed)
     return retrofit(model, **options)
 
 
-def _check_model(model: PreTrainedModel) -> None:
-    """InputError where no memory can be put into it."""
+def remove(model: PreTrainedModel) -> PreTrainedModel:
+    """Take the memory out of `model`, in place.
+
+    Args:
+        model: a retrofitted model; one without a memory stays as it is.
+
+    Returns:
+        `model` itself: the base with its own weights, class and trainable parameters.
+
+    Raises:
+        InputError: `model` is no model of transformers.
+    """
     if not isinstance(model, PreTrainedModel):
-        raise InputError(
-            f"model: a causal language model of transformers is needed, got {type(model).__name__}"
-        )
-    if not model.can_generate() or model.config.is_encoder_decoder:
-        raise InputError(f"{type(model).__name__}: a causal language model is needed")
-    if is_encoder(model):
-        raise InputError(
-            f"{type(model).__name__}: a causal language model is needed, this one reads its text "
-            "in both directions"
-        )
-    if not getattr(model.config.get_text_config(), "num_attention_heads", None):
-        raise InputError(f"{type(model).__name__}: a base that attends is needed, it has no heads")
+        raise InputError(f"model must be a model of transformers, got {type(model).__name__}")
+    if not has_memory(model):
+        return model
     decoder = model.get_decoder()
-    if decoder is model or not isinstance(decoder, PreTrainedModel):
-        raise InputError(f"{type(model).__name__}: its decoder, without the head, is not found")
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
-        raise InputError(
-            f"{type(model).__name__}: some of its weights are on the meta device, without values: "
-            "load them first, none offloaded"
-        )
-    if has_memory(model):
-        raise InputError("the model has a memory already: infini.remove(model) first")
+    restore_class(model, RetrofittedModel)
+    if window_layers(model):
+        restore_class(decoder, WindowDecoder)
+        uninstall_window(model)
+    else:
+        restore_class(decoder, SegmentedDecoder)
+        uninstall_segmented(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in model.trainable_before)
+    del model.infini_config, model.trainable_before
+    del decoder.retrofit_config, decoder.base_fingerprint
+    return model
 
 
-def _check(model: PreTrainedModel, settings: Settings) -> None:
-    """InputError where these settings do not fit this base."""
-    depth = len(decoder_layers(model))
-    if missing := [index for index in settings.layers if index >= depth]:
-        raise InputError(f"layers {missing} do not exist, the base has 0 to {depth - 1}")
-    longest = context_length(model) or settings.segment_length
-    if not 1 <= settings.segment_length <= longest:
-        raise InputError(
-            f"segment_length: 1 to {longest} (the base's context), got {settings.segment_length}"
-        )
-    if settings.method == "replace":
-        check_replaceable(model)
-    own = _own_position(model)
-    kept = settings.local == "softmax" and settings.position in (None, own)
-    if settings.taught and not kept:
-        raise InputError(f'init="teacher" keeps the base\'s own: local="softmax", position="{own}"')
-    if settings.position == "rope" and own != "rope":
-        raise InputError('position: the base has no rotary embedding, use "none" or "alibi"')
+@contextmanager
+def sliding_window(
+    model: PreTrainedModel, window: int, sinks: int = 4
+) -> Iterator[PreTrainedModel]:
+    """Read any text with the base through a sliding window with sinks, without a memory.
+
+    Args:
+        model: the base; it is itself again after the block.
+        window: last tokens that are attended to.
+        sinks: first tokens that are attended to (StreamingLLM, arXiv 2309.17453).
+
+    Yields:
+        `model`, retrofitted with `layers=[]`.
+    """
+    retrofit(model, "window", [], window=window, sinks=sinks)
+    try:
+        yield model
+    finally:
+        remove(model)
 
 
-def _own_position(model: PreTrainedModel) -> Position:
-    """Of the base's attention, as far as ours can do the same."""
-    return "none" if rotary_of(model) is None else "rope"
+def _as_list(layers: Sequence[int] | None) -> list[int] | None:
+    """Return the layers in order, each once; InputError for no sequence."""
+    if layers is None:
+        return None
+    if isinstance(layers, str) or not isinstance(layers, Sequence):
+        raise InputError(f"layers must be a list of integers, got {layers!r}")
+    if all(type(layer) is int for layer in layers):
+        return sorted(set(layers))
+    return list(layers)
 
 
-def _module(model: PreTrainedModel, index: int, settings: Settings) -> MemoryModule:
-    """What goes into the place of a decoder layer."""
-    original = decoder_layers(model)[index]
-    if settings.taught:
-        attention = teacher_attention(model, original, settings.segment_length, settings.update)
-        return InfiniLayer(original, attention, index)
-    config = model.config.get_text_config()
-    attention = InfiniAttention(
-        config.hidden_size,
-        config.num_attention_heads,
-        settings.segment_length,
-        settings.update,
-        settings.local,
-        settings.position or "none",
-        heads=Heads(head_dim=getattr(config, "head_dim", None), rotary=rotary_of(model)),
-    )
-    if settings.method == "parallel":
-        return InfiniAdapter(original, attention, index, float(settings.alpha))
-    layer = InfiniLayer(original, attention, index)
-    _initialise(layer, config.initializer_range)
-    return layer
-
-
-def _initialise(ours: InfiniLayer, std: float) -> None:
-    """Fresh weights for a replaced layer: normal, biases 0, norms 1."""
-    for module in ours.layer.modules():
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        if isinstance(weight, nn.Parameter):
-            if weight.ndim > 1:
-                nn.init.normal_(weight, std=std)
-            else:
-                nn.init.ones_(weight)
-        if isinstance(bias, nn.Parameter):
-            nn.init.zeros_(bias)
-
-
-def _config(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
-    """What infini_config.json records: the settings, and which base they belong to."""
-    recorded = asdict(settings)
-    del recorded["alpha"]  # trained, hence among the tensors
-    default = _own_position(model) if settings.taught else "none"
+def _describe_base(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what tells the base: name, revision on the hub, fingerprint of the weights."""
     return {
-        "format": 1,
-        **recorded,
-        "layers": list(settings.layers),
-        "position": settings.position or default,
-        "init": settings.init if settings.method == "replace" else None,
-        "base": {
-            "model": model.config.get_text_config()._name_or_path or model.config._name_or_path,
-            "revision": getattr(model.config, "_commit_hash", None),
-            "fingerprint": weights_fingerprint(model),
-        },
+        "model": model.config.get_text_config()._name_or_path or model.config._name_or_path,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "fingerprint": weights_fingerprint(model),
     }
 
 
-def remove(model: PreTrainedModel) -> PreTrainedModel:
-    """Take the memory out of `model`, in place: the untouched base again; InputError for no model.
-
-    One without a memory stays as it is.
-    """
+def _check_base(model: PreTrainedModel) -> None:
+    """Raise InputError where no memory can be put into `model`."""
+    name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
-        raise InputError(f"remove: a model is needed, got {type(model).__name__}")
-    if window_layers(model):
-        uninstall_window(model)
-        return model
-    restore_class(model.get_decoder(), InfiniDecoder)
-    restore_class(model, InfiniModel)
-    slots, ours = decoder_layers(model), segmented_layers(model)
-    for index, module in ours.items():
-        slots[index] = module.original
-    if ours:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in model.trainable_before)
-        del model.infini_config, model.trainable_before, model.get_decoder().infini
-    return model
+        raise InputError(f"model must be a causal language model of transformers, got {name}")
+    if not model.can_generate() or model.config.is_encoder_decoder:
+        raise InputError(f"{name}: the model must be a causal language model")
+    if is_encoder(model):
+        raise InputError(
+            f"{name}: the model must be a causal language model, this one attends in both "
+            "directions"
+        )
+    if not getattr(model.config.get_text_config(), "num_attention_heads", None):
+        raise InputError(f"{name}: the model must have attention, its config has no heads")
+    decoder = model.get_decoder()
+    if decoder is model or not isinstance(decoder, PreTrainedModel):
+        raise InputError(f"{name}: the model has no decoder apart from its head")
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise InputError(
+            f"{name}: some weights are on the meta device, without values: load the model without "
+            "offloading"
+        )
+    if has_memory(model):
+        raise InputError("the model has a memory already: infini.remove(model) first")

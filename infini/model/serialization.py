@@ -13,7 +13,7 @@ from infini.files import read_json
 from infini.model import standard_files
 from infini.model.base import check_finite
 from infini.model.card import CARD, render
-from infini.model.segmented.layers import infini_parameters
+from infini.model.modules import infini_parameters
 from infini.model.tensor_files import HASH, content_hash, read_tensors, write_tensors
 
 CONFIG, TENSORS = "infini_config.json", "infini.safetensors"

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from infini.model.auto_registration import MODEL_TYPE
-from infini.model.segmented.layers import infini_parameters
+from infini.model.modules import infini_parameters
 
 
 def write(model: PreTrainedModel, folder: Path, tensors_file: str) -> None:

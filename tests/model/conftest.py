@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 import infini
 from architectures import CONFIGS, L, tiny
-from infini.model.segmented.layers import infini_parameters
+from infini.model.modules import infini_parameters
 
 KINDS: dict[str, dict[str, Any]] = {
     "beside": {"method": "parallel", "layers": [0, 2], "alpha": 0.7},

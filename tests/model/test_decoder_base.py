@@ -14,7 +14,7 @@ import infini
 from architectures import L, text, tiny
 from infini.errors import InputError
 from infini.model.architectures import CACHE, CACHES, cache_of
-from infini.model.segmented.layers import infini_parameters
+from infini.model.modules import infini_parameters
 
 Retrofitted = Callable[[str, str], PreTrainedModel]
 W = {"method": "window", "window": 8, "sinks": 2}

@@ -11,10 +11,9 @@ from transformers import PreTrainedModel
 from infini.memory.eviction import block_layout
 from infini.model.architectures import CACHE, cache_of
 from infini.model.forward import forward_documents, memory_mode
-from infini.model.retrofit import remove, retrofit
-from infini.model.segmented.layers import infini_parameters
+from infini.model.modules import infini_parameters
+from infini.model.retrofit import remove, retrofit, sliding_window
 from infini.model.segmented.segments import run_segments
-from infini.model.window.install import windowed
 
 L, T = 8, 40
 W, S = 6, 2
@@ -126,7 +125,7 @@ def test_off_is_every_segment_alone_or_the_bare_window(
             alone = without_kept(remembering, texts[row])
             torch.testing.assert_close(found[row : row + 1], alone)
         return
-    with windowed(remove(remembering), W, S):
+    with sliding_window(remove(remembering), W, S):
         torch.testing.assert_close(found, forward_documents(model, texts, L)[0])
 
 

@@ -10,8 +10,8 @@ import infini
 from architectures import CONFIGS, L, text, tiny
 from infini.errors import InputError
 from infini.model.base import load_base
+from infini.model.modules import segmented_layers
 from infini.model.segmented.init_from_base import GATE
-from infini.model.segmented.layers import segmented_layers
 
 DATA_BASE = Path(infini.__file__).parents[1] / "data/base"
 

@@ -15,7 +15,7 @@ from architectures import L, text
 from infini.errors import InputError
 from infini.model.base import load_base
 from infini.model.loading import loaded
-from infini.model.segmented.layers import infini_parameters
+from infini.model.modules import infini_parameters
 
 METHODS: list[dict[str, Any]] = [{"method": "parallel", "alpha": 0.3}] + [
     {"method": "replace", "init": init} for init in ("teacher", "random")

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from architectures import CONFIGS, L, text, tiny
 from infini.model.architectures import cache_of, decoder_layers
-from infini.model.segmented.layers import frozen_layers, infini_parameters, segmented_layers
+from infini.model.modules import frozen_layers, infini_parameters, segmented_layers
 
 Retrofitted = Callable[[str, str], PreTrainedModel]
 

@@ -12,7 +12,7 @@ import infini
 from architectures import L
 from infini.errors import InputError
 from infini.model.base import load_base
-from infini.model.segmented.layers import infini_parameters
+from infini.model.modules import infini_parameters
 
 
 def test_our_tensors_the_settings_and_a_card_are_saved_and_no_base(

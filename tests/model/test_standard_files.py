@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_propagation, enable_propagation
 import infini
 from architectures import L, text, tiny
 from infini.model.base import load_base
-from infini.model.segmented.layers import infini_parameters
+from infini.model.modules import infini_parameters
 
 METHODS: dict[str, dict[str, Any]] = {
     "parallel": {"layers": [0, 1], "segment_length": L, "alpha": 0.5},

@@ -7,8 +7,7 @@ from transformers import PreTrainedModel
 import infini
 from architectures import text, tiny
 from infini.errors import InputError
-from infini.memory.eviction import block_layout
-from infini.memory.eviction import num_recent
+from infini.memory.eviction import block_layout, num_recent
 from infini.model.architectures import CACHE, cache_of
 from infini.model.window.cache import WindowCache
 

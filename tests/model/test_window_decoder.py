@@ -21,10 +21,10 @@ from architectures import text
 from infini.choices import WindowUpdate
 from infini.memory.eviction import block_layout
 from infini.model.architectures import CACHE, cache_of
-from infini.model.segmented.layers import infini_parameters
-from infini.model.window.install import windowed
+from infini.model.modules import infini_parameters
+from infini.model.retrofit import sliding_window
 from infini.model.window.rotation import Rotation
-from memory.toy_retained import Keeper, read_token
+from memory.toy_retained import ReferenceCache, read_token
 
 D, CONTEXT = 8, 64
 SIZES = {
@@ -114,7 +114,7 @@ def turn_back(x: Tensor, places: Tensor, width: int) -> Tensor:
     return torch.cat([z.real, z.imag, x[:, width:]], -1)
 
 
-class Window(Keeper):
+class Window(ReferenceCache):
     """Without kept pairs, and without their blocks."""
 
     def distances(self, t: int) -> dict[int, int]:
@@ -132,13 +132,13 @@ def attend(
     memory = None if layer.memory is None else Memory(layer.memory)
     bias = torch.zeros(H) if layer.retained is None else layer.retained.bias
     weight = v.new_zeros(G, D) if layer.retained is None else layer.retained.weight
-    kind, kept = (Window, 0) if layer.retained is None else (Keeper, layer.retained.num_retained)
-    keepers = [kind(W, S, kept, CONTEXT) for _ in range(G)]
+    kind, kept = (Window, 0) if layer.retained is None else (ReferenceCache, layer.retained.num_retained)
+    caches = [kind(W, S, kept, CONTEXT) for _ in range(G)]
     for t in range(q.shape[1]):
         if memory is not None and t - W >= S:
             memory.write(k[:, t - W], v[:, t - W])
         parts = [
-            read_token((some, k[g], v[g]), t, keepers[g], b, w, partial(turn_back, width=width))
+            read_token((some, k[g], v[g]), t, caches[g], b, w, partial(turn_back, width=width))
             for g, (some, b, w) in enumerate(zip(q.chunk(G), bias.chunk(G), weight, strict=True))
         ]
         y = torch.cat(parts)
@@ -278,7 +278,7 @@ def test_a_text_far_beyond_the_bases_context_is_read_as_well_as_a_short_one(
     monkeypatch.setattr(Rotation, "__call__", watch)
     short, long = nats(model, echoes(16, CONTEXT, 999), 16), echoes(1, 1500, 1000)
     assert short < 1.6, "of log 16 = 2.8: the base has learnt something"
-    with windowed(model, window, sinks):
+    with sliding_window(model, window, sinks):
         asked.clear()
         assert nats(model, long, 16 * CONTEXT) < short + lost
     assert all(places.abs().max() < CONTEXT for places in asked)

@@ -15,8 +15,8 @@ from architectures import REFUSED, WINDOWED, text, tiny
 from infini.errors import InputError
 from infini.memory.eviction import block_layout
 from infini.model.architectures import CACHE, cache_of
-from infini.model.segmented.layers import infini_parameters
-from infini.model.window.install import windowed
+from infini.model.modules import infini_parameters
+from infini.model.retrofit import sliding_window
 
 W, S = 7, 3
 # Grouped, learned positions, a cap, some layers with a window or without positions, neighbours
@@ -97,7 +97,7 @@ def test_untrained_it_is_the_base_with_an_explicit_mask(name: str) -> None:
     infini.retrofit(model, "window", window=W, sinks=sinks)
     torch.testing.assert_close(model(tokens).logits, expected, **CLOSE)
     infini.remove(model)
-    with windowed(model, W, sinks):
+    with sliding_window(model, W, sinks):
         torch.testing.assert_close(model(tokens).logits, expected, **CLOSE)
     assert not hasattr(model, "infini_config")
 
@@ -162,7 +162,7 @@ def test_only_memory_reaches_behind_the_window_and_nothing_ahead(
     late[0, 30] = 1 + tokens[0, 30] % 49
     model = tiny(name)
     reach = S + 3 * (W - 1)  # of token S through three layers
-    with windowed(model, W, 0):
+    with sliding_window(model, W, 0):
         a, b = model(tokens).logits, model(early).logits
         torch.testing.assert_close(a[:, reach + 1 :], b[:, reach + 1 :], rtol=0, atol=0)
         assert not torch.equal(a[:, S + W - 1], b[:, S + W - 1])

@@ -9,16 +9,24 @@ from transformers import DynamicCache
 from infini.errors import InputError
 from infini.memory.packing import Packing, Part, drive, join, split
 from infini.model.architectures import CACHE
-from infini.model.decoder_base import StatefulDecoder, inputs_of, named, newest, real_tokens
+from infini.model.decoder_base import (
+    StatefulDecoder,
+    as_token_mask,
+    input_kwargs,
+    mask_of_new_tokens,
+    select_inputs,
+)
 from infini.model.segmented.cache import SegmentedCache
+from infini.model.segmented.config import SegmentedConfig
 from infini.model.segmented.layers import MemoryModule
 from infini.model.segmented.run import Run, UsesRun, running
 from infini.model.segmented.segments import run_rows
 
 
-class InfiniDecoder(StatefulDecoder, UsesRun):
+class SegmentedDecoder(StatefulDecoder, UsesRun):
     """In front of a decoder's class: any length by segments, or beside its full attention."""
 
+    retrofit_config: SegmentedConfig
     cache_type = SegmentedCache
 
     def forward(
@@ -44,16 +52,16 @@ class InfiniDecoder(StatefulDecoder, UsesRun):
         }
         if self.run is not None:  # one of the passes below
             return super().forward(**given, use_cache=use_cache, **kwargs)
-        inputs = inputs_of(input_ids, inputs_embeds, kwargs)
+        inputs = select_inputs(input_ids, inputs_embeds, kwargs)
         batch, tokens = inputs.shape[:2]
-        packing = Packing.of(batch, tokens, newest(attention_mask, tokens))
-        cache = self.take_state(kwargs, use_cache, inputs, attention_mask)
-        if self.infini["segmented"]:
+        packing = Packing.of(batch, tokens, mask_of_new_tokens(attention_mask, tokens))
+        cache = self.prepare_cache(kwargs, use_cache, inputs, attention_mask)
+        if self.retrofit_config.segmented:
             out = self._segmented(inputs, packing, cache, kwargs)
         else:
             out = self._beside_full_attention(packing, cache, given | kwargs)
         if cache is not None:
-            cache.follow(inputs)
+            cache.append(inputs)
         setattr(out, CACHE, cache)
         return out
 
@@ -70,8 +78,11 @@ class InfiniDecoder(StatefulDecoder, UsesRun):
         batch, tokens = inputs.shape[:2]
         mask = given["attention_mask"]
         if cache is not None:
-            past = cache.live.shape[1]
-            live = torch.cat([cache.live, real_tokens(newest(mask, tokens), batch, tokens)], 1)
+            past = cache.token_mask.shape[1]
+            live = torch.cat(
+                [cache.token_mask, as_token_mask(mask_of_new_tokens(mask, tokens), batch, tokens)],
+                1,
+            )
             if past and (mask is None or mask.shape[1] < past + tokens):
                 positions = (live.cumsum(1) - 1).clamp(min=0)[:, past:]
                 given["attention_mask"] = live.long().to(inputs.device)
@@ -81,12 +92,12 @@ class InfiniDecoder(StatefulDecoder, UsesRun):
                     f"attention_mask: of the {past} tokens that were read it says otherwise than "
                     "when they were: it is needed as it was, or of the new tokens alone"
                 )
-        run = Run(packing, tokens, self.infini["segment_length"], states)
-        base = {CACHE: None if cache is None else cache.base, "use_cache": cache is not None}
+        run = Run(packing, tokens, self.retrofit_config.segment_length, states)
+        base = {CACHE: None if cache is None else cache.base_cache, "use_cache": cache is not None}
         with running(self, run):
             out = super().forward(**given, **base)
         if cache is not None:
-            cache.live = live
+            cache.token_mask = live
         return out
 
     def _segmented(
@@ -95,7 +106,7 @@ class InfiniDecoder(StatefulDecoder, UsesRun):
         """A segmented run of a batch, padded on either side; hidden states in the same places."""
         packed = packing.pack(inputs, 1)
         if cache is None:
-            length = self.infini["segment_length"]
+            length = self.retrofit_config.segment_length
             out = run_rows(self, packed, packing.lengths, length, {}, **kwargs)
         else:
             out = self._continued(packed, packing.lengths, cache, kwargs)
@@ -108,7 +119,7 @@ class InfiniDecoder(StatefulDecoder, UsesRun):
         self, inputs: Tensor, lengths: Tensor, cache: SegmentedCache, kwargs: dict[str, Any]
     ) -> Any:
         """A segmented run of packed inputs from where `cache` is; hidden states (B, T, d)."""
-        length, tokens = self.infini["segment_length"], inputs.shape[1]
+        length, tokens = self.retrofit_config.segment_length, inputs.shape[1]
         parts = split(cache.pending, lengths, length)
         out: Any = None
         hidden: list[list[Tensor]] = []  # by part: the last hidden state, then those of each layer
@@ -141,18 +152,18 @@ class InfiniDecoder(StatefulDecoder, UsesRun):
         self, inputs: Tensor, counts: Tensor, cache: SegmentedCache, kwargs: dict[str, Any]
     ) -> Any:
         """Some more tokens of each sample's segment begun, the others' keys and values cached."""
-        length, tokens = self.infini["segment_length"], inputs.shape[1]
+        length, tokens = self.retrofit_config.segment_length, inputs.shape[1]
         cache.align()
         positions = cache.pending[:, None] + torch.arange(tokens)  # (B, t)
         mask = None
-        if not cache.live.all():
+        if not cache.token_mask.all():
             # New padding is behind the real tokens: nothing to hide within this pass.
-            mask = torch.cat([cache.live, torch.ones(positions.shape, dtype=torch.bool)], 1)
+            mask = torch.cat([cache.token_mask, torch.ones(positions.shape, dtype=torch.bool)], 1)
             mask = mask.long().to(inputs.device)
         with running(self, Run(Packing(counts, None), tokens, length, cache.memory)):
             out = super().forward(
-                **named(inputs),
-                **{CACHE: cache.base},
+                **input_kwargs(inputs),
+                **{CACHE: cache.base_cache},
                 attention_mask=mask,
                 position_ids=positions.clamp(max=length - 1).to(inputs.device),
                 use_cache=True,
@@ -161,12 +172,12 @@ class InfiniDecoder(StatefulDecoder, UsesRun):
         cache.advance(counts, tokens, length)
         return out
 
-    def empty_cache(self) -> SegmentedCache:
+    def create_cache(self) -> SegmentedCache:
         # Full attention keeps what the base itself would, segments plain keys and values.
-        config = None if self.infini["segmented"] else self.config
+        config = None if self.retrofit_config.segmented else self.config
         return SegmentedCache(self.fingerprint(), DynamicCache(config=config))
 
-    def our_parameters(self) -> dict[str, nn.Parameter]:
+    def memory_parameters(self) -> dict[str, nn.Parameter]:
         return {
             f"{module.layer_index}.{name}": tensor
             for module in self.modules()

@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 from infini.memory import InfiniAttention, MemoryState
-from infini.model.architectures import LAYER_CACHES, attention_name, decoder_layers
+from infini.model.architectures import LAYER_CACHES, attention_name
 from infini.model.segmented.run import Run, UsesRun, attend_documents
-from infini.model.window.layer import window_layers
 
 Compute = Callable[[Tensor, MemoryState | None], tuple[Any, MemoryState]]
 
@@ -138,44 +136,3 @@ class InfiniAdapter(MemoryModule):
 
         beside = self.alpha * self.remember(compute, hidden_states)
         return (out[0] + beside, *out[1:]) if isinstance(out, tuple) else out + beside
-
-
-def segmented_layers(model: PreTrainedModel) -> dict[int, MemoryModule]:
-    """The decoder layers that are ours, by index; empty for an untouched base."""
-    layers = enumerate(decoder_layers(model))
-    return {index: layer for index, layer in layers if isinstance(layer, MemoryModule)}
-
-
-def has_memory(model: PreTrainedModel) -> bool:
-    """Whether a retrofit has been here."""
-    return bool(segmented_layers(model) or window_layers(model))
-
-
-def infini_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Exactly the parameters that the retrofit added, as `layers.<index>.<name>`."""
-    own = [(index, module.own_parameters()) for index, module in segmented_layers(model).items()]
-    own += [(index, module.named_parameters()) for index, module in window_layers(model).items()]
-    return {
-        f"layers.{index}.{name}": parameter
-        for index, parameters in own
-        for name, parameter in parameters
-    }
-
-
-def frozen_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The base's own decoder layers that are run."""
-    layers: list[nn.Module] = []
-    for layer in decoder_layers(model):
-        if not isinstance(layer, MemoryModule):
-            layers.append(layer)
-        elif layer.runs_original:
-            layers.append(layer.original)
-    return layers
-
-
-def added_parameters(model: PreTrainedModel) -> int:
-    """How many the memory adds to the base; a replaced layer's own are taken off."""
-    modules = segmented_layers(model).values()
-    replaced = [module.original for module in modules if not module.runs_original]
-    ours = sum(tensor.numel() for tensor in infini_parameters(model).values())
-    return ours - sum(p.numel() for layer in replaced for p in layer.parameters())

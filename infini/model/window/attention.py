@@ -1,8 +1,9 @@
-"""Our place within a base's attention: transformers' own extension points, no modeling file known.
+"""Hook into a base's attention through transformers' extension points, for any modeling file.
 
-A base whose attention goes through `AttentionInterface` calls us with its queries, keys and
-values, with the mask, and with the arguments that its decoder was given and does not know itself.
-`instructions` are such arguments: they say what to do. Without them the base's own function runs.
+A base whose attention goes through `AttentionInterface` calls `_dispatch` with its queries, keys
+and values, the mask, and the arguments that its decoder was given and does not know itself. One
+of these, from `attention_kwargs`, is a handler that attends instead; without it the base's own
+attention function runs.
 """
 
 import sys
@@ -20,47 +21,64 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from infini.errors import InputError
 
-RUN = "infini_run"  # the argument of a forward pass, and the mask's attribute
-PREFIX = "infini_window_"  # before the name of the base's own implementation
+# Name of the argument of a forward pass, and of the mask's attribute, that holds the handler
+HANDLER = "infini_handler"
+# Prefix of our attention implementation's name, before the base's own
+PREFIX = "infini_window_"
+# Options of an attention function that "sdpa" is computed from, or that do not change its result
+SDPA_OPTIONS = {"scaling", "dropout", "position_ids", "use_cache"}
 
-PLAIN = {"scaling", "dropout", "position_ids", "use_cache"}  # options that "sdpa" needs no more of
+# An attention function of transformers: output (B, T, H, V) and attention weights or None
+AttentionFunction = Callable[..., tuple[Tensor, Any]]
 
-Own = Callable[..., tuple[Tensor, Any]]  # an attention function of transformers
 
-
-class AttentionRun(Protocol):
-    """What a forward pass puts in the place of the base's attention."""
+class AttentionHandler(Protocol):
+    """Attends in every layer of a forward pass, instead of the base's attention function."""
 
     def attend(
         self,
         module: nn.Module,
-        qkv: tuple[Tensor, Tensor, Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
         implementation: str,
         options: dict[str, Any],
     ) -> tuple[Tensor, Any]:
-        """(B, T, H, V) and attention weights or None; qkv: (B, H or G, T, ·) each."""
+        """Compute a layer's attention.
+
+        Args:
+            module: The base's attention module.
+            q: Queries, (B, H, T, D).
+            k: Keys, (B, G, T, D).
+            v: Values, (B, G, T, V).
+            implementation: Name of the base's own attention function.
+            options: Further arguments of that function.
+
+        Returns:
+            The output, (B, T, H, V), and attention weights or None.
+        """
 
 
-def instructions(run: AttentionRun, device: torch.device) -> dict[str, Any]:
-    """What a decoder is called with, so that `run` attends in every layer.
+def attention_kwargs(handler: AttentionHandler, device: torch.device) -> dict[str, Any]:
+    """Return the arguments of a decoder's forward pass that make `handler` attend in every layer.
 
-    A mask of four axes: the base passes it on and makes none of its own, T times T. It has the run
-    too, for the bases whose layers keep arguments to themselves; of no size, it means nothing else.
+    The mask has four axes and no size: the base passes such a mask on and makes none of its own,
+    T × T. It carries the handler too, for bases whose layers do not pass arguments on.
     """
     mask = torch.ones(1, 1, 1, 0, dtype=torch.bool, device=device)
-    setattr(mask, RUN, run)
-    return {"attention_mask": mask, RUN: run}
+    setattr(mask, HANDLER, handler)
+    return {"attention_mask": mask, HANDLER: handler}
 
 
-def own_function(implementation: str, module: nn.Module) -> Own:
-    """The base's own attention function, by its name."""
+def base_attention(implementation: str, module: nn.Module) -> AttentionFunction:
+    """Return the base's own attention function of this name."""
     if implementation == "eager":
-        own: Own = sys.modules[type(module).__module__].eager_attention_forward
-        return own
+        eager: AttentionFunction = sys.modules[type(module).__module__].eager_attention_forward
+        return eager
     return ALL_ATTENTION_FUNCTIONS[implementation]
 
 
-def _attention(
+def _dispatch(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -70,48 +88,59 @@ def _attention(
     implementation: str,
     **options: Any,
 ) -> tuple[Tensor, Any]:
-    run: AttentionRun | None = options.pop(RUN, None) or getattr(attention_mask, RUN, None)
-    if run is None and attention_mask is not None and not attention_mask.numel():
-        raise InputError(f"{type(module).__name__}: what it is to do was lost on the way")
-    if run is None:
-        own = own_function(implementation, module)
+    """Attend by the handler among the arguments, or by the base's own function."""
+    handler: AttentionHandler | None = options.pop(HANDLER, None)
+    handler = handler or getattr(attention_mask, HANDLER, None)
+    if handler is None and attention_mask is not None and not attention_mask.numel():
+        raise InputError(f"{type(module).__name__}: the attention handler was lost on the way")
+    if handler is None:
+        own = base_attention(implementation, module)
         return own(module, query, key, value, attention_mask, **options)
-    return run.attend(module, (query, key, value), implementation, options)
+    return handler.attend(module, query, key, value, implementation, options)
 
 
-def blockwise(
-    module: nn.Module, implementation: str, options: dict[str, Any], width: int
+def masked_attention(
+    module: nn.Module, implementation: str, options: dict[str, Any], head_dim: int
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The base's own softmax, with all that is special about it, on any queries, keys and mask.
+    """Return the base's own softmax attention as a function of any q, k, v and mask.
 
-    width: D of a head, for the scale where the base leaves it to the function. The mask, (n, 1,
-    C, K), is True where a query may look. Flash attention takes none: PyTorch's own then.
+    It has all that is special about the base's attention: scale, soft cap, attention sinks.
+
+    Args:
+        module: The base's attention module.
+        implementation: Name of the base's own attention function.
+        options: Further arguments of that function.
+        head_dim: Width of a head, D; gives the scale where the base leaves it to the function.
+
+    Returns:
+        A function of q (n, H, C, D), k (n, G, K, D), v (n, G, K, V) and mask (n, 1, C, K), True
+        where a query may attend, that returns (n, C, H, V). Flash attention takes no such mask:
+        PyTorch's attention is used instead.
     """
     options = {
         name: x for name, x in options.items() if name not in ("sliding_window", "is_causal")
     }
     if options.get("scaling") is None:
-        options["scaling"] = width**-0.5
+        options["scaling"] = head_dim**-0.5
     softcap = options.get("softcap") is not None
     name = "eager" if implementation == "eager" or softcap else "sdpa"
-    own = own_function(name, module)
-    if name == "sdpa" and not options.keys() - PLAIN and not options.get("dropout"):
-        return partial(_plain, options["scaling"])
+    own = base_attention(name, module)
+    if name == "sdpa" and not options.keys() - SDPA_OPTIONS and not options.get("dropout"):
+        return partial(_sdpa, options["scaling"])
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        shown = mask
-        if name == "eager":
-            nothing = torch.finfo(q.dtype).min
-            shown = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, nothing)
-        return own(module, q, k, v, shown, **options)[0]
+        if name == "eager":  # adds the mask to the scores
+            lowest = torch.finfo(q.dtype).min
+            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, lowest)
+        return own(module, q, k, v, mask, **options)[0]
 
     return attend
 
 
-def _plain(scale: float, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """What transformers' "sdpa" computes, in a way that PyTorch's fused kernels take.
+def _sdpa(scale: float, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Compute what transformers' "sdpa" does, by calls that PyTorch's fused kernels accept.
 
-    They ask for values as wide as keys and, under a mask and not on a CPU, for as many key heads
+    They need values as wide as keys and, under a mask and not on a CPU, as many key-value heads
     as query heads.
     """
     width, grouped = v.shape[-1], q.device.type == "cpu"
@@ -123,14 +152,18 @@ def _plain(scale: float, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tenso
 
 
 def install_attention(model: PreTrainedModel) -> None:
-    """Have the base's attention call us; InputError where it does not go through the interface."""
-    # A config that another model with a window shares names us already
+    """Make the base's attention call us, in place.
+
+    Raises:
+        InputError: The base does not attend through `AttentionInterface`.
+    """
+    # Another window model that shares the config may have set our name already
     own = model.config._attn_implementation.removeprefix(PREFIX)
     if not model._can_set_attn_implementation():
-        raise unreachable(model)
+        raise unsupported_attention(model)
     name = PREFIX + own
     if name not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(name, partial(_attention, implementation=own))
+        AttentionInterface.register(name, partial(_dispatch, implementation=own))
         if own in ALL_MASK_ATTENTION_FUNCTIONS:
             AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
     model.set_attn_implementation(name)
@@ -143,8 +176,8 @@ def uninstall_attention(model: PreTrainedModel) -> None:
         model.set_attn_implementation(name.removeprefix(PREFIX))
 
 
-def unreachable(model: PreTrainedModel) -> InputError:
-    """What there is to say of a base whose attention does not call us."""
+def unsupported_attention(model: PreTrainedModel) -> InputError:
+    """Return the error for a base whose attention does not call us."""
     return InputError(
         f'method="window": {type(model).__name__} does not attend through transformers\' '
         'AttentionInterface in every layer: use method="parallel"'
@@ -152,8 +185,8 @@ def unreachable(model: PreTrainedModel) -> InputError:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within it, no dropout; behind it, every module as it was."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Turn off dropout within the block; every module has its own mode again after it."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""In front of a decoder's class: a text of any length, through a window with a memory."""
+"""Decoder mixin of a window model: reads a text of any length through its window."""
 
 from typing import Any
 
@@ -8,17 +8,26 @@ from torch import Tensor, nn
 from infini.memory.packing import Packing, gather
 from infini.memory.window import ChunkInfo
 from infini.model.architectures import CACHE
-from infini.model.decoder_base import StatefulDecoder, inputs_of, named, newest, real_tokens
-from infini.model.window.attention import RUN, instructions
+from infini.model.decoder_base import (
+    StatefulDecoder,
+    as_token_mask,
+    input_kwargs,
+    mask_of_new_tokens,
+    select_inputs,
+)
+from infini.model.window.attention import HANDLER, attention_kwargs
 from infini.model.window.cache import WindowCache
-from infini.model.window.layer import WindowLayer, WindowRun
+from infini.model.window.config import WindowConfig
+from infini.model.window.layer import WindowHandler, WindowLayer
 
 
 class WindowDecoder(StatefulDecoder):
-    """In front of a decoder's class: a text of any length, through a window with a memory."""
+    """Mixin put before a decoder's class: reads a text of any length through its window."""
 
+    retrofit_config: WindowConfig
     cache_type = WindowCache
-    learned_positions: int | None  # of a base that adds positions to its embedding: how many
+    # Number of positions of a base that adds learned ones to its embedding; None: other bases
+    learned_positions: int | None
 
     # Bookkeeping; the base's own passes are compiled
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
@@ -31,12 +40,24 @@ class WindowDecoder(StatefulDecoder):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the base's own; its cache is what an earlier call returned, moved on in place.
+        """Run the decoder on the next tokens of a batch of texts.
 
-        attention_mask: (B, past + T), zero on padding, on either side. Positions count the real
-        tokens, whatever position_ids says. InputError for a call that has no answer.
+        Args:
+            input_ids: Tokens, (B, T); or else `inputs_embeds`.
+            attention_mask: (B, past + T) or (B, T), zero on padding, on either side.
+            position_ids: Ignored: positions count the tokens without padding.
+            inputs_embeds: Embeddings, (B, T, d).
+            use_cache: Whether to return a cache.
+            **kwargs: As of the base's decoder; the cache is one that an earlier call returned,
+                which is advanced in place.
+
+        Returns:
+            The base's output, with the cache.
+
+        Raises:
+            InputError: Invalid inputs, or a cache of another model.
         """
-        if RUN in kwargs:  # one of the passes below, or a question about the base
+        if HANDLER in kwargs:  # one of the passes below, or a probe of the base
             return super().forward(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -45,115 +66,116 @@ class WindowDecoder(StatefulDecoder):
                 use_cache=use_cache,
                 **kwargs,
             )
-        inputs = inputs_of(input_ids, inputs_embeds, kwargs)
+        inputs = select_inputs(input_ids, inputs_embeds, kwargs)
         batch, tokens = inputs.shape[:2]
-        mask = newest(attention_mask, tokens)
+        mask = mask_of_new_tokens(attention_mask, tokens)
         packing = Packing.of(batch, tokens, mask)
-        cache: WindowCache | None = self.take_state(kwargs, use_cache, inputs, attention_mask)
-        counts = torch.zeros(batch, dtype=torch.int64) if cache is None else cache.counts
-        longest = int((counts + packing.lengths).max())
-        if longest <= self.infini["window"] + self.infini["sinks"] and not (cache and cache.states):
-            out = self._whole(inputs, mask, cache, kwargs)
+        cache: WindowCache | None = self.prepare_cache(kwargs, use_cache, inputs, attention_mask)
+        past = torch.zeros(batch, dtype=torch.int64) if cache is None else cache.token_counts
+        longest = int((past + packing.lengths).max())
+        config = self.retrofit_config
+        if longest <= config.window + config.sinks and not (cache and cache.states):
+            out = self._forward_base(inputs, mask, cache, kwargs)
         else:
-            out = self._through_window(inputs, packing, cache, kwargs)
+            out = self._forward_window(inputs, packing, cache, kwargs)
         if cache is not None:
-            cache.counts = cache.counts + packing.lengths
-            cache.follow(inputs)
+            cache.token_counts = cache.token_counts + packing.lengths
+            cache.append(inputs)
         setattr(out, CACHE, cache)
         return out
 
-    def _whole(
+    def _forward_base(
         self,
         inputs: Tensor,
         mask: Tensor | None,
         cache: WindowCache | None,
         kwargs: dict[str, Any],
     ) -> Any:
-        """A text that the window and the sinks hold: the base itself, untouched."""
-        real = real_tokens(mask, *inputs.shape[:2])
-        counts = 0 if cache is None else cache.counts[:, None]
-        positions = (real.cumsum(1) - 1 + counts).clamp(min=0)  # (B, T)
-        live = real if cache is None else torch.cat([cache.live, real], 1)
+        """Run the base's own attention on texts that fit into window and sinks."""
+        token_mask = as_token_mask(mask, *inputs.shape[:2])
+        past = 0 if cache is None else cache.token_counts[:, None]
+        positions = (token_mask.cumsum(1) - 1 + past).clamp(min=0)  # (B, T)
+        if cache is not None:
+            token_mask = torch.cat([cache.token_mask, token_mask], 1)
         out = super().forward(
-            **named(inputs),
-            **{CACHE: None if cache is None else cache.text},
-            attention_mask=None if bool(live.all()) else live.long().to(inputs.device),
+            **input_kwargs(inputs),
+            **{CACHE: None if cache is None else cache.base_cache},
+            attention_mask=None if bool(token_mask.all()) else token_mask.long().to(inputs.device),
             position_ids=positions.to(inputs.device),
             use_cache=cache is not None,
             **kwargs,
         )
         if cache is not None:
-            cache.live = live
+            cache.token_mask = token_mask
             cache.positions = torch.cat([cache.positions, positions], 1)
         return out
 
-    def _through_window(
+    def _forward_window(
         self, inputs: Tensor, packing: Packing, cache: WindowCache | None, kwargs: dict[str, Any]
     ) -> Any:
-        """A longer text: every sample's real tokens first, without positions to the attention."""
+        """Run the base with every layer's attention replaced by its `WindowLayer`."""
         batch, tokens = inputs.shape[:2]
-        if cache is not None and cache.text.layers:
-            self._absorb(cache)
-        counts = torch.zeros(batch, dtype=torch.int64) if cache is None else cache.counts
-        span = ChunkInfo(
-            counts, packing.lengths, tokens, self.infini["window"], self.infini["sinks"]
-        )
-        run = WindowRun(span)
+        if cache is not None and cache.base_cache.layers:
+            self._import_kv(cache)
+        past = torch.zeros(batch, dtype=torch.int64) if cache is None else cache.token_counts
+        config = self.retrofit_config
+        chunk = ChunkInfo(past, packing.lengths, tokens, config.window, config.sinks)
+        handler = WindowHandler(chunk)
         if cache is not None:
-            run = WindowRun(span, cache.states, {})
+            handler = WindowHandler(chunk, cache.states, {})
         out = super().forward(
-            **named(packing.pack(inputs, 1)),
+            **input_kwargs(packing.pack(inputs, 1)),
             **{CACHE: None},
-            **instructions(run, inputs.device),
-            position_ids=self._positions(span).to(inputs.device),
+            **attention_kwargs(handler, inputs.device),
+            position_ids=self._position_ids(chunk).to(inputs.device),
             use_cache=False,
             **kwargs,
         )
-        if cache is not None and run.after is not None:
-            cache.states = run.after
+        if cache is not None and handler.next_states is not None:
+            cache.states = handler.next_states
         out.last_hidden_state = packing.unpack(out.last_hidden_state, 1)
         if out.get("hidden_states") is not None:
             out.hidden_states = tuple(packing.unpack(h, 1) for h in out.hidden_states)
         return out
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _positions(self, span: ChunkInfo) -> Tensor:
-        """What the base is told, (B, T): 0, as the rotation is ours.
+    def _position_ids(self, chunk: ChunkInfo) -> Tensor:
+        """Return the base's position ids, (B, T): 0, since the `WindowLayer` rotates.
 
-        Learnt ones begin again where they end: a token keeps its own while it is in the window, so
-        none can be at the edge's distance. All at the last one would have no order.
+        Learned positions start again after their last one. A token keeps its own while it is in
+        the window, so none can be at the edge's distance, and all at the last one had no order.
         """
-        positions = span.positions.expand(len(span.past_lengths), -1)
+        positions = chunk.positions.expand(len(chunk.past_lengths), -1)
         if self.learned_positions is None:
             return torch.zeros_like(positions)
         return positions % self.learned_positions
 
-    def _absorb(self, cache: WindowCache) -> None:
-        """Of a short text that goes on: sinks, window and memory, from the base's own cache."""
-        batch, columns = cache.live.shape
-        packing = Packing.of(batch, columns, cache.live)
-        start = torch.zeros_like(cache.counts)
-        window, sinks = self.infini["window"], self.infini["sinks"]
-        span = ChunkInfo(start, packing.lengths, columns, window, sinks)
+    def _import_kv(self, cache: WindowCache) -> None:
+        """Turn the base's keys and values of a short text into window states."""
+        batch, columns = cache.token_mask.shape
+        packing = Packing.of(batch, columns, cache.token_mask)
+        past = torch.zeros_like(cache.token_counts)
+        config = self.retrofit_config
+        chunk = ChunkInfo(past, packing.lengths, columns, config.window, config.sinks)
         positions = packing.pack(cache.positions, 1)
         order = packing.order
         states = {}
         for module in self.modules():
             if isinstance(module, WindowLayer):
-                layer = cache.text.layers[module.layer_index]
+                layer = cache.base_cache.layers[module.layer_index]
                 k, v = layer.keys, layer.values
                 if order is not None:
                     k, v = (gather(x, order.to(x.device), 2) for x in (k, v))
-                states[module.layer_index] = module.absorb(k, v, positions, span)
-        cache.become_long(states)
+                states[module.layer_index] = module.import_kv(k, v, positions, chunk)
+        cache.switch_to_window(states)
 
-    def empty_cache(self) -> WindowCache:
+    def create_cache(self) -> WindowCache:
         return WindowCache(self.fingerprint())
 
-    def our_parameters(self) -> dict[str, nn.Parameter]:
+    def memory_parameters(self) -> dict[str, nn.Parameter]:
         return {
-            f"{module.layer_index}.{name}": tensor
+            f"{module.layer_index}.{name}": parameter
             for module in self.modules()
             if isinstance(module, WindowLayer)
-            for name, tensor in module.named_parameters()
+            for name, parameter in module.named_parameters()
         }

@@ -1,7 +1,10 @@
-"""A layer's attention as a window, beside a memory of what has left it.
+"""Window attention of a layer, beside a memory of what has left the window.
 
-`WindowLayer` stands as a submodule in the base's own attention module, which stays what it is and
-calls it by way of the attention interface.
+A `WindowLayer` is a submodule of the base's own attention module, which stays in place and calls
+it through the attention interface.
+
+Shapes: B batch, H query heads, G key-value heads, T new tokens, D key width, V value width, W
+window.
 """
 
 from dataclasses import dataclass, field
@@ -9,22 +12,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from infini.memory.associative import AssociativeMemory
 from infini.memory.retained import AttentionSpec, RetainedPairs, WindowPairs, retained_attention
-from infini.memory.window import Attention, ChunkInfo, WindowState, window_attention
-from infini.model.architectures import decoder_layers
-from infini.model.window.attention import blockwise
-from infini.model.window.rotation import QKV, Rotation
+from infini.memory.window import ChunkInfo, WindowState, window_attention
+from infini.model.window.attention import masked_attention
+from infini.model.window.rotation import Rotation
 
-PLACE = "infini_window"  # its name in the attention module
+# Name of the `WindowLayer` in the base's attention module
+SUBMODULE = "infini_window"
 
 
 class WindowLayer(nn.Module):
-    """What a layer's attention does instead; rotation, memory, kept: None where it has none.
+    """Attention of one layer to sinks, window and memory.
 
-    heads: H; context: of the base, in tokens.
+    Args:
+        layer_index: Index of the decoder layer.
+        heads: Query heads, H.
+        rotation: Rotary embedding of queries and keys; None: they have none.
+        memory: Matrix memory; None: the layer has none.
+        retained: Retained pairs; None: the layer has none.
+        context: Tokens within which the base's positions are valid; None: any number.
     """
 
     def __init__(
@@ -33,7 +41,7 @@ class WindowLayer(nn.Module):
         heads: int,
         rotation: Rotation | None,
         memory: AssociativeMemory | None,
-        kept: RetainedPairs | None = None,
+        retained: RetainedPairs | None = None,
         context: int | None = None,
     ):
         super().__init__()
@@ -41,101 +49,121 @@ class WindowLayer(nn.Module):
         self.heads = heads
         self.rotation = rotation
         self.memory = memory
-        self.retained = kept
+        self.retained = retained
         self.context = context
 
     def forward(
         self,
-        qkv: QKV,
-        span: ChunkInfo,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        chunk: ChunkInfo,
         state: WindowState | None,
-        attention: Attention,
-        scale: float,
-        limit: int | None = None,
+        spec: AttentionSpec,
     ) -> tuple[Tensor, WindowState]:
-        """(B, T, H, V), and the state after it; qkv: without positions, (B, H or G, T, ·) each.
+        """Attend to sinks, window and memory, and advance the state.
 
-        scale: of q·k. limit: the base's own window, in tokens, where it has one.
+        Args:
+            q: Queries without positions, (B, H, T, D).
+            k: Keys without positions, (B, G, T, D).
+            v: Values, (B, G, T, V).
+            chunk: Numbers of past and new tokens.
+            state: State before the new tokens; None: there are no earlier tokens.
+            spec: The base's attention in this layer.
+
+        Returns:
+            The output, (B, T, H, V), and the state after the new tokens.
         """
-        q, k, v = qkv
-        state = state or self.empty(k, v, span)
+        state = state or self.empty_state(k, v, chunk)
         joined = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
-        added, matrix = self._remember(q, joined, state, span)
-        after = span.next_state(state, k, v, matrix)
-        sinks = after.sink_keys, after.sink_values
+        read, matrix = self._advance_matrix(q, joined, state, chunk)
+        next_state = chunk.next_state(state, k, v, matrix)
+        sinks = next_state.sink_keys, next_state.sink_values
         if self.retained is None:
-            out = window_attention(q, joined, sinks, span, attention, self.rotation, limit)
+            out = window_attention(
+                q, joined, sinks, chunk, spec.attention, spec.rotate, spec.sliding_window
+            )
         else:
             assert state.retained is not None
-            reader = AttentionSpec(attention, self.rotation, scale, self.context, limit)
-            out, kept = retained_attention(
-                q, WindowPairs(*joined, *sinks), state.retained, span, reader, self.retained
+            out, retained = retained_attention(
+                q, WindowPairs(*joined, *sinks), state.retained, chunk, spec, self.retained
             )
-            after = after._replace(retained=kept)
-        return out if added is None else out + added.transpose(1, 2).to(out.dtype), after
+            next_state = next_state._replace(retained=retained)
+        return out if read is None else out + read.transpose(1, 2).to(out.dtype), next_state
 
-    def empty(self, k: Tensor, v: Tensor, span: ChunkInfo) -> WindowState:
-        """The state before the first token."""
+    def empty_state(self, k: Tensor, v: Tensor, chunk: ChunkInfo) -> WindowState:
+        """Return the state before the first token; k and v give size, type and device."""
         if self.retained is None:
-            return WindowState.empty(k, v, span, self.memory is not None)
-        count, policy = self.retained.num_retained, self.retained.policy
-        return WindowState.empty(k, v, span, self.memory is not None, count, policy)
+            return WindowState.empty(k, v, chunk, self.memory is not None)
+        num_retained, policy = self.retained.num_retained, self.retained.policy
+        return WindowState.empty(k, v, chunk, self.memory is not None, num_retained, policy)
 
-    def absorb(self, k: Tensor, v: Tensor, positions: Tensor, span: ChunkInfo) -> WindowState:
-        """The state after keys, rotated by `positions`, (B, T), and values that the base made."""
+    def import_kv(self, k: Tensor, v: Tensor, positions: Tensor, chunk: ChunkInfo) -> WindowState:
+        """Return the state after a short text that the base itself has read.
+
+        Args:
+            k: The base's keys with their positions, (B, G, T, D).
+            v: The base's values, (B, G, T, V).
+            positions: Positions of the keys, (B, T).
+            chunk: The text as the first chunk.
+
+        Returns:
+            The state. No pair is retained: none has left the window before attention counts.
+        """
         if self.rotation is not None:
             k = self.rotation(k, -positions.to(k.device))
-        state = self.empty(k, v, span)
+        state = self.empty_state(k, v, chunk)
         joined = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
-        asked = k.repeat_interleave(self.heads // k.shape[1], 1)  # nobody asks: any queries do
-        # No pair has left so early that any attention to it counts: none is kept
-        return span.next_state(state, k, v, self._remember(asked, joined, state, span)[1])
+        any_q = k.repeat_interleave(self.heads // k.shape[1], 1)  # what is read is not used
+        _, matrix = self._advance_matrix(any_q, joined, state, chunk)
+        return chunk.next_state(state, k, v, matrix)
 
-    def _remember(
-        self, q: Tensor, joined: tuple[Tensor, Tensor], state: WindowState, span: ChunkInfo
+    def _advance_matrix(
+        self, q: Tensor, joined: tuple[Tensor, Tensor], state: WindowState, chunk: ChunkInfo
     ) -> tuple[Tensor | None, Tensor]:
-        """What the memory adds, (B, H, T, V), and the memory when the tokens have left."""
+        """Return what the matrix adds, (B, H, T, V) or None, and the matrix after the tokens.
+
+        joined: keys and values of the window and the new tokens, (B, G, · + T, ·).
+        """
         if self.memory is None or self.memory.use == "off":
             return None, state.matrix
-        k, v = (
-            x[:, :, -span.num_tokens - span.window + 1 :][:, :, : span.num_tokens] for x in joined
-        )
-        return self.memory(q, k, v, state.matrix, span.evicted_mask)
+        T, W = chunk.num_tokens, chunk.window
+        k, v = (x[:, :, -T - W + 1 :][:, :, :T] for x in joined)  # those that leave the window
+        return self.memory(q, k, v, state.matrix, chunk.evicted_mask)
 
 
 @dataclass
-class WindowRun:
-    """A forward pass with a window; a kept state is moved on."""
+class WindowHandler:
+    """Attention handler of a forward pass through the window."""
 
-    span: ChunkInfo
-    states: dict[int, WindowState] = field(default_factory=dict)  # before the pass
-    after: dict[int, WindowState] | None = None  # filled; None: nobody asks
+    chunk: ChunkInfo
+    # State before the pass, by layer; a layer without one has no earlier tokens
+    states: dict[int, WindowState] = field(default_factory=dict)
+    # Gets the state after the pass, by layer; None: it is not needed
+    next_states: dict[int, WindowState] | None = None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(
         self,
         module: nn.Module,
-        qkv: QKV,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
         implementation: str,
         options: dict[str, Any],
     ) -> tuple[Tensor, None]:
-        """What the attention interface calls."""
-        layer: WindowLayer = getattr(module, PLACE)
-        attention = blockwise(module, implementation, options, qkv[0].shape[-1])
-        limit = options.get("sliding_window")
+        """Attend by the module's `WindowLayer`; see `AttentionHandler.attend`."""
+        layer: WindowLayer = getattr(module, SUBMODULE)
+        head_dim = q.shape[-1]
+        spec = AttentionSpec(
+            masked_attention(module, implementation, options, head_dim),
+            layer.rotation,
+            options.get("scaling") or head_dim**-0.5,
+            layer.context,
+            options.get("sliding_window"),
+        )
         state = self.states.get(layer.layer_index)
-        scale = options.get("scaling") or qkv[0].shape[-1] ** -0.5
-        out, after = layer(qkv, self.span, state, attention, scale, limit)
-        if self.after is not None:
-            self.after[layer.layer_index] = after
+        out, next_state = layer(q, k, v, self.chunk, state, spec)
+        if self.next_states is not None:
+            self.next_states[layer.layer_index] = next_state
         return out, None
-
-
-def window_layers(model: PreTrainedModel) -> dict[int, WindowLayer]:
-    """By layer; empty for a model without a window."""
-    return {
-        module.layer_index: module
-        for layer in decoder_layers(model)
-        for module in layer.modules()
-        if isinstance(module, WindowLayer)
-    }

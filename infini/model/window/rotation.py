@@ -1,8 +1,8 @@
-"""Where a base keeps its positions, found by asking it: no table of architectures.
+"""Finds a base's rotary embeddings by probing it, without a table of architectures.
 
-A text of one token has nothing to attend to: whatever its position, all its hidden states are the
-same, unless the position is in the embedding. So its queries and keys at several positions,
-beside those at 0, show each layer's rotation alone.
+A text of one token has nothing else to attend to: whatever its position, its hidden states are
+the same, unless the embedding has the position. So the queries and keys of one-token texts at
+several positions, beside those at position 0, show the rotation of each layer alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,40 +16,59 @@ from transformers import PreTrainedModel
 
 from infini.errors import InputError
 from infini.model.architectures import CACHE, context_length, decoder_layers
-from infini.model.window.attention import RUN, evaluating, instructions, own_function, unreachable
+from infini.model.window.attention import (
+    HANDLER,
+    attention_kwargs,
+    base_attention,
+    evaluation_mode,
+    unsupported_attention,
+)
 
-PLACES = (1, 3, 7, 20)  # positions asked for
+PROBE_POSITIONS = (1, 3, 7, 20)
+# Queries (B, H, T, D), keys (B, G, T, D) and values (B, G, T, V)
 QKV = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """A layer's rotary embedding of queries and keys, computed in float32."""
+    """Rotary embedding of a layer's queries and keys, computed in float32."""
 
-    module: nn.Module  # the base's own: gives cos and sin of positions
-    arguments: tuple[str, ...]  # its further ones: the layer's type, where it asks for that
-    repeats: str  # how cos has every angle: "once", "halves" side by side, "pairs"
-    width: int  # of a head, from its start on: what is turned
-    interleaved: bool  # partners in the head are neighbours, else half the width apart
+    # The base's own rotary embedding: returns cos and sin of positions
+    module: nn.Module
+    # Further arguments of `module`: the layer's type, where it needs that
+    arguments: tuple[str, ...]
+    # How cos and sin hold each angle: "once", twice in "halves" side by side, or twice in "pairs"
+    repeats: str
+    # Dimensions of a head that are rotated, from its first on
+    width: int
+    # True: dimensions 2i and 2i + 1 are rotated together; False: i and i + width / 2
+    interleaved: bool
 
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x, (B, H, T, D), turned by positions, (B or 1, T), any integers; without the base's
-        scale, which x has already."""
+        """Rotate by positions, without the base's scale, which `x` has already.
+
+        Args:
+            x: Queries or keys, (B, H, T, D).
+            positions: Any integers, (B or 1, T).
+
+        Returns:
+            The rotated `x`, (B, H, T, D).
+        """
         like = torch.zeros(1, device=x.device)
         cos, sin = (part.float() for part in self.module(like, positions, *self.arguments))
         scale = (cos.square() + sin.square()).sqrt()
-        cos, sin = (self._angles(part / scale) for part in (cos, sin))  # (B or 1, 1, T, w / 2)
-        turning, rest = x[..., : self.width].float(), x[..., self.width :]
+        cos, sin = (self._distinct(part / scale) for part in (cos, sin))  # (B or 1, 1, T, w / 2)
+        rotated, rest = x[..., : self.width].float(), x[..., self.width :]
         if self.interleaved:
-            first, second = turning[..., ::2], turning[..., 1::2]
+            x1, x2 = rotated[..., ::2], rotated[..., 1::2]
         else:
-            first, second = turning.chunk(2, -1)
-        turned = first * cos - second * sin, second * cos + first * sin
-        out = torch.stack(turned, -1).flatten(-2) if self.interleaved else torch.cat(turned, -1)
+            x1, x2 = rotated.chunk(2, -1)
+        parts = x1 * cos - x2 * sin, x2 * cos + x1 * sin
+        out = torch.stack(parts, -1).flatten(-2) if self.interleaved else torch.cat(parts, -1)
         return torch.cat([out.to(x.dtype), rest], -1)
 
-    def _angles(self, x: Tensor) -> Tensor:
-        """(B, T, w) → (B, 1, T, w / 2): every angle once."""
+    def _distinct(self, x: Tensor) -> Tensor:
+        """Select every angle once: (B, T, w) → (B, 1, T, w / 2)."""
         if self.repeats == "halves":
             x = x[..., : x.shape[-1] // 2]
         elif self.repeats == "pairs":
@@ -57,85 +76,101 @@ class Rotation:
         return x[:, None]
 
 
-class Positions(NamedTuple):
-    """What a base does with positions."""
+class BaseAttentions(NamedTuple):
+    """Attention modules of a base, by layer, and how it encodes positions."""
 
-    modules: list[nn.Module]  # the attention modules, by layer
-    calls: list[QKV]  # of one token, for sizes: (B, H or G, 1, ·)
-    rotations: list[Rotation | None]  # by layer; None: no rotation there
-    learned: bool  # they are in the embedding instead
+    modules: list[nn.Module]
+    # Queries, keys and values of one-token texts, (n, H or G, 1, ·), for sizes
+    qkv: list[QKV]
+    # Rotary embedding; None: the layer has none
+    rotations: list[Rotation | None]
+    # True: positions are learned and added to the embedding
+    learned_positions: bool
 
 
 @dataclass
-class Recorder:
-    """Runs the base's own attention, and keeps what it was called with."""
+class QKVRecorder:
+    """Attention handler that runs the base's own attention and records its arguments."""
 
     modules: list[nn.Module] = field(default_factory=list)
-    calls: list[QKV] = field(default_factory=list)
+    qkv: list[QKV] = field(default_factory=list)
 
     def attend(
-        self, module: nn.Module, qkv: QKV, implementation: str, options: dict[str, Any]
+        self,
+        module: nn.Module,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        implementation: str,
+        options: dict[str, Any],
     ) -> tuple[Tensor, Any]:
-        """A token alone needs no mask."""
+        """Record a call; a single token needs no mask."""
         self.modules.append(module)
-        self.calls.append(qkv)
-        return own_function(implementation, module)(module, *qkv, None, **options)
+        self.qkv.append((q, k, v))
+        return base_attention(implementation, module)(module, q, k, v, None, **options)
 
 
 @torch.no_grad()
-def find_positions(model: PreTrainedModel) -> Positions:
-    """Ask a base that calls us; InputError where it does not, or rotates in an unknown way."""
-    longest = context_length(model) or PLACES[-1] + 1
-    places = torch.tensor(PLACES, device=model.device).clamp(max=longest - 1)[:, None]
-    with evaluating(model), torch.autocast(model.device.type, enabled=False):
-        at_zero, embedded = _one_token(model, places * 0)
-        elsewhere, moved = _one_token(model, places)
+def probe_attention(model: PreTrainedModel) -> BaseAttentions:
+    """Find a base's attention modules and rotary embeddings.
+
+    Args:
+        model: A base whose attention calls us (`install_attention`).
+
+    Raises:
+        InputError: Its attention does not call us in every layer, or its rotation is unknown.
+    """
+    longest = context_length(model) or PROBE_POSITIONS[-1] + 1
+    positions = torch.tensor(PROBE_POSITIONS, device=model.device).clamp(max=longest - 1)[:, None]
+    with evaluation_mode(model), torch.autocast(model.device.type, enabled=False):
+        at_zero, embedded = _run_single_tokens(model, positions * 0)
+        elsewhere, embedded_elsewhere = _run_single_tokens(model, positions)
     layers = decoder_layers(model)
-    inside = [set(layer.modules()) for layer in layers]
     if len(at_zero.modules) != len(layers) or any(
-        module not in own for module, own in zip(at_zero.modules, inside, strict=True)
+        module not in set(layer.modules())
+        for module, layer in zip(at_zero.modules, layers, strict=True)
     ):
-        raise unreachable(model)
-    learned = not torch.equal(embedded, moved)
+        raise unsupported_attention(model)
+    learned = not torch.equal(embedded, embedded_elsewhere)
     rotations: list[Rotation | None] = [None] * len(layers)
     if not learned:
-        known = list(_known_rotations(model))
-        for index, calls in enumerate(zip(at_zero.calls, elsewhere.calls, strict=True)):
-            rotations[index] = _rotation(model, calls, places, known)
-    return Positions(at_zero.modules, at_zero.calls, rotations, learned)
+        candidates = list(_candidate_rotations(model))
+        for index, (qkv, rotated_qkv) in enumerate(zip(at_zero.qkv, elsewhere.qkv, strict=True)):
+            rotations[index] = _match_rotation(model, qkv, rotated_qkv, positions, candidates)
+    return BaseAttentions(at_zero.modules, at_zero.qkv, rotations, learned)
 
 
-def _one_token(model: PreTrainedModel, places: Tensor) -> tuple[Recorder, Tensor]:
-    """What the attention of texts of one token is called with, and the first layer's input."""
+def _run_single_tokens(model: PreTrainedModel, positions: Tensor) -> tuple[QKVRecorder, Tensor]:
+    """Run one-token texts at `positions`, (n, 1); also return the first layer's input."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    tokens = torch.arange(len(places), device=places.device)[:, None] % vocabulary
-    seen: list[Tensor] = []
+    tokens = torch.arange(len(positions), device=positions.device)[:, None] % vocabulary
+    layer_inputs: list[Tensor] = []
 
-    def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
+    def record_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        layer_inputs.append(args[0] if args else kwargs["hidden_states"])
 
-    run = Recorder()
-    handle = decoder_layers(model)[0].register_forward_pre_hook(see, with_kwargs=True)
+    recorder = QKVRecorder()
+    hook = decoder_layers(model)[0].register_forward_pre_hook(record_input, with_kwargs=True)
     try:
-        options = instructions(run, tokens.device) | {CACHE: None, "use_cache": False}
-        model.get_decoder()(input_ids=tokens, position_ids=places, **options)
+        kwargs = attention_kwargs(recorder, tokens.device) | {CACHE: None, "use_cache": False}
+        model.get_decoder()(input_ids=tokens, position_ids=positions, **kwargs)
     except TypeError as error:
-        if RUN not in str(error):
+        if HANDLER not in str(error):
             raise
-        raise unreachable(model) from None
+        raise unsupported_attention(model) from None
     finally:
-        handle.remove()
-    return run, seen[0]
+        hook.remove()
+    return recorder, layer_inputs[0]
 
 
-def _known_rotations(model: PreTrainedModel) -> Iterator[Rotation]:
-    """Every way in which the base's own rotary embeddings could be meant."""
+def _candidate_rotations(model: PreTrainedModel) -> Iterator[Rotation]:
+    """Yield every reading of the base's own rotary embeddings."""
     decoder = model.get_decoder()
     types = dict.fromkeys(getattr(model.config.get_text_config(), "layer_types", None) or ())
     for name, module in decoder.named_modules():
         if "rotary" not in name.rpartition(".")[2]:
             continue
-        for arguments in ((), *((kind,) for kind in types)):
+        for arguments in ((), *((layer_type,) for layer_type in types)):
             try:
                 like = torch.zeros(1, device=model.device)
                 cos, sin = module(like, torch.zeros_like(like, dtype=torch.long)[None], *arguments)
@@ -149,21 +184,28 @@ def _known_rotations(model: PreTrainedModel) -> Iterator[Rotation]:
                     yield Rotation(module, arguments, repeats, width, interleaved)
 
 
-def _rotation(
-    model: PreTrainedModel, calls: tuple[QKV, QKV], places: Tensor, known: list[Rotation]
+def _match_rotation(
+    model: PreTrainedModel,
+    qkv: QKV,
+    rotated_qkv: QKV,
+    positions: Tensor,
+    candidates: list[Rotation],
 ) -> Rotation | None:
-    """The one that leads from queries and keys at position 0 to those at `places`, (B, 1)."""
-    (q, k, _), (q_there, k_there, _) = calls
+    """Return the rotation from position 0 to `positions`, (n, 1); InputError if none matches."""
+    (q, k, _), (rotated_q, rotated_k, _) = qkv, rotated_qkv
     tolerance = max(1e-4, 8 * torch.finfo(q.dtype).eps)
 
-    def error(turn: Callable[[Tensor], Tensor]) -> float:
-        pairs = ((turn(q), q_there), (turn(k), k_there))
+    def error(rotate: Callable[[Tensor], Tensor]) -> float:
+        pairs = ((rotate(q), rotated_q), (rotate(k), rotated_k))
         return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-9)) for a, b in pairs)
 
     if error(lambda x: x) < tolerance:
         return None
-    for rotation in known:
-        if rotation.width <= q.shape[-1] and error(partial(rotation, positions=places)) < tolerance:
+    for rotation in candidates:
+        if (
+            rotation.width <= q.shape[-1]
+            and error(partial(rotation, positions=positions)) < tolerance
+        ):
             return rotation
     raise InputError(
         f'method="window": {type(model).__name__} gives queries and keys their positions in a way '

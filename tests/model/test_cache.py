@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import infini
 from architectures import L, text, tiny
 from infini.model.architectures import CACHE, cache_of
-from infini.model.segmented.layers import infini_parameters
+from infini.model.modules import infini_parameters
 from infini.model.sequence_cache import SequenceCache
 
 NEW = 4

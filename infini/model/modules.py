@@ -1,0 +1,59 @@
+"""Finds the modules and parameters that a retrofit added to a model."""
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from infini.model.architectures import decoder_layers
+from infini.model.segmented.layers import MemoryModule
+from infini.model.window.layer import WindowLayer
+
+
+def segmented_layers(model: PreTrainedModel) -> dict[int, MemoryModule]:
+    """Return our parallel or replaced decoder layers by index; empty for other models."""
+    layers = enumerate(decoder_layers(model))
+    return {index: layer for index, layer in layers if isinstance(layer, MemoryModule)}
+
+
+def window_layers(model: PreTrainedModel) -> dict[int, WindowLayer]:
+    """Return the window module of every decoder layer by index; empty for other models."""
+    return {
+        module.layer_index: module
+        for layer in decoder_layers(model)
+        for module in layer.modules()
+        if isinstance(module, WindowLayer)
+    }
+
+
+def has_memory(model: PreTrainedModel) -> bool:
+    """Return whether the model is retrofitted."""
+    return bool(segmented_layers(model) or window_layers(model))
+
+
+def infini_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return exactly the parameters that the retrofit added, by `layers.<index>.<name>`."""
+    own = [(index, module.own_parameters()) for index, module in segmented_layers(model).items()]
+    own += [(index, module.named_parameters()) for index, module in window_layers(model).items()]
+    return {
+        f"layers.{index}.{name}": parameter
+        for index, parameters in own
+        for name, parameter in parameters
+    }
+
+
+def frozen_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the base's own decoder layers that still run, without replaced ones."""
+    layers: list[nn.Module] = []
+    for layer in decoder_layers(model):
+        if not isinstance(layer, MemoryModule):
+            layers.append(layer)
+        elif layer.runs_original:
+            layers.append(layer.original)
+    return layers
+
+
+def added_parameters(model: PreTrainedModel) -> int:
+    """Return how many parameters the retrofit adds to the base, net of replaced layers."""
+    modules = segmented_layers(model).values()
+    replaced = [module.original for module in modules if not module.runs_original]
+    added = sum(parameter.numel() for parameter in infini_parameters(model).values())
+    return added - sum(p.numel() for layer in replaced for p in layer.parameters())
