@@ -27,7 +27,9 @@ class ReportTable:
     def markdown(self) -> str:
         """Return the table in Markdown."""
         frame = self.frame.map(_escape_cell).rename(index=_escape_cell, columns=_escape_cell)
-        return frame.rename_axis(self.corner).to_markdown(disable_numparse=True)
+        align = ("left", *["right"] * len(frame.columns))
+        named = frame.rename_axis(self.corner)
+        return named.to_markdown(disable_numparse=True, colalign=align)
 
     def html(self) -> Markup:
         """Return the table in HTML."""

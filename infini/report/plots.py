@@ -4,6 +4,7 @@ Axes and text stay black: the page replaces black by its own text colour, in lig
 """
 
 import math
+from collections.abc import Callable
 from itertools import cycle
 from typing import Any
 
@@ -36,57 +37,61 @@ def version_styles(results: Results) -> dict[str, Style]:
     return styles
 
 
-def state_bytes_plot(figures: dict[str, Figures], styles: dict[str, Style]) -> Figure:
+def state_bytes_plot(results: Results, styles: dict[str, Style]) -> Figure:
     """Plot nats a token against state bytes: the base's windows, versions and their controls.
 
-    Error bars are those of the gains: of the distance from the window of equal state bytes, and of
-    the control's distance from its version.
+    Errors are those of the distance to full attention on the same documents: what makes one text
+    harder than another moves all points alike.
     """
     figure, axes = _new_figure(4.2)
-    curve = _plot_window_curve(axes, figures["base"])
-    versions = {name: found for name, found in figures.items() if name != "base"}
+    figures, errors = results.figures, {n: _errors(t) for n, t in results.curves.items()}
+    nats_at = _plot_window_curve(axes, figures["base"], errors.get("base", {}))
     far: list[tuple[str, float, float]] = []
-    for name, found in versions.items():
+    for name, found in figures.items():
+        if name == "base":
+            continue
         x, y = found["state_bytes.total"].value, found["documents.nats"].value
-        if y > curve(x) + ABOVE:
+        if y > nats_at(x) + ABOVE:
             far.append((name, x, y))
             continue
         style = {key: styles[name][key] for key in ("color", "marker")} | {"linestyle": ""}
-        axes.errorbar(x, y, found["baseline.gain"].error, label=name, markersize=6, **style)
+        error = errors.get(name, {})
+        axes.errorbar(x, y, error.get("documents"), label=name, markersize=6, **style)
         if "control.nats" in found:
-            control, error = found["control.nats"].value, found["control.gain"].error
+            control = found["control.nats"].value
             hollow = style | {"markerfacecolor": "none", "markersize": 9}
-            axes.errorbar(x, control, error, **hollow)
+            axes.errorbar(x, control, error.get("control"), **hollow)
             axes.plot([x, x], [y, control], color=style["color"], linewidth=0.8)
-    axes.plot([], [], "o", color="gray", markerfacecolor="none", label="shuffled-memory control")
+    if any("control.nats" in found for found in figures.values()):
+        hollow = {"color": "gray", "markerfacecolor": "none", "markersize": 9}
+        axes.plot([], [], "o", label="shuffled-memory control", **hollow)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter("B"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(y=0.1)
     axes.set(xlabel="state bytes", ylabel="nats a token")
-    for i, (name, x, y) in enumerate(far):
-        edge: Style = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-        axes.plot(x, 0.96 - 0.08 * i, "^", color=styles[name]["color"], **edge)
-        axes.annotate(
-            f"{name}: {y:.2f}",
-            (x, 0.96 - 0.08 * i),
-            xycoords=edge["transform"],
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
+    _plot_far(axes, far, styles)
     _legend_below(figure)
     return figure
 
 
-def _plot_window_curve(axes: Axes, base: Figures) -> Any:
+def _errors(curves: pd.DataFrame) -> dict[str, float]:
+    """Return standard errors of the distance to full attention, by protocol."""
+    rows = curves[curves["curve"] == "nats_vs_full_by_state_bytes"]
+    return {str(s): se for s, se in zip(rows["series"], rows["se"], strict=True) if se == se}
+
+
+def _plot_window_curve(
+    axes: Axes, base: Figures, errors: dict[str, float]
+) -> Callable[[float], float]:
     """Plot the base's windows and full attention; return nats by state bytes."""
     names = base_windows(base)
     x = [base[f"{name}.state_bytes"].value for name in names]
-    y = [base[f"{name}.nats"].value for name in names]
+    y = np.array([base[f"{name}.nats"].value for name in names])
+    error = np.array([errors.get(name, 0.0) for name in names])
     axes.plot(x, y, color="black", marker=".", label="base, sliding window with sinks")
+    axes.fill_between(x, y - error, y + error, color="black", alpha=0.15, linewidth=0)
     written = 0.0
     for name, at in zip(names, zip(x, y, strict=True), strict=True):
         if at[0] > LABEL_RATIO * written:
@@ -95,7 +100,27 @@ def _plot_window_curve(axes: Axes, base: Figures) -> Any:
             written = at[0]
     segmented = base["state_bytes.total"].value, base["segmented.nats"].value
     axes.plot(*segmented, "x", color="black", label="base, segments without memory")
-    return lambda state_bytes: np.interp(math.log(state_bytes), np.log(x), y)
+    return lambda state_bytes: float(np.interp(math.log(state_bytes), np.log(x), y))
+
+
+def _plot_far(axes: Axes, far: list[tuple[str, float, float]], styles: dict[str, Style]) -> None:
+    """Write versions far above the curve at the upper edge, one below the other."""
+    left, right = axes.get_xlim()
+    edge = axes.get_xaxis_transform()
+    for i, (name, x, y) in enumerate(far):
+        at = (x, 0.96 - 0.08 * i)
+        to_left = x > math.sqrt(left * right)  # more room on that side
+        axes.plot(*at, "^", color=styles[name]["color"], transform=edge)
+        axes.annotate(
+            f"{name}: {y:.2f}",
+            at,
+            xycoords=edge,
+            xytext=(-8 if to_left else 8, 0),
+            textcoords="offset points",
+            ha="right" if to_left else "left",
+            va="center",
+            fontsize=9,
+        )
 
 
 def position_plot(

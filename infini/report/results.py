@@ -88,7 +88,7 @@ def read_results(setup: Setup) -> Results:
         metrics={name: read_metrics(name) for name in names if Version(name).metrics.is_file()},
         curves={name: _read_curves(file) for name, file in curves.items() if file.is_file()},
         training={step: read_training(step, setup.versions) for step in TRAINING_STEPS},
-        costs=read_table(COSTS, *COST_COLUMNS) if COSTS.is_file() else pd.DataFrame(),
+        costs=_read_costs(names),
         prepared=read_json(PREPARED, "splits") if PREPARED.is_file() else {},
     )
 
@@ -111,6 +111,13 @@ def figures_at_windows(figures: Figures) -> dict[int, Figures]:
             difference = match[2] in DIFFERENCES
             found.setdefault(int(match[1]), {})[match[2]] = figure._replace(difference=difference)
     return dict(sorted(found.items()))
+
+
+def _read_costs(names: tuple[str, ...]) -> pd.DataFrame:
+    if not COSTS.is_file():
+        return pd.DataFrame(columns=list(COST_COLUMNS))
+    table = read_table(COSTS, *COST_COLUMNS)
+    return table[table["version"].isin(names)]
 
 
 def _read_curves(file: Path) -> pd.DataFrame:

@@ -52,7 +52,10 @@ def build_report(
     ]
     return Report(
         title="Which versions beat the baseline and their control?",
-        verdicts=[(verdict(name, found), beats_both(found)) for name, found in versions.items()],
+        verdicts=sorted(
+            [(verdict(name, found), beats_both(found)) for name, found in versions.items()],
+            key=lambda line: not line[1],
+        ),
         sections=[section for section in sections if section.parts],
     )
 
@@ -79,7 +82,7 @@ def _versions(results: Results) -> ReportSection:
         parts += [
             ReportPlot(
                 "state_bytes",
-                plots.state_bytes_plot(figures, styles),
+                plots.state_bytes_plot(results, styles),
                 "Nats a token by state bytes; a version beats both below the line and its control",
             ),
             ReportTable(
@@ -160,15 +163,14 @@ def _memory(results: Results) -> ReportSection:
 
 def _costs(results: Results, stale: bool) -> ReportSection:
     title, command = "Costs", "dvc repro reports/dvc.yaml"
-    known = results.costs[results.costs["version"].isin(["base", *results.setup.versions])]
-    if known.empty:
+    if results.costs.empty:
         return ReportSection(title, [_missing("No `reports/costs.csv`", command)])
-    plot = plots.cost_plot(known, plots.version_styles(results))
+    plot = plots.cost_plot(results.costs, plots.version_styles(results))
     note = f"Settings have changed since: `{command}` measures anew."
     return ReportSection(title, [
         *([note] if stale else []),
         ReportPlot("costs", plot, "State bytes, speed and peak memory by length"),
-        ReportTable(tables.cost_table(known), "tokens", "Costs by length"),
+        ReportTable(tables.cost_table(results.costs), "tokens", "Costs by length"),
     ])  # fmt: skip
 
 

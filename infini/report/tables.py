@@ -97,7 +97,15 @@ COST_LABELS = {
     "tokens_per_second": "tokens a second",
     "peak_mib": "peak memory, MiB",
 }
-PERCENT = ("recovery.share", "vs_segmented.recovery", ".exact", ".exact_off", ".exact_full")
+SHARES = {  # shown in per cent
+    "recovery.share",
+    "vs_segmented.recovery",
+    *(
+        f"{task}.{key}"
+        for task in ("passkey", "recall")
+        for key in ("exact", "exact_off", "exact_full")
+    ),
+}
 
 
 def text_frame(rows: Mapping[str, Mapping[str, Cell]]) -> pd.DataFrame:
@@ -119,7 +127,7 @@ def _figure(figures: Figures, key: str) -> Cell:
     figure = figures.get(key)
     if figure is not None and key == "beats_both":
         return figure.value == 1
-    return figure.scaled(100) if figure is not None and key.endswith(PERCENT) else figure
+    return figure.scaled(100) if figure is not None and key in SHARES else figure
 
 
 def versions_table(figures: dict[str, Figures], columns: dict[str, str]) -> pd.DataFrame:

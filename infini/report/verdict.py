@@ -16,11 +16,11 @@ def verdict(version: str, figures: Figures) -> str:
     baseline = _distance(figures["baseline.gain"], "nats a token ")
     control = figures.get("control.gain")
     second = (
-        "it has no shuffled-memory control"
+        "; it has no shuffled-memory control"
         if control is None
-        else f"{_distance(control)} its shuffled-memory control"
+        else f", {_distance(control)} its shuffled-memory control"
     )
-    return f"**{version} {answer}**: {baseline} the sliding window of equal state bytes, {second}."
+    return f"**{version} {answer}**: {baseline} the sliding window of equal state bytes{second}."
 
 
 def _distance(gain: Estimate, unit: str = "") -> str:
