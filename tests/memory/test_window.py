@@ -7,17 +7,19 @@ import torch
 from torch import Tensor
 
 from infini.memory.local import rotate
-from infini.memory.window import Span, WindowState, window_attention
+from infini.memory.window import ChunkInfo, WindowState, window_attention
 from memory.toy_window import ROTARY, B, D, G, H, V, softmax, tokens, turn
 
 
-def loop(q: Tensor, k: Tensor, v: Tensor, W: int, S: int, limit: int | None) -> Tensor:
+def loop(q: Tensor, k: Tensor, v: Tensor, W: int, S: int, sliding_window: int | None) -> Tensor:
     """(B, T, H, V), token by token, by distances alone."""
     out = torch.zeros(*q.shape[:3], V, dtype=q.dtype)
     for t in range(q.shape[2]):
         edge = min(t, W + S - 1)
         distances = {j: (edge if j < S else t) - j for j in range(t + 1) if j < S or t - j < W}
-        seen = [j for j, back in distances.items() if limit is None or back < limit]
+        seen = [
+            j for j, back in distances.items() if sliding_window is None or back < sliding_window
+        ]
         back = torch.tensor([distances[j] for j in seen])
         keys = turn(k[:, :, seen], -back[None])  # (B, G, seen, D)
         for h in range(H):
@@ -34,28 +36,28 @@ def streamed(
     counts, state, out = torch.zeros(B, dtype=torch.int64), None, []
     for q, k, v in zip(*(x.split(chunks, 2) for x in qkv), strict=True):
         T = q.shape[2]
-        span = Span(counts, torch.full((B,), T), T, W, S)
-        state = state or WindowState.empty(k, v, span, memory=False)
+        chunk = ChunkInfo(counts, torch.full((B,), T), T, W, S)
+        state = state or WindowState.empty(k, v, chunk, memory=False)
         joined = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
-        state = span.after(state, k, v, state.matrix)
+        state = chunk.next_state(state, k, v, state.matrix)
         sinks = state.sink_keys, state.sink_values
-        out.append(window_attention(q, joined, sinks, span, softmax, **how))
+        out.append(window_attention(q, joined, sinks, chunk, softmax, **how))
         counts = counts + T
     return torch.cat(out, 1)
 
 
 @pytest.mark.parametrize(("W", "S"), [(5, 2), (1, 0), (1, 3), (4, 0), (70, 4)])
-@pytest.mark.parametrize("limit", [None, 3, 6])
-def test_window_and_sinks_are_those_of_a_loop(W: int, S: int, limit: int | None) -> None:
+@pytest.mark.parametrize("sliding_window", [None, 3, 6])
+def test_window_attention_equals_loop(W: int, S: int, sliding_window: int | None) -> None:
     length = 90 if W == 70 else 14
     qkv = tokens(length)
-    expected = loop(*qkv, W, S, limit)
+    expected = loop(*qkv, W, S, sliding_window)
     for chunks in ([length], [3, 1, 1, length - 5], [1] * length):
-        out = streamed(qkv, chunks, W, S, rotate=turn, limit=limit)
+        out = streamed(qkv, chunks, W, S, rotate=turn, sliding_window=sliding_window)
         torch.testing.assert_close(out, expected)
 
 
-def test_many_blocks_are_one_window() -> None:
+def test_window_attention_of_many_blocks() -> None:
     qkv = tokens(200)  # blocks of 64 queries
     whole = streamed(qkv, [200], 9, 2, rotate=turn)
     torch.testing.assert_close(streamed(qkv, [50, 30, 120], 9, 2, rotate=turn), whole)
@@ -63,20 +65,20 @@ def test_many_blocks_are_one_window() -> None:
     torch.testing.assert_close(single, whole)
 
 
-def test_turning_is_that_of_the_local_attention() -> None:
+def test_turn_equals_rotate() -> None:
     q, positions = tokens(7)[0], torch.arange(7)[None]
     torch.testing.assert_close(
         turn(q, positions), rotate(q, *ROTARY(q, positions)), rtol=1e-5, atol=1e-6
     )
 
 
-def test_the_state_is_of_one_size_and_of_the_samples_asked_for() -> None:
+def test_window_state_size_is_constant_and_select_reorders() -> None:
     _, k, v = tokens(30)
     sizes = set()
     for T in (1, 8, 30):
-        span = Span(torch.zeros(B, dtype=torch.int64), torch.tensor([T, T // 2]), T, 5, 2)
-        empty = WindowState.empty(k, v, span, memory=True)
-        state = span.after(empty, k[:, :, :T], v[:, :, :T], empty.matrix)
+        chunk = ChunkInfo(torch.zeros(B, dtype=torch.int64), torch.tensor([T, T // 2]), T, 5, 2)
+        empty = WindowState.empty(k, v, chunk, memory=True)
+        state = chunk.next_state(empty, k[:, :, :T], v[:, :, :T], empty.matrix)
         sizes.add(state.nbytes)
     assert sizes == {8 * B * G * (5 + 2 - 1) * (D + V) + 4 * B * G * D * V}
     assert torch.equal(state.keys[0], k[0, :, 26:]), "the last W - 1"
