@@ -1,13 +1,16 @@
+"""Quickstart; `python examples/render.py` writes it with its output, docs/quickstart.md."""
+
 # %% [markdown]
 # # Quickstart
 #
-# Everything below ran as it stands, in the root of a clone after `pip install .`, on one CPU core in a few seconds.
-# `python examples/render.py` writes this page from `examples/quickstart.py`; a test runs it again.
+# Everything below ran as it stands, in the root of a clone after `pip install .`, on one CPU core
+# in a few seconds. `python examples/render.py` writes this page from `examples/quickstart.py`; a
+# test runs it again.
 #
 # ## A base, and a text longer than its window
 #
-# `data/base` is a small GPT-NeoX (3.4M parameters) that is kept in Git. The text is President Madison's message of 1810,
-# which the base was not trained on.
+# `data/base` is a small GPT-NeoX (3.4M parameters) that is kept in Git. The text is President
+# Madison's message of 1810, which the base was not trained on.
 
 # %%
 from pathlib import Path
@@ -26,10 +29,11 @@ print(f"{ids.shape[1]:,} tokens")
 # %% [markdown]
 # ## Retrofit: a window, sinks and retained pairs
 #
-# Every layer attends to the first 4 tokens (sinks), to the last 64, and to 32 key-value pairs per head that the retention
-# policy chose among all that left the window. Nothing is trained yet: `update="none"` leaves the matrix memory out. The
-# comparison is fair where the state has equally many bytes, so the second row gives the same bytes to a longer window. One
-# text shows how to measure; [results](results.md) has sixteen, with standard errors.
+# Every layer attends to the first 4 tokens (sinks), to the last 64, and to 32 key-value pairs per
+# head that the retention policy chose among all that left the window. Nothing is trained yet:
+# `update="none"` leaves the matrix memory out. The comparison is fair where the state has equally
+# many bytes, so the second row gives the same bytes to a longer window. One text shows how to
+# measure; [results](results.md) has sixteen, with standard errors.
 
 
 # %%
@@ -50,8 +54,8 @@ measure(window=64, update="none", retained=32)
 # %% [markdown]
 # ## The state has one size
 #
-# A forward pass takes text of any length and returns the state as `cache` (`past_key_values` before transformers 5.24).
-# Its size does not grow.
+# A forward pass takes text of any length and returns the state as `cache` (`past_key_values`
+# before transformers 5.24). Its size does not grow.
 
 # %%
 model = AutoModelForCausalLM.from_pretrained("data/base").eval()
@@ -87,8 +91,8 @@ print(f"{sum(p.numel() for p in trainable):,} parameters in {len(trainable)} ten
 # %% [markdown]
 # ## Save, load, remove
 #
-# A saved model holds the added tensors, the settings and a model card, never the base. `remove` gives the untouched base
-# back.
+# A saved model holds the added tensors, the settings and a model card, never the base. `remove`
+# gives the untouched base back.
 
 # %%
 model.save_pretrained("my-memory")

@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ NUMBER = re.compile(r"-?[\d,]*\.?\d+")
 
 
 @pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the base and the examples of a clone; policies are forgotten."""
     from infini.memory.eviction import policy
 
@@ -24,7 +23,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(policy, "_FACTORIES", dict(policy._FACTORIES))
-    yield tmp_path
+    return tmp_path
 
 
 def run_python(file: str) -> dict[str, Any]:
