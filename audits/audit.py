@@ -31,8 +31,7 @@ from infini.model.base import load_base, load_tokenizer
 from infini.model.config import Base
 from infini.model.loading import load
 from infini.model.retrofit import retrofit_with_seed
-from infini.model.segmented.run import States
-from infini.model.segmented.segments import run_segments
+from infini.model.segmented.run import LayerStates, run_segments
 from infini.paths import Version
 from infini.schema import Section
 from infini.training.config import Adapter, Replacement, VersionConfig, WindowAdapter
@@ -81,7 +80,7 @@ class MemoryCarried(Documents):
         return order
 
     @torch.no_grad()
-    def start(self, chosen: Tensor) -> States:
+    def start(self, chosen: Tensor) -> LayerStates:
         """Return the states after the documents before; empty for the first of an epoch."""
         before = self.before.get(tuple(chosen.tolist()))
         if before is None:

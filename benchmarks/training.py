@@ -32,7 +32,7 @@ from infini.evaluation.peak_memory import peak_added_by
 from infini.memory.features import EPSILON
 from infini.model.architectures import decoder_layers, output_head
 from infini.model.modules import infini_parameters, segmented_layers
-from infini.model.segmented.segments import run_segments
+from infini.model.segmented.run import run_segments
 from infini.training.config import LongRecipe
 from infini.training.long_context import Documents
 from infini.training.loop import Loss, adamw

@@ -12,8 +12,7 @@ from infini.corpus.pieces import Pieces
 from infini.evaluation.losses import BATCH_TOKENS
 from infini.memory.packing import Packing
 from infini.model.architectures import decoder_layers
-from infini.model.segmented.run import Run, running
-from infini.model.segmented.segments import stopping_after
+from infini.model.segmented.run import SegmentedRun, stop_after, use_run
 
 
 @dataclass
@@ -47,7 +46,7 @@ def record_layer(model: PreTrainedModel, index: int, pieces: Pieces) -> LayerDat
     layer = decoder_layers(model)[index]
     recorded: list[tuple[Tensor, Tensor]] = []
     for batch in progress(pieces.batches(BATCH_TOKENS), "teacher"):
-        with stopping_after(layer) as passed:
+        with stop_after(layer) as passed:
             model.get_decoder()(batch.tokens.to(model.device), use_cache=False)
         recorded += passed
     inputs, outputs = (torch.cat(parts) for parts in zip(*recorded, strict=True))
@@ -69,7 +68,7 @@ def squared_error(layer: nn.Module, data: LayerData, chosen: Tensor) -> Tensor:
     if not mask.any():
         return next(layer.parameters()).sum() * 0.0
     packing = Packing.of(len(mask), mask.shape[1], mask)
-    with running(layer, Run(packing, mask.shape[1], mask.shape[1])):
+    with use_run(layer, SegmentedRun(packing, mask.shape[1], mask.shape[1])):
         out = layer(data.inputs[chosen])
     error = (out - data.outputs[chosen]).square().mean(-1)  # (n, T)
     return (error * mask.to(error)).sum()

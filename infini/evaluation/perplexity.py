@@ -26,7 +26,7 @@ from infini.evaluation.losses import (
 from infini.evaluation.score import Score
 from infini.model.architectures import output_head
 from infini.model.forward import forward_documents, memory_mode
-from infini.model.segmented.segments import run_segments
+from infini.model.segmented.run import run_segments
 
 
 def score_documents(

@@ -29,8 +29,7 @@ from infini.evaluation.losses import BATCH_TOKENS
 from infini.model.architectures import Head, output_head
 from infini.model.forward import forward_documents, memory_mode
 from infini.model.modules import segmented_layers, window_layers
-from infini.model.segmented.run import States
-from infini.model.segmented.segments import run_rows, run_segments, stopping_after
+from infini.model.segmented.run import LayerStates, run_decoder, run_segments, stop_after
 
 ANSWER_FIGURES = ("log_prob", "rank", "exact")
 QUESTION_KEYS = ("text", "task", "segments", "pairs", "sample", "depth", "distance")
@@ -175,13 +174,13 @@ def last_segment_states(
         with memory_mode(model, memory):
             hidden, _ = forward_documents(model, tokens, segment_length)
         return hidden[:, -segment_length:]
-    states: States = {}
+    states: LayerStates = {}
     modules = segmented_layers(model)
     if memory == "own" and modules:
         before = tokens[:, :-segment_length]
         lengths = torch.full((len(before),), before.shape[1])
-        with stopping_after(modules[max(modules)]):
-            run_rows(model.get_decoder(), before, lengths, segment_length, states)
+        with stop_after(modules[max(modules)]):
+            run_decoder(model.get_decoder(), before, lengths, segment_length, states)
     hidden, _ = run_segments(model, tokens[:, -segment_length:], segment_length, states)
     return hidden
 

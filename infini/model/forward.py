@@ -12,13 +12,15 @@ from infini.memory.associative import AssociativeMemory
 from infini.memory.attention import InfiniAttention
 from infini.memory.retained import RetainedPairs
 from infini.model.modules import window_layers
-from infini.model.segmented.run import States
-from infini.model.segmented.segments import run_segments
+from infini.model.segmented.run import LayerStates, run_segments
 
 
 def forward_documents(
-    model: PreTrainedModel, input_ids: Tensor, segment_length: int, states: States | None = None
-) -> tuple[Tensor, States]:
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    segment_length: int,
+    states: LayerStates | None = None,
+) -> tuple[Tensor, LayerStates]:
     """Read documents through the model's window, or else by segments.
 
     Args:

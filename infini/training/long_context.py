@@ -21,8 +21,7 @@ from infini.model.architectures import output_head, vocabulary_size
 from infini.model.base import load_tokenizer
 from infini.model.forward import forward_documents, memory_mode, window_override
 from infini.model.modules import frozen_layers, infini_parameters
-from infini.model.segmented.run import States
-from infini.model.segmented.segments import detach
+from infini.model.segmented.run import LayerStates, detach_states
 from infini.paths import DOCUMENTS, TEACHER
 from infini.training.checkpoint import Checkpoint, fingerprint
 from infini.training.config import DocumentRecipe
@@ -90,7 +89,7 @@ class Documents:
         """What every position of (B, T) tokens is to predict; UNSCORED where nothing."""
         return next_token(tokens, mask)
 
-    def start(self, chosen: Tensor) -> States:
+    def start(self, chosen: Tensor) -> LayerStates:
         """The memory that this process's part of a batch starts with: empty."""
         return {}
 
@@ -140,7 +139,7 @@ class Documents:
                 last = start + self.chunk >= length
                 kind = "text" if batch.question_seed is None else "answers"
                 yield Loss(nats.sum(), count, int(scored.sum()), last, kind)
-            states = detach(states)
+            states = detach_states(states)
 
     def nats(self, hidden: Tensor, targets: Tensor, said: Teacher | None) -> Tensor:
         """The loss of every token, (b, t), zero where UNSCORED.

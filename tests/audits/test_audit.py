@@ -18,7 +18,7 @@ from infini.evaluation.losses import cross_entropy, next_token
 from infini.evaluation.perplexity import score_double_shift
 from infini.model.architectures import output_head
 from infini.model.retrofit import retrofit
-from infini.model.segmented.segments import run_segments
+from infini.model.segmented.run import run_segments
 from infini.training.config import Adapter
 from infini.training.long_context import Batch, Documents
 from toy import long_recipe, some_pieces

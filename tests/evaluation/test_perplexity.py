@@ -1,4 +1,4 @@
-"""The protocols against Hugging Face's own loss, slow loops, and models of known perplexity."""
+"""Perplexity protocols against Hugging Face's loss, slow loops and models of known perplexity."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from infini.evaluation.score import Score
 from infini.model.architectures import output_head
 from infini.model.base import load_base, load_tokenizer
 from infini.model.retrofit import remove, retrofit, sliding_window
-from infini.model.segmented.segments import run_segments
+from infini.model.segmented.run import run_segments
 from toy import some_pieces
 
 L = 16
@@ -29,7 +29,7 @@ RAGGED = [48, 33, 40, 17, 3]
 
 @pytest.fixture(params=["base", "replace", "parallel"])
 def any_model(request: pytest.FixtureRequest, model: PreTrainedModel) -> PreTrainedModel:
-    """An untouched base, one with a replaced layer, one with memories beside both layers."""
+    """An untouched base, one with a replaced layer, one with parallel memories in both layers."""
     torch.manual_seed(1)
     if request.param == "replace":
         retrofit(model, "replace", [1], L, local="linear", init="random")
@@ -39,7 +39,7 @@ def any_model(request: pytest.FixtureRequest, model: PreTrainedModel) -> PreTrai
 
 
 def log_p(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Of every next token after each of (T,) tokens of one segment, by the model's own forward."""
+    """Return log-probabilities (T, V) after each of (T,) tokens of one segment."""
     with torch.no_grad():
         return F.log_softmax(model(tokens[None]).logits[0].double(), -1)
 
@@ -47,7 +47,7 @@ def log_p(model: PreTrainedModel, tokens: Tensor) -> Tensor:
 def slow(
     text: Pieces, of_document: Callable[[Tensor], list[float]]
 ) -> tuple[float, list[float], int]:
-    """Nats in all, by document, and of how many tokens; one unpadded document at a time."""
+    """Return total nats, nats by document and the number of tokens, document by document."""
     nats = [of_document(row[mask]) for row, mask in zip(text.tokens, text.mask, strict=True)]
     by_document = [sum(document) for document in nats]
     return sum(by_document), by_document, sum(map(len, nats))
@@ -61,7 +61,7 @@ def agrees(score: Score, expected: tuple[float, list[float], int]) -> None:
     assert score.perplexity == pytest.approx(math.exp(total / count), rel=1e-5)
 
 
-def test_short_is_hugging_faces_loss(model: PreTrainedModel) -> None:
+def test_short_samples_match_hugging_face_loss(model: PreTrainedModel) -> None:
     text = some_pieces([16, 11, 8], L)
     score = score_documents(model, text, L)
 
@@ -73,7 +73,7 @@ def test_short_is_hugging_faces_loss(model: PreTrainedModel) -> None:
     assert score.bits_per_byte == pytest.approx(score.total / math.log(2) / 35, rel=1e-5)
 
 
-def test_segmented_carries_the_memory_and_nothing_else(any_model: PreTrainedModel) -> None:
+def test_documents_by_segments_pass_on_the_memory_alone(any_model: PreTrainedModel) -> None:
     text = some_pieces(RAGGED, 48)
 
     @torch.no_grad()
@@ -89,7 +89,7 @@ def test_segmented_carries_the_memory_and_nothing_else(any_model: PreTrainedMode
     agrees(score_documents(any_model, text, L), slow(text, by_segments))
 
 
-def test_memory_off_is_every_segment_by_itself(any_model: PreTrainedModel) -> None:
+def test_memory_off_equals_separate_segments(any_model: PreTrainedModel) -> None:
     text = some_pieces(RAGGED, 48)
 
     def alone(tokens: Tensor) -> list[float]:
@@ -108,7 +108,7 @@ def test_memory_off_is_every_segment_by_itself(any_model: PreTrainedModel) -> No
     ) == has_memory
 
 
-def test_double_shift_is_the_seeds_loop(model: PreTrainedModel) -> None:
+def test_double_shift_matches_the_research_logs_loop(model: PreTrainedModel) -> None:
     text = some_pieces(RAGGED, 48)
 
     def loop(tokens: Tensor) -> list[float]:
@@ -122,7 +122,7 @@ def test_double_shift_is_the_seeds_loop(model: PreTrainedModel) -> None:
     agrees(score_double_shift(model, text, L), slow(text, loop))
 
 
-def test_double_shift_carries_the_memory(any_model: PreTrainedModel) -> None:
+def test_double_shift_passes_on_the_memory(any_model: PreTrainedModel) -> None:
     text = some_pieces(RAGGED, 48)
 
     @torch.no_grad()
@@ -140,7 +140,7 @@ def test_double_shift_carries_the_memory(any_model: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize(("context", "stride"), [(16, 4), (32, 32), (64, 8)])
-def test_sliding_is_the_strided_recipe(model: PreTrainedModel, context: int, stride: int) -> None:
+def test_full_attention_matches_the_strided_recipe(model: PreTrainedModel, context: int, stride: int) -> None:
     """Hugging Face's guide: windows move by `stride`, labels of what was scored before are -100.
 
     The guide weights windows by their targets, roughly; sums of nats have no such slack.
@@ -172,7 +172,7 @@ def test_sliding_is_the_strided_recipe(model: PreTrainedModel, context: int, str
         assert score.tokens == sum(n - 1 for n in (60, 41, 16)) == count + 2
 
 
-def test_sliding_scores_each_token_once_with_its_window(model: PreTrainedModel) -> None:
+def test_full_attention_without_overlap_scores_each_token_once(model: PreTrainedModel) -> None:
     text = some_pieces([60], 60)
 
     def by_target(tokens: Tensor) -> list[float]:
@@ -195,7 +195,7 @@ PROTOCOLS: list[Callable[[PreTrainedModel, Pieces], Score]] = [
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_uniform_model_has_perplexity_of_its_vocabulary(
+def test_uniform_model_has_the_perplexity_of_its_vocabulary(
     any_model: PreTrainedModel, protocol: Callable[[PreTrainedModel, Pieces], Score]
 ) -> None:
     nn.init.zeros_(output_head(any_model).weight)
@@ -208,7 +208,7 @@ def test_a_uniform_model_has_perplexity_of_its_vocabulary(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_is_refused(model: PreTrainedModel, value: float) -> None:
+def test_protocols_reject_a_loss_that_is_not_finite(model: PreTrainedModel, value: float) -> None:
     output_head(model).weight[7, 0] = value
     with pytest.raises(InputError, match=r"^segmented: a loss is not finite"):
         score_documents(model, some_pieces(RAGGED, 48), L, title="segmented")
@@ -220,7 +220,7 @@ V, SCALE = 32, 2.0
 
 
 def copier() -> PreTrainedModel:
-    """Expects token + 1 after every token: nothing but embedding, norm and head."""
+    """Return a model that predicts token + 1: only embedding, norm and head matter."""
     config = GPTNeoXConfig(
         vocab_size=V, hidden_size=V, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=V, max_position_embeddings=64,
@@ -236,7 +236,7 @@ def copier() -> PreTrainedModel:
 
 
 def copier_nats(expected: bool) -> float:
-    """Its loss of the token it expects, or of any other, in closed form."""
+    """Return the copier's loss of the token it predicts, or of any other, in closed form."""
     deviation = math.sqrt((1 - 1 / V) / V + 1e-5)  # of a one-hot vector, as LayerNorm has it
     hit, miss = SCALE * (1 - 1 / V) / deviation, SCALE * (-1 / V) / deviation
     return math.log(math.exp(hit) + (V - 1) * math.exp(miss)) - (hit if expected else miss)
@@ -244,7 +244,7 @@ def copier_nats(expected: bool) -> float:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("with_memory", [False, True])
-def test_a_copier_has_its_closed_form(
+def test_copier_has_the_loss_of_its_closed_form(
     protocol: Callable[[PreTrainedModel, Pieces], Score], with_memory: bool
 ) -> None:
     model, text = copier(), some_pieces(RAGGED, 48)
@@ -261,8 +261,8 @@ def test_a_copier_has_its_closed_form(
     assert protocol(model, text).perplexity == pytest.approx(math.exp(expected), rel=1e-5)
 
 
-def test_a_window_stays_sane_far_beyond_the_trained_context() -> None:
-    """The embedded base, trained on 1,024 tokens, on 16,384 of a text that it never saw."""
+def test_window_stays_good_far_beyond_the_trained_context() -> None:
+    """The embedded base, trained on 1,024 tokens, reads 16,384 of an unseen text."""
     base, tokenizer = load_base("data/base"), load_tokenizer("data/base")
     shares = params.get("data.shares", Shares)
     unseen = (text.text for text in read_texts("sotu") if split_of(text.id, shares) != "base")
@@ -273,7 +273,7 @@ def test_a_window_stays_sane_far_beyond_the_trained_context() -> None:
     with sliding_window(base, 256, 4):
         nats = score_documents(base, text, 256).nats[0]
     within, *beyond = (part.mean() for part in (nats[256:1024], *nats[1024:-1].split(1024)))
-    assert max(abs(there - within) for there in beyond) < 0.6  # texts differ from place to place
+    assert max(abs(part - within) for part in beyond) < 0.6  # parts of a text differ
     whole = base(tokens[:, :4096]).logits[0, 2048:-1].log_softmax(-1)
-    lost = -whole.gather(1, tokens[0, 2049:4096, None]).mean()
-    assert lost > nats[2048:4095].mean() + 0.5  # without the window, it is lost there
+    full = -whole.gather(1, tokens[0, 2049:4096, None]).mean()
+    assert full > nats[2048:4095].mean() + 0.5  # full attention fails there

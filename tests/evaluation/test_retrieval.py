@@ -24,7 +24,7 @@ from infini.model.architectures import decoder_layers, output_head
 from infini.model.forward import memory_mode
 from infini.model.modules import infini_parameters
 from infini.model.retrofit import retrofit, sliding_window
-from infini.model.segmented.segments import run_segments
+from infini.model.segmented.run import run_segments
 from toy import bigram_model
 
 L = 16
@@ -43,7 +43,7 @@ def haystacks(base_folder: Path) -> Haystacks:
     return Haystacks(tokenizer, documents, L, PASSKEY, RECALL)
 
 
-def read(haystacks: Haystacks, tokens: Tensor) -> str:
+def decode(haystacks: Haystacks, tokens: Tensor) -> str:
     return str(haystacks.facts.tokenizer.decode(tokens))
 
 
@@ -52,7 +52,7 @@ def answer_of(text: RetrievalText, number: int = -1) -> Tensor:
     return text.tokens[question.start : question.start + question.length]
 
 
-def test_a_haystack_hides_the_key_and_asks_for_it(haystacks: Haystacks) -> None:
+def test_passkey_text_has_key_and_question(haystacks: Haystacks) -> None:
     found = [text for text in haystacks.texts() if text.task == "passkey"]
     again = [text for text in haystacks.texts() if text.task == "passkey"]
     cases = [(n, d, s) for n in (12, 14) for d in (0.0, 0.5, 1.0) for s in range(2)]
@@ -63,15 +63,15 @@ def test_a_haystack_hides_the_key_and_asks_for_it(haystacks: Haystacks) -> None:
         assert torch.equal(text.tokens, other.tokens)
         (question,) = text.questions
         assert question.start + question.length == len(text.tokens)
-        number, written = read(haystacks, answer_of(text)).strip(), read(haystacks, text.tokens)
+        number, written = decode(haystacks, answer_of(text)).strip(), decode(haystacks, text.tokens)
         assert number.isdigit()
         assert written.count(number) == 3
         assert written.endswith(f"What is the pass key? The pass key is {number}")
         between = text.tokens[question.start - question.distance : question.start]
-        assert read(haystacks, text.tokens[: question.start - question.distance]).endswith(
+        assert decode(haystacks, text.tokens[: question.start - question.distance]).endswith(
             f"Remember it. {number} is the pass key."
         )
-        assert number not in read(haystacks, between)
+        assert number not in decode(haystacks, between)
         texts[case] = written
     for sample in range(2):
         assert texts[12, 0.0, sample].startswith(" The pass key is")
@@ -81,7 +81,7 @@ def test_a_haystack_hides_the_key_and_asks_for_it(haystacks: Haystacks) -> None:
     assert len(set(texts.values())) == len(texts)
 
 
-def test_codes_are_hidden_before_the_last_segment_and_some_asked_for(
+def test_recall_text_has_codes_and_questions(
     haystacks: Haystacks,
 ) -> None:
     haystacks.length = 64
@@ -92,20 +92,20 @@ def test_codes_are_hidden_before_the_last_segment_and_some_asked_for(
     ]
     for text in found:
         assert len(text.tokens) == 5 * 64
-        before, last = read(haystacks, text.tokens[: 4 * 64]), ""
+        before, last = decode(haystacks, text.tokens[: 4 * 64]), ""
         assert before.count(" The code of ") >= text.pairs
         for number, question in enumerate(text.questions):
-            code = read(haystacks, answer_of(text, number))
-            lead = read(haystacks, text.tokens[: question.start])
+            code = decode(haystacks, answer_of(text, number))
+            lead = decode(haystacks, text.tokens[: question.start])
             word = lead.removesuffix(" is").rpartition(" ")[2]
-            told, asked = f" The code of {word} is{code}.", f" What is the code of {word}? "
-            assert before.count(told) == 1
-            assert lead.endswith(f"{asked}The code of {word} is")
+            statement, question_text = f" The code of {word} is{code}.", f" What is the code of {word}? "
+            assert before.count(statement) == 1
+            assert lead.endswith(f"{question_text}The code of {word} is")
             fact_ends = text.tokens[: question.start - question.distance]
-            assert read(haystacks, fact_ends).endswith(told)
-            last += f"{asked}The code of {word} is{code}."
-        assert read(haystacks, text.tokens).endswith(last.removesuffix("."))
-    assert len({read(haystacks, text.tokens) for text in found}) == len(found)
+            assert decode(haystacks, fact_ends).endswith(statement)
+            last += f"{question_text}The code of {word} is{code}."
+        assert decode(haystacks, text.tokens).endswith(last.removesuffix("."))
+    assert len({decode(haystacks, text.tokens) for text in found}) == len(found)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_codes_are_hidden_before_the_last_segment_and_some_asked_for(
         ({"recall": {"segments": 2}}, r"evaluate.recall.pairs: .* 2 segments hold 32"),
         (
             {"length": 128, "recall": {"segments": 2, "pairs": [6]}},
-            r"evaluate.recall.pairs: 6 pairs take \d+ tokens, .* before the last hold 128",
+            r"evaluate.recall.pairs: 6 facts take \d+ tokens, .* before the last hold 128",
         ),
         (
             {"recall": {"questions": 2, "pairs": [2], "segments": 20}},
@@ -123,7 +123,7 @@ def test_codes_are_hidden_before_the_last_segment_and_some_asked_for(
         ),
     ],
 )
-def test_a_text_too_short_for_the_facts_is_named(
+def test_haystacks_reject_texts_too_short_for_the_facts(
     haystacks: Haystacks, changed: dict[str, Any], message: str
 ) -> None:
     haystacks.length = changed.get("length", L)
@@ -133,8 +133,8 @@ def test_a_text_too_short_for_the_facts_is_named(
         list(haystacks.texts())
 
 
-def put(model: PreTrainedModel, method: str, layer: int = 0) -> PreTrainedModel:
-    """A version whose memory matters."""
+def with_memory(model: PreTrainedModel, method: str, layer: int = 0) -> PreTrainedModel:
+    """Put in a memory that changes the outputs."""
     torch.manual_seed(1)
     options: dict[str, Any] = {
         "replace": {"layers": [layer], "local": "linear", "init": "random", "segment_length": L},
@@ -151,10 +151,10 @@ def put(model: PreTrainedModel, method: str, layer: int = 0) -> PreTrainedModel:
 @pytest.mark.parametrize(
     ("method", "layer"), [("replace", 0), ("replace", 1), ("parallel", 0), ("parallel", 1)]
 )
-def test_the_last_segment_needs_no_layer_above_the_last_memory(
+def test_last_segment_states_match_a_whole_run(
     model: PreTrainedModel, method: str, layer: int
 ) -> None:
-    put(model, method, layer)
+    with_memory(model, method, layer)
     tokens = torch.randint(300, (2, 5 * L))
     with torch.no_grad():
         whole, _ = run_segments(model, tokens, L)
@@ -165,10 +165,10 @@ def test_the_last_segment_needs_no_layer_above_the_last_memory(
     assert all(not layer._forward_hooks for layer in decoder_layers(model))
 
 
-def check(
+def compare(
     table: pd.DataFrame, haystacks: Haystacks, suffix: str, logits: dict[int, Tensor]
 ) -> None:
-    """A column's figures, from the logits (T, V) of whole texts, one by one."""
+    """Compare a suffix's columns with the logits (T, V) of whole texts by number."""
     rows = iter(table.to_dict("records"))
     for number, text in enumerate(haystacks.texts()):
         for question in text.questions:
@@ -179,10 +179,10 @@ def check(
                 continue
             log_p = logits[number].double().log_softmax(-1)
             nats, ranks = 0.0, []
-            for place in range(question.start, question.start + question.length):
-                own = log_p[place - 1, text.tokens[place]]
+            for i in range(question.start, question.start + question.length):
+                own = log_p[i - 1, text.tokens[i]]
                 nats += own.item()
-                ranks.append(int((log_p[place - 1] > own).sum()))
+                ranks.append(int((log_p[i - 1] > own).sum()))
             assert row[f"log_prob{suffix}"] == pytest.approx(nats, abs=1e-4)
             assert row[f"rank{suffix}"] == sum(ranks) / question.length
             assert row[f"exact{suffix}"] == float(max(ranks) == 0)
@@ -192,7 +192,7 @@ def check(
 def whole_logits(
     model: PreTrainedModel, haystacks: Haystacks, longest: int = 10**9
 ) -> dict[int, Tensor]:
-    """The model's own, of every text up to a length."""
+    """Return the model's logits (T, V) of every text up to a length, by number."""
     return {
         number: model(text.tokens[None]).logits[0]
         for number, text in enumerate(haystacks.texts())
@@ -201,32 +201,32 @@ def whole_logits(
 
 
 @pytest.mark.parametrize("method", ["replace", "parallel", "window"])
-def test_scores_are_those_of_a_versions_own_logits(
+def test_score_retrieval_matches_the_versions_logits(
     model: PreTrainedModel, haystacks: Haystacks, method: str
 ) -> None:
-    table = score_retrieval(put(model, method), haystacks)
+    table = score_retrieval(with_memory(model, method), haystacks)
     assert len(table) == 12 + 4
     assert table["task"].tolist() == ["passkey"] * 12 + ["recall"] * 4
     assert (table["log_prob"] != table["log_prob_off"]).all()
-    check(table, haystacks, "", whole_logits(model, haystacks))
+    compare(table, haystacks, "", whole_logits(model, haystacks))
     with memory_mode(model, "off"):
-        check(table, haystacks, "_off", whole_logits(model, haystacks))
+        compare(table, haystacks, "_off", whole_logits(model, haystacks))
 
 
-def test_a_window_versions_opponent_is_the_bases_plain_window(
+def test_score_retrieval_memory_off_is_the_bases_window(
     model: PreTrainedModel, haystacks: Haystacks
 ) -> None:
     with sliding_window(model, 8, 2):
         plain = whole_logits(model, haystacks)
-    check(score_retrieval(put(model, "window"), haystacks), haystacks, "_off", plain)
+    compare(score_retrieval(with_memory(model, "window"), haystacks), haystacks, "_off", plain)
 
 
-def test_of_the_base_full_attention_is_the_ceiling(
+def test_score_retrieval_of_the_base_by_full_attention(
     model: PreTrainedModel, haystacks: Haystacks
 ) -> None:
     haystacks.passkey = PasskeyProtocol(lengths=[8, 12], depths=[0.0, 0.5], samples=1)
     table = score_retrieval(model, haystacks, 8 * L)
-    check(table, haystacks, "_full", whole_logits(model, haystacks, 8 * L))
+    compare(table, haystacks, "_full", whole_logits(model, haystacks, 8 * L))
     assert table["log_prob_full"].notna().tolist() == [True] * 2 + [False] * 6
     assert retrieval_metrics(table)["passkey"]["log_prob_full"] == pytest.approx(
         table["log_prob_full"].mean(), rel=1e-5
@@ -235,7 +235,7 @@ def test_of_the_base_full_attention_is_the_ceiling(
     assert "log_prob_full" not in score_retrieval(model, haystacks)
 
 
-def test_an_untouched_base_has_no_memory_to_gain_from(
+def test_retrieval_metrics_of_the_base_have_no_gain(
     model: PreTrainedModel, haystacks: Haystacks
 ) -> None:
     for found in retrieval_metrics(score_retrieval(model, haystacks)).values():
@@ -243,7 +243,7 @@ def test_an_untouched_base_has_no_memory_to_gain_from(
         assert found["log_prob"] == found["log_prob_off"]
 
 
-def test_a_summary_has_an_error_over_texts() -> None:
+def test_retrieval_metrics_have_an_error_over_texts() -> None:
     table = pd.DataFrame({"task": "recall", "text": [4, 4, 5, 5], "log_prob": [1.0, 3.0, 4.0, 4.0]})
     figures = {f"{name}{suffix}": 0.0 for suffix in ("", "_off") for name in ("rank", "exact")}
     found = retrieval_metrics(table.assign(**figures, log_prob_off=0.0))
@@ -252,8 +252,8 @@ def test_a_summary_has_an_error_over_texts() -> None:
     assert found["recall"]["gain_se"] == 1.0  # of 2 and 4
 
 
-def test_a_model_that_knows_the_key_retrieves_it(haystacks: Haystacks) -> None:
-    """One that expects each of the answer's tokens after the one before it, and its opposite."""
+def test_score_retrieval_of_a_model_that_knows_the_answer(haystacks: Haystacks) -> None:
+    """A model that predicts each token of the answer after the one before, and one that never does."""
     haystacks.passkey = PasskeyProtocol(lengths=[12], depths=[0.5], samples=1)
     haystacks.recall = None
     (text,) = haystacks.texts()
@@ -269,7 +269,7 @@ def test_a_model_that_knows_the_key_retrieves_it(haystacks: Haystacks) -> None:
     assert found["rank"] >= 1
 
 
-def test_a_probability_that_is_not_finite_is_refused(
+def test_score_retrieval_rejects_a_probability_that_is_not_finite(
     model: PreTrainedModel, haystacks: Haystacks
 ) -> None:
     output_head(model).weight[7, 0] = torch.nan
@@ -277,7 +277,7 @@ def test_a_probability_that_is_not_finite_is_refused(
         score_retrieval(model, haystacks)
 
 
-def test_a_tie_is_no_answer(haystacks: Haystacks) -> None:
+def test_score_retrieval_counts_no_tie_as_exact(haystacks: Haystacks) -> None:
     undecided = bigram_model({})
     undecided.lm_head.weight.zero_()
     found = score_retrieval(undecided, haystacks)

@@ -1,4 +1,4 @@
-"""One memory, many questions: each alone, or with all that was said since the first."""
+"""A cache with a memory stands before any number of prompts, each alone or continuing the last."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +13,16 @@ from transformers import PreTrainedModel
 import infini
 from architectures import L, text, tiny
 from infini.model.architectures import CACHE, cache_of
+from infini.model.cache import MemoryCache
 from infini.model.modules import infini_parameters
-from infini.model.sequence_cache import SequenceCache
 
 NEW = 4
 GREEDY: dict[str, Any] = {
     "max_new_tokens": NEW, "do_sample": False,
     "return_dict_in_generate": True, "output_logits": True,
 }  # fmt: skip
-# Of 1 token; as long as all that was said before, or longer; then short ones again
-QUESTIONS = [9, 1, 9 + 1 + 2 * NEW, 70, 3]
+# Lengths: 1 token; as long as the sequence before, or longer; then short ones again
+PROMPTS = [9, 1, 9 + 1 + 2 * NEW, 70, 3]
 
 
 @pytest.fixture(params=["window", "beside", "taught", "beside_full"])
@@ -38,31 +38,31 @@ def model(
     return model
 
 
-def asked(model: PreTrainedModel, state: Any, questions: list[Tensor], book: Tensor) -> None:
-    """Each answer is what a model predicts that reads all of it as one text."""
+def check_prompts(model: PreTrainedModel, cache: Any, prompts: list[Tensor], book: Tensor) -> None:
+    """Compare each generation with a forward pass over all of it as one text."""
     read = book
-    for question in questions:
-        out = model.generate(question, **{CACHE: state}, **GREEDY)
+    for prompt in prompts:
+        out = model.generate(prompt, **{CACHE: cache}, **GREEDY)
         read = torch.cat([read, out.sequences], 1)
         logits = model(read, use_cache=False).logits[:, -NEW - 1 : -1]
         torch.testing.assert_close(torch.stack(out.logits, 1), logits, rtol=1e-3, atol=1e-4)
-        read = read[:, :-1]  # nothing has read the last
+        read = read[:, :-1]  # the last token was not read
 
 
 @pytest.mark.parametrize("book", [5, 2 * L + 7])
 @torch.no_grad()
-def test_any_number_of_questions_of_any_length(
+def test_cache_before_any_number_of_prompts(
     model: PreTrainedModel, book: int, tmp_path: Path
 ) -> None:
-    questions, read = [text(2, n) for n in QUESTIONS], text(2, book)
-    asked(model, cache_of(model(read)), questions, read)
+    prompts, read = [text(2, n) for n in PROMPTS], text(2, book)
+    check_prompts(model, cache_of(model(read)), prompts, read)
     infini.save_memory(cache_of(model(read)), tmp_path / "book")
-    asked(model, infini.load_memory(tmp_path / "book", model), questions, read)
+    check_prompts(model, infini.load_memory(tmp_path / "book", model), prompts, read)
 
 
 @torch.no_grad()
-def test_forward_passes_ask_as_often(model: PreTrainedModel) -> None:
-    pieces = [text(2, n) for n in (40, *QUESTIONS)]
+def test_forward_in_chunks_equals_forward(model: PreTrainedModel) -> None:
+    pieces = [text(2, n) for n in (40, *PROMPTS)]
     whole, state, out = model(torch.cat(pieces, 1)).logits, None, []
     for piece in pieces:
         done = model(piece, **{CACHE: state})
@@ -72,15 +72,15 @@ def test_forward_passes_ask_as_often(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def test_a_sequence_that_goes_on_is_not_read_twice(model: PreTrainedModel) -> None:
-    book, question, more = text(2, 40), text(2, 9), text(2, 6)
-    state = cache_of(model(book))
-    said = model.generate(question, **{CACHE: state}, **GREEDY).sequences
-    asked(model, state, [torch.cat([said, more], 1)], book)
+def test_generate_continues_a_sequence_without_reading_it_twice(model: PreTrainedModel) -> None:
+    book, prompt, more = text(2, 40), text(2, 9), text(2, 6)
+    cache = cache_of(model(book))
+    generated = model.generate(prompt, **{CACHE: cache}, **GREEDY).sequences
+    check_prompts(model, cache, [torch.cat([generated, more], 1)], book)
 
 
 @torch.no_grad()
-def test_padded_questions_after_a_padded_book(model: PreTrainedModel) -> None:
+def test_padded_prompts_after_a_padded_text(model: PreTrainedModel) -> None:
     def padded(lengths: list[int]) -> tuple[list[Tensor], Tensor, Tensor]:
         texts = [text(1, n) for n in lengths]
         rows = torch.cat([F.pad(t, (max(lengths) - t.shape[1], 0)) for t in texts])
@@ -90,33 +90,35 @@ def test_padded_questions_after_a_padded_book(model: PreTrainedModel) -> None:
     positions = (mask.cumsum(1) - 1).clamp(min=0)  # full attention needs them, as a base does
     state = cache_of(model(rows, attention_mask=mask, position_ids=positions))
     for lengths in ([6, 9], [3, 2]):
-        questions, rows, mask = padded(lengths)
+        prompts, rows, mask = padded(lengths)
         out = model.generate(rows, **{CACHE: state, "attention_mask": mask}, **GREEDY)
-        for row, question in enumerate(questions):
-            whole = torch.cat([read[row], question, out.sequences[row : row + 1, -NEW:]], 1)
+        for row, prompt in enumerate(prompts):
+            whole = torch.cat([read[row], prompt, out.sequences[row : row + 1, -NEW:]], 1)
             logits = model(whole, use_cache=False).logits[0, -NEW - 1 : -1]
             got = torch.stack(out.logits, 1)[row]
             torch.testing.assert_close(got, logits, rtol=1e-3, atol=1e-4)
             read[row] = whole[:, :-1]
 
 
-def test_a_digest_is_of_the_tokens_and_their_places_however_they_came() -> None:
+def test_sequence_hash_depends_on_tokens_and_order_not_on_chunks() -> None:
     tokens = torch.randint(1000, (3, 300))
-    whole, parts = SequenceCache(""), SequenceCache("")
-    whole.follow(tokens)
+    whole, parts = MemoryCache(""), MemoryCache("")
+    whole.initialize(3)
+    parts.initialize(3)
+    whole.append(tokens)
     for piece in tokens.split([1, 2, 97, 200], 1):
-        parts.follow(piece)
-    assert torch.equal(whole.digest, parts.digest)
+        parts.append(piece)
+    assert torch.equal(whole.sequence_hash, parts.sequence_hash)
     longer = torch.cat([tokens, tokens[:, :2]], 1)
     for cache in (whole, parts):
-        assert not cache.begin(longer)
+        assert not cache.start_or_continue(longer)
         assert cache.get_seq_length() == 300
-    whole.select(torch.tensor([2, 0]))
-    assert not whole.begin(longer[[2, 0]])
+    whole.batch_select_indices(torch.tensor([2, 0]))
+    assert not whole.start_or_continue(longer[[2, 0]])
     for other in (longer[[0, 2]], tokens[[2, 0]], longer):
-        whole.seen, whole.digest = 300, parts.digest[[2, 0]]
-        assert whole.begin(other), "another order, nothing new, another batch"
+        whole.sequence_length, whole.sequence_hash = 300, parts.sequence_hash[[2, 0]]
+        assert whole.start_or_continue(other), "another order, nothing new, another batch"
         assert whole.get_seq_length() == 0
     swapped = longer.clone()
     swapped[:, [10, 200]] = longer[:, [200, 10]]
-    assert parts.begin(swapped)
+    assert parts.start_or_continue(swapped)

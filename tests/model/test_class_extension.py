@@ -1,4 +1,4 @@
-"""A class of ours in front of a module's own."""
+"""Mixins put before a module's class."""
 
 from torch import nn
 
@@ -15,7 +15,7 @@ class Identity(nn.Module):
         return x
 
 
-def test_a_module_keeps_its_type_and_its_name() -> None:
+def test_extend_class_keeps_type_and_name() -> None:
     module, other = Identity(), Identity()
     extend_class(module, Doubling)
     assert module(3.0) == 6.0

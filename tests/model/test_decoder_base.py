@@ -1,4 +1,4 @@
-"""Whose a cache is, and calls that are refused before they move one."""
+"""Which caches a retrofitted decoder accepts, and calls that fail before they advance one."""
 
 import copy
 import pickle
@@ -42,7 +42,7 @@ def model(request: pytest.FixtureRequest, retrofitted: Retrofitted) -> PreTraine
 @pytest.mark.parametrize("same_base", [False, True])
 @pytest.mark.parametrize(("one", "other"), OTHERS)
 @torch.no_grad()
-def test_another_models_cache_is_refused_as_it_is(
+def test_cache_of_other_memory_layers_is_rejected_unchanged(
     one: dict[str, Any], other: dict[str, Any], same_base: bool
 ) -> None:
     first = infini.retrofit(tiny("llama"), **one)
@@ -52,16 +52,16 @@ def test_another_models_cache_is_refused_as_it_is(
         second = infini.retrofit(infini.remove(first) if same_base else tiny("llama"), **other)
         if one == other:
             next(iter(infini_parameters(second).values())).data += 1
-        for ask in (second, second.generate):
+        for call in (second, second.generate):
             with pytest.raises(InputError, match="written by other memory layers"):
-                ask(text(2, 9), **{CACHE: state})
+                call(text(2, 9), **{CACHE: state})
         if same_base:
             first = infini.retrofit(infini.remove(second), **one)
         else:
             assert torch.equal(first(text(2, 9), **{CACHE: state}).logits, expected)
 
 
-def test_a_cache_goes_on_while_its_model_learns_and_in_a_copy_of_it(model: PreTrainedModel) -> None:
+def test_cache_survives_training_copy_and_pickle(model: PreTrainedModel) -> None:
     with torch.no_grad():
         state = cache_of(model(text(2, 20)))
     twin = copy.deepcopy(model)
@@ -75,45 +75,45 @@ def test_a_cache_goes_on_while_its_model_learns_and_in_a_copy_of_it(model: PreTr
     state.batch_repeat_interleave(3)
     model.generate(text(2, 9), **{CACHE: state}, num_beams=3, max_new_tokens=3)
     with pytest.raises(InputError, match="written by other memory layers"):
-        model(text(2, 9), **{CACHE: copies[0]})  # the twin has taken it
+        model(text(2, 9), **{CACHE: copies[0]})  # adopted by the twin
     state.reset()
     model(text(1, 9), **{CACHE: state})
 
 
 WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "long mask": (
-        "attention_mask: {columns} columns at most, past and new tokens, are needed, got",
+        r"attention_mask must have ≤ {columns} columns \(past and new tokens\), got",
         {"input_ids": text(2, 3)},
     ),
     "list": (
-        r"attention_mask: a tensor \(batch, past \+ 3\) is needed, got a list",
+        r"attention_mask must be a tensor \(batch, past \+ 3\), got a list",
         {"input_ids": text(2, 3), "attention_mask": [[1, 1, 1]] * 2},
     ),
     "two inputs": (
-        "input_ids and inputs_embeds: one of the two",
+        "give either input_ids or inputs_embeds, got both",
         {"input_ids": text(2, 3), "inputs_embeds": torch.zeros(2, 3, 16)},
     ),
     "one axis": (
-        r"input_ids: a tensor \(batch, tokens\) is needed, got \(3,\)",
+        r"input_ids must be a tensor \(batch, tokens\), got \(3,\)",
         {"input_ids": text(1, 3)[0]},
     ),
     "no tensor": (
-        r"input_ids: a tensor \(batch, tokens\) is needed, got a list",
+        r"input_ids must be a tensor \(batch, tokens\), got a list",
         {"input_ids": [[1, 2]]},
     ),
     "embeddings": (
-        r"inputs_embeds: a tensor \(batch, tokens, width\) is needed, got \(2, 3\)",
+        r"inputs_embeds must be a tensor \(batch, tokens, width\), got \(2, 3\)",
         {"inputs_embeds": torch.zeros(2, 3)},
     ),
-    "fractions": ("input_ids: whole numbers are needed", {"input_ids": torch.ones(2, 3)}),
-    "no sample": ("at least one token is needed", {"input_ids": text(0, 3)}),
+    "fractions": ("input_ids must be integers, got torch.float32", {"input_ids": torch.ones(2, 3)}),
+    "no sample": ("must have at least one token", {"input_ids": text(0, 3)}),
     "other batch": ("holds 2 samples, the batch has 3", {"input_ids": text(3, 3)}),
     "vocabulary": (
-        "input_ids: tokens from 0 to 49 are needed, got 50",
+        "input_ids must be between 0 and 49, got 50",
         {"input_ids": torch.tensor([[1] * 20 + [50], [1] * 21])},
     ),
     "negative": (
-        "input_ids: tokens from 0 to 49 are needed, got -1",
+        "input_ids must be between 0 and 49, got -1",
         {"input_ids": torch.tensor([[1, -1]] * 2)},
     ),
 }
@@ -122,7 +122,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("read", [5, 20])
 @pytest.mark.parametrize("name", WRONG)
 @torch.no_grad()
-def test_a_call_that_is_refused_moves_no_cache(
+def test_rejected_call_leaves_the_cache_unchanged(
     name: str, read: int, model: PreTrainedModel
 ) -> None:
     message, arguments = WRONG[name]
@@ -136,7 +136,7 @@ def test_a_call_that_is_refused_moves_no_cache(
 
 
 @torch.no_grad()
-def test_a_pass_that_fails_leaves_the_cache_as_it_was(model: PreTrainedModel) -> None:
+def test_failed_forward_leaves_the_cache_unchanged(model: PreTrainedModel) -> None:
     state, more = cache_of(model(text(2, 5))), text(2, 3)
     expected = model(more, **{CACHE: copy.deepcopy(state)}).logits
     with pytest.raises(RuntimeError):
@@ -145,7 +145,7 @@ def test_a_pass_that_fails_leaves_the_cache_as_it_was(model: PreTrainedModel) ->
 
 
 @torch.no_grad()
-def test_two_caches_are_refused(model: PreTrainedModel) -> None:
+def test_two_caches_are_rejected(model: PreTrainedModel) -> None:
     state = cache_of(model(text(2, 5)))
     decoder, more = model.get_decoder(), text(2, 3)
     with pytest.raises(InputError, match="cache and past_key_values: two names of one argument"):
@@ -153,14 +153,14 @@ def test_two_caches_are_refused(model: PreTrainedModel) -> None:
     decoder(more, **dict.fromkeys(CACHES, state))
 
 
-def test_a_mask_longer_than_the_text_is_refused(model: PreTrainedModel) -> None:
+def test_attention_mask_longer_than_the_text_is_rejected(model: PreTrainedModel) -> None:
     for use_cache in (True, False):
-        with pytest.raises(InputError, match="attention_mask: 3 columns at most"):
+        with pytest.raises(InputError, match="attention_mask must have ≤ 3 columns"):
             model(text(2, 3), attention_mask=torch.ones(2, 4), use_cache=use_cache)
 
 
 @torch.no_grad()
-def test_a_mask_that_contradicts_what_was_read_is_refused(retrofitted: Retrofitted) -> None:
+def test_attention_mask_that_contradicts_the_cache_is_rejected(retrofitted: Retrofitted) -> None:
     model, tokens = retrofitted("llama", "beside_full"), text(2, 20)
     mask = torch.ones_like(tokens)
     mask[0, :4] = 0
@@ -176,13 +176,13 @@ def test_a_mask_that_contradicts_what_was_read_is_refused(retrofitted: Retrofitt
 
 
 @pytest.mark.parametrize("name", dict.fromkeys([CACHE, "past_key_values"]))
-def test_generate_takes_no_cache_without_a_memory(name: str, model: PreTrainedModel) -> None:
+def test_generate_rejects_a_cache_without_memory(name: str, model: PreTrainedModel) -> None:
     given: dict[str, Any] = {name: DynamicCache()}
     with pytest.raises(InputError, match="a DynamicCache cannot hold the memory"):
         model.generate(text(1, 3), **given, max_new_tokens=2)
 
 
-def test_tokens_of_the_embeddings_kind_are_not_asked_for_a_vocabulary(
+def test_inputs_embeds_equal_input_ids(
     model: PreTrainedModel,
 ) -> None:
     embeds: Tensor = model.get_input_embeddings()(text(2, 9))

@@ -1,4 +1,4 @@
-"""What `generate` writes with a memory: what plain forward passes over the same text predict."""
+"""`generate` with a memory writes what forward passes over the same text predict."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +13,11 @@ from architectures import text
 from infini.errors import InputError
 from infini.model.architectures import CACHE, cache_of
 from infini.model.generation import PREFILL_SEGMENTS
-from infini.model.segmented.segments import run_segments
+from infini.model.segmented.run import run_segments
 
 Retrofitted = Callable[[str, str], PreTrainedModel]
 L = 8
-NEW = 12  # tokens: from every prompt below, the ends of two segments lie within
+NEW = 12  # new tokens: after each prompt below, two segments end among them
 GREEDY = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 
 
@@ -27,20 +27,20 @@ def segment_length() -> int:
 
 
 @torch.no_grad()
-def test_generate_agrees_with_forward_token_for_token(ours: PreTrainedModel) -> None:
+def test_generate_equals_forward_token_for_token(ours: PreTrainedModel) -> None:
     tokens = text(2, 37)
     out = ours.generate(tokens, max_new_tokens=NEW, **GREEDY)
     logits = ours(out.sequences, use_cache=False).logits[:, 36:-1]
     torch.testing.assert_close(torch.stack(out.logits, 1), logits, rtol=1e-4, atol=1e-5)
     assert torch.equal(logits.argmax(-1), out.sequences[:, 37:])
-    # Greedy tokens do not depend on how many are asked for; a segment ends after the third.
+    # Greedy tokens do not depend on max_new_tokens; a segment ends after the third.
     few = ours.generate(tokens, max_new_tokens=4, use_cache=False, **GREEDY)
     assert torch.equal(few.sequences, out.sequences[:, :41])
     torch.testing.assert_close(torch.stack(few.logits, 1), logits[:, :4], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_a_padded_batch_generates_what_each_text_does_alone(ours: PreTrainedModel) -> None:
+def test_generate_of_a_padded_batch_equals_each_text_alone(ours: PreTrainedModel) -> None:
     lengths, width = [5, 37, 28], 37
     texts = [text(1, n) for n in lengths]
     batch = torch.cat([F.pad(t, (width - t.shape[1], 0)) for t in texts])
@@ -53,13 +53,13 @@ def test_a_padded_batch_generates_what_each_text_does_alone(ours: PreTrainedMode
         generated = torch.stack([step[row] for step in together.logits])
         torch.testing.assert_close(generated, logits, rtol=1e-4, atol=1e-5)
         assert torch.equal(logits.argmax(-1), new)
-        # By itself, over the end of a segment.
+        # Alone, over the end of a segment.
         alone = ours.generate(prompt, max_new_tokens=6, **GREEDY)
         assert torch.equal(alone.sequences[0, n:], new[:6])
 
 
 @torch.no_grad()
-def test_beams_carry_each_its_own_memory(ours: PreTrainedModel) -> None:
+def test_beam_search_equals_recomputation(ours: PreTrainedModel) -> None:
     beams = {
         "num_beams": 3, "max_new_tokens": 6, "do_sample": False,
         "return_dict_in_generate": True, "output_scores": True,
@@ -72,7 +72,7 @@ def test_beams_carry_each_its_own_memory(ours: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def test_a_long_prompt_is_read_in_chunks_and_all_of_it_is_remembered(
+def test_prefill_reads_a_long_prompt_in_chunks(
     retrofitted: Retrofitted,
 ) -> None:
     model = retrofitted("gpt_neox", "beside")
@@ -94,17 +94,17 @@ def test_a_long_prompt_is_read_in_chunks_and_all_of_it_is_remembered(
 
 
 @torch.no_grad()
-def test_generate_goes_on_from_a_cache_by_either_name(retrofitted: Retrofitted) -> None:
+def test_generate_continues_a_cache_by_either_argument_name(retrofitted: Retrofitted) -> None:
     model, tokens = retrofitted("llama", "taught"), text(2, 37)
     expected = model.generate(tokens, max_new_tokens=4, do_sample=False)
     for name in dict.fromkeys([CACHE, "past_key_values"]):
         state = cache_of(model(tokens[:, :30]))
-        going_on = model.generate(tokens, **{name: state}, max_new_tokens=4, do_sample=False)
-        assert torch.equal(going_on, expected)
+        continued = model.generate(tokens, **{name: state}, max_new_tokens=4, do_sample=False)
+        assert torch.equal(continued, expected)
         assert state.get_seq_length() == 40  # the last token's keys are not needed
 
 
-def test_a_cache_of_another_kind_is_refused(retrofitted: Retrofitted) -> None:
+def test_cache_implementation_is_rejected(retrofitted: Retrofitted) -> None:
     model = retrofitted("llama", "beside")
     with pytest.raises(InputError, match="cache_implementation='static'"):
         model.generate(text(1, 3), cache_implementation="static", max_new_tokens=2)

@@ -1,4 +1,4 @@
-"""The retrofit: what it changes, what it leaves, what it refuses."""
+"""`retrofit` and `remove`: what they change, leave and reject."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from transformers import (
 import infini
 from architectures import CONFIGS, L, text, tiny
 from infini.errors import InputError
-from infini.model.segmented.segments import run_segments
+from infini.model.segmented.run import run_segments
 
 METHODS = [{"method": "parallel"}] + [
     {"method": "replace", "init": init} for init in ("teacher", "random")
@@ -34,7 +34,7 @@ METHODS = [{"method": "parallel"}] + [
 
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
-def test_parallel_at_alpha_zero_is_the_base_bit_for_bit(name: str) -> None:
+def test_parallel_with_alpha_zero_equals_base_bit_for_bit(name: str) -> None:
     model, tokens = tiny(name), text(2, 3 * L)
     within, full = model(tokens[:, :L]).logits, model(tokens).logits
     segments, _ = run_segments(model, tokens, L)
@@ -53,7 +53,7 @@ def test_parallel_at_alpha_zero_is_the_base_bit_for_bit(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("options", METHODS)
-def test_exactly_ours_is_trainable_and_removal_gives_the_base_back(
+def test_only_added_parameters_are_trainable_and_remove_restores_the_base(
     name: str, options: dict[str, str]
 ) -> None:
     model = tiny(name)
@@ -78,15 +78,15 @@ def test_exactly_ours_is_trainable_and_removal_gives_the_base_back(
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        (r"layers \[3\] do not exist, the base has 0 to 2", {"layers": [3]}),
-        ("layers: at least one", {"layers": []}),
-        ("layers: a list of decoder layers is needed, got 0", {"layers": 0}),
+        (r"layers must be between 0 and 2, got \[3\]", {"layers": [3]}),
+        (r"layers must name at least one layer, got \[\]", {"layers": []}),
+        ("layers must be a list of integers, got 0", {"layers": 0}),
         (r"layers must be an integer ≥ 0, got 0.5", {"layers": [0.5]}),
         (r"layers must be an integer ≥ 0, got True", {"layers": [True]}),
         (r"layers must be ≥ 0, got -1", {"layers": [-1]}),
         (r"layers must be an integer ≥ 0, got '1'", {"layers": [0, "1"]}),
         (r"layers must be an integer ≥ 0, got \[0\]", {"layers": [[0]]}),
-        ("layers: a list of decoder layers is needed, got '01'", {"layers": "01"}),
+        ("layers must be a list of integers, got '01'", {"layers": "01"}),
         ("segment_length must be an integer ≥ 1, got 16.0", {"segment_length": 16.0}),
         ("segment_length must be ≥ 1, got 0", {"segment_length": 0}),
         ("alpha must be a finite float32 number, got nan", {"alpha": float("nan")}),
@@ -102,12 +102,18 @@ def test_exactly_ours_is_trainable_and_removal_gives_the_base_back(
             {"method": "beside"},
         ),
         ("init must be one of 'teacher', 'random'", {"method": "replace", "init": "zero"}),
-        (r"segment_length: 1 to 256 \(the base's context\), got 300", {"segment_length": 300}),
-        ('"teacher" keeps the base\'s own', {"method": "replace", "local": "linear"}),
-        ('"teacher" keeps the base\'s own', {"method": "replace", "position": "none"}),
+        (r"segment_length must be ≤ 256 \(the base's context\), got 300", {"segment_length": 300}),
+        (
+            "local must be 'softmax' with init='teacher', got 'linear'",
+            {"method": "replace", "local": "linear"},
+        ),
+        (
+            r"position must be 'rope' \(the base's own\) with init='teacher', got 'none'",
+            {"method": "replace", "position": "none"},
+        ),
     ],
 )
-def test_retrofit_refuses_what_cannot_be(message: str, options: dict[str, object]) -> None:
+def test_retrofit_rejects_invalid_options(message: str, options: dict[str, object]) -> None:
     model = tiny("llama")
     with pytest.raises(InputError, match=message):
         infini.retrofit(model, **{"segment_length": L, **options})
@@ -115,14 +121,14 @@ def test_retrofit_refuses_what_cannot_be(message: str, options: dict[str, object
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("thing", [None, "gpt2", torch.nn.Linear(2, 2)])
-def test_what_is_no_model_is_refused(thing: object) -> None:
+@pytest.mark.parametrize("value", [None, "gpt2", torch.nn.Linear(2, 2)])
+def test_retrofit_and_remove_reject_other_objects(value: object) -> None:
     for call in (infini.retrofit, infini.remove):
-        with pytest.raises(InputError, match=f"is needed, got {type(thing).__name__}"):
-            call(thing)
+        with pytest.raises(InputError, match=f"model must be .*, got {type(value).__name__}"):
+            call(value)
 
 
-def test_retrofit_refuses_a_second_memory() -> None:
+def test_retrofit_rejects_a_second_memory() -> None:
     model = infini.retrofit(tiny("llama"), segment_length=L)
     with pytest.raises(InputError, match="has a memory already"):
         infini.retrofit(model, segment_length=L)
@@ -142,13 +148,13 @@ ENCODERS: list[PreTrainedModel] = [
 
 
 @pytest.mark.parametrize("model", ENCODERS, ids=lambda model: type(model).__name__)
-def test_models_that_do_not_continue_text_are_refused(model: PreTrainedModel) -> None:
-    with pytest.raises(InputError, match=f"^{type(model).__name__}: a causal language model"):
+def test_retrofit_rejects_models_that_are_not_causal(model: PreTrainedModel) -> None:
+    with pytest.raises(InputError, match=f"^{type(model).__name__}: the model must be a causal"):
         infini.retrofit(model, segment_length=4)
 
 
 @torch.no_grad()
-def test_an_encoders_family_may_have_decoders() -> None:
+def test_retrofit_accepts_decoders_of_encoder_families() -> None:
     model = BertLMHeadModel(BertConfig(**SMALL, is_decoder=True)).eval()
     tokens = torch.arange(1, 9)[None]
     expected = model(tokens[:, :4]).logits
@@ -156,19 +162,21 @@ def test_an_encoders_family_may_have_decoders() -> None:
     torch.testing.assert_close(model(tokens).logits[:, :4], expected)
 
 
-def test_a_base_whose_decoder_is_not_found_is_refused() -> None:
+def test_retrofit_rejects_a_model_without_decoder() -> None:
     ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
     model = ModernBertDecoderForCausalLM(ModernBertDecoderConfig(**SMALL, **ids))
-    with pytest.raises(InputError, match=r"^ModernBertDecoderForCausalLM: its decoder, without"):
+    with pytest.raises(
+        InputError, match=r"^ModernBertDecoderForCausalLM: the model has no decoder"
+    ):
         infini.retrofit(model, segment_length=4)
 
 
 @pytest.mark.parametrize("method", ["parallel", "replace", "window"])
-def test_a_base_without_attention_or_without_values_is_refused(method: str) -> None:
+def test_retrofit_rejects_a_base_without_attention_or_weights(method: str) -> None:
     mamba = MambaForCausalLM(MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1))
-    with pytest.raises(InputError, match=r"^MambaForCausalLM: a base that attends is needed"):
+    with pytest.raises(InputError, match=r"^MambaForCausalLM: the model must have attention"):
         infini.retrofit(mamba, method)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(CONFIGS["llama"])
-    with pytest.raises(InputError, match=r"^LlamaForCausalLM: .* on the meta device"):
+    with pytest.raises(InputError, match=r"^LlamaForCausalLM: some weights are on the meta device"):
         infini.retrofit(empty, method)

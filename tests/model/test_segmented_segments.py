@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 import infini
 from architectures import L, text
 from infini.model.architectures import decoder_layers
-from infini.model.segmented.segments import detach, run_segments, stopping_after
+from infini.model.segmented.run import detach_states, run_segments, stop_after
 
 Retrofitted = Callable[[str, str], PreTrainedModel]
 
@@ -41,7 +41,7 @@ def test_a_detached_memory_is_the_same_and_has_no_graph(retrofitted: Retrofitted
     model = retrofitted("llama", "beside")
     _, states = run_segments(model, text(2, 2 * L), L)
     assert states[2].matrix.requires_grad
-    apart = detach(states)
+    apart = detach_states(states)
     assert apart.keys() == states.keys() == {0, 2}
     for layer, state in states.items():
         for tensor, own in zip(apart[layer], state, strict=True):
@@ -58,13 +58,13 @@ def test_a_pass_ends_once_the_layer_has_run(model: PreTrainedModel) -> None:
     hooks = len(first._forward_hooks)
     handle = second.register_forward_hook(lambda *_: ran.append(None))
     for _ in range(2):
-        with stopping_after(first) as seen:
+        with stop_after(first) as seen:
             model(tokens)
         ((before, after),) = seen
         assert torch.equal(before, hidden[0])
         assert torch.equal(after, hidden[1])
     assert not ran
-    with pytest.raises(ZeroDivisionError), stopping_after(first):
+    with pytest.raises(ZeroDivisionError), stop_after(first):
         raise ZeroDivisionError
     assert len(first._forward_hooks) == hooks
     model(tokens)

@@ -1,4 +1,4 @@
-"""Our place in a base's attention: taken, given back, and of no effect until it is asked."""
+"""The hook into a base's attention: installed, uninstalled, and without effect by itself."""
 
 import copy
 from functools import partial
@@ -13,33 +13,33 @@ from architectures import WINDOWED, text, tiny
 from infini.errors import InputError
 from infini.model.window.attention import (
     PREFIX,
-    _plain,
-    blockwise,
-    evaluating,
+    _sdpa,
+    attention_kwargs,
+    base_attention,
+    evaluation_mode,
     install_attention,
-    instructions,
-    own_function,
+    masked_attention,
     uninstall_attention,
 )
 
 SHAPES = {"llama": (4, 2, 4), "gemma2": (4, 2, 8)}  # H, G, D
 
 
-class Counting:
-    """Attends to nothing, and counts."""
+class CountingHandler:
+    """Attends to nothing and records the layers."""
 
     def __init__(self) -> None:
         self.layers: list[int] = []
 
     def attend(
-        self, module: nn.Module, qkv: tuple[Tensor, ...], implementation: str, options: Any
+        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, implementation: str, options: Any
     ) -> tuple[Tensor, None]:
         self.layers.append(module.layer_idx)
-        return torch.zeros_like(qkv[0].transpose(1, 2)), None
+        return torch.zeros_like(q.transpose(1, 2)), None
 
 
 @torch.no_grad()
-def test_a_place_taken_changes_nothing_until_it_is_asked() -> None:
+def test_install_attention_has_no_effect_without_a_handler() -> None:
     model, tokens = tiny("llama"), text(2, 9)
     own, expected = model.config._attn_implementation, model(tokens).logits
     install_attention(model)
@@ -48,11 +48,11 @@ def test_a_place_taken_changes_nothing_until_it_is_asked() -> None:
     mask[0, :3] = 0
     assert torch.equal(model(tokens).logits, expected)
     padded = model(tokens, attention_mask=mask).logits
-    run = Counting()
-    model(tokens, **instructions(run, model.device), use_cache=False)
-    assert run.layers == [0, 1, 2]
+    handler = CountingHandler()
+    model(tokens, **attention_kwargs(handler, model.device), use_cache=False)
+    assert handler.layers == [0, 1, 2]
     lost = torch.ones(1, 1, 1, 0, dtype=torch.bool)  # without its attribute
-    with pytest.raises(InputError, match="what it is to do was lost"):
+    with pytest.raises(InputError, match="the attention handler was lost"):
         model(tokens, attention_mask=lost)
     uninstall_attention(model)
     uninstall_attention(model)
@@ -60,7 +60,7 @@ def test_a_place_taken_changes_nothing_until_it_is_asked() -> None:
     assert torch.equal(model(tokens, attention_mask=mask).logits, padded)
 
 
-def test_models_that_share_a_config_name_the_place_once() -> None:
+def test_install_attention_on_models_that_share_a_config() -> None:
     config = copy.deepcopy(WINDOWED["llama"])
     first, second = (AutoModelForCausalLM.from_config(config) for _ in range(2))
     own = config._attn_implementation
@@ -72,7 +72,7 @@ def test_models_that_share_a_config_name_the_place_once() -> None:
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @torch.no_grad()
-def test_blockwise_is_the_bases_softmax_under_any_mask(name: str, implementation: str) -> None:
+def test_masked_attention_equals_softmax_under_any_mask(name: str, implementation: str) -> None:
     model, (H, G, D) = tiny(name), SHAPES[name]
     attention, cap = model.model.layers[1].self_attn, None
     options: dict[str, Any] = {"scaling": None, "sliding_window": 3, "is_causal": True}
@@ -81,7 +81,7 @@ def test_blockwise_is_the_bases_softmax_under_any_mask(name: str, implementation
     q, k, v = (torch.randn(5, heads, n, D) for heads, n in ((H, 6), (G, 9), (G, 9)))
     mask = torch.rand(5, 1, 6, 9) < 0.5
     mask[..., 0] = True
-    out = blockwise(attention, implementation, options, D)(q, k, v, mask)
+    out = masked_attention(attention, implementation, options, D)(q, k, v, mask)
     keys, values = (x.repeat_interleave(H // G, 1) for x in (k, v))
     scores = q @ keys.mT / D**0.5
     if cap is not None:
@@ -91,8 +91,7 @@ def test_blockwise_is_the_bases_softmax_under_any_mask(name: str, implementation
 
 
 @pytest.mark.parametrize("width", [4, 10], ids=["as_values", "wider"])
-def test_the_fused_path_is_transformers_own(width: int) -> None:
-    """Outputs and gradients, of "sdpa" and of "eager"."""
+def test_fused_sdpa_equals_transformers_outputs_and_gradients(width: int) -> None:
     attention = tiny("llama").model.layers[1].self_attn
     leaves = [
         torch.randn(5, heads, n, w, requires_grad=True)
@@ -101,14 +100,14 @@ def test_the_fused_path_is_transformers_own(width: int) -> None:
     mask = torch.rand(5, 1, 6, 9) < 0.5
     mask[..., 0] = True
     options: dict[str, Any] = {"scaling": 0.3, "dropout": 0.0, "use_cache": False}
-    fused = blockwise(attention, "sdpa", {**options, "position_ids": None}, width)
+    fused = masked_attention(attention, "sdpa", {**options, "position_ids": None}, width)
     assert isinstance(fused, partial)
-    assert fused.func is _plain
+    assert fused.func is _sdpa
     added = torch.zeros(mask.shape).masked_fill(~mask, -1e9)
     outs = [
         fused(*leaves, mask),
-        own_function("sdpa", attention)(attention, *leaves, mask, **options)[0],
-        own_function("eager", attention)(attention, *leaves, added, **options)[0],
+        base_attention("sdpa", attention)(attention, *leaves, mask, **options)[0],
+        base_attention("eager", attention)(attention, *leaves, added, **options)[0],
     ]
     weights = torch.randn_like(outs[0])
     gradients = [torch.autograd.grad((out * weights).sum(), leaves) for out in outs]
@@ -120,15 +119,19 @@ def test_the_fused_path_is_transformers_own(width: int) -> None:
 
 
 @pytest.mark.parametrize("special", [{"dropout": 0.1}, {"softcap": 50.0}, {"s_aux": None}])
-def test_what_is_special_about_a_base_is_left_to_its_own_function(special: dict[str, Any]) -> None:
+def test_what_is_special_about_a_base_is_left_to_its_base_attention(
+    special: dict[str, Any],
+) -> None:
     attention = tiny("llama").model.layers[1].self_attn
-    assert not isinstance(blockwise(attention, "sdpa", {"scaling": 0.3, **special}, 4), partial)
+    assert not isinstance(
+        masked_attention(attention, "sdpa", {"scaling": 0.3, **special}, 4), partial
+    )
 
 
-def test_evaluating_leaves_every_module_as_it_was() -> None:
+def test_evaluation_mode_restores_every_module() -> None:
     model = tiny("llama").train()
     model.model.layers[1].eval()
     before = [module.training for module in model.modules()]
-    with evaluating(model):
+    with evaluation_mode(model):
         assert not any(module.training for module in model.modules())
     assert [module.training for module in model.modules()] == before

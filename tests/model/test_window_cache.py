@@ -1,4 +1,4 @@
-"""A window's state between two calls: its tensors and back, its samples, its size."""
+"""WindowCache: tensors, samples, size."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from infini.model.architectures import CACHE, cache_of
 from infini.model.window.cache import WindowCache
 
 W, S = 7, 3
-LENGTHS = [4, 80]  # short: the base's own keys and values; long: sinks, window and memory
+LENGTHS = [4, 80]  # the base's own keys and values; sinks, window and memory
 
 
 @pytest.fixture(scope="module", params=[0, 4], ids=["", "retained"])
@@ -27,24 +27,24 @@ def read(model: PreTrainedModel, tokens: torch.Tensor) -> WindowCache:
 
 @pytest.mark.parametrize("length", LENGTHS)
 @torch.no_grad()
-def test_tensors_and_back(model: PreTrainedModel, length: int) -> None:
+def test_window_cache_from_tensors_round_trip(model: PreTrainedModel, length: int) -> None:
     cache, more = read(model, text(2, length)), text(2, 11)
     tensors = {name: tensor.clone() for name, tensor in cache.tensors().items()}
-    again = WindowCache.of_tensors(cache.fingerprint, tensors)
-    assert again.owner is None  # a model that takes it checks it
+    again = WindowCache.from_tensors(cache.fingerprint, tensors)
+    assert again.owner is None  # checked by the model that adopts it
     assert again.nbytes == cache.nbytes
     assert again.tensors().keys() == tensors.keys()
     assert all(torch.equal(x, tensors[name]) for name, x in again.tensors().items())
     expected = model(more, **{CACHE: cache}).logits
     assert torch.equal(model(more, **{CACHE: again}).logits, expected)
-    del tensors["counts"]
-    with pytest.raises(KeyError, match="counts"):
-        WindowCache.of_tensors(cache.fingerprint, tensors)
+    del tensors["token_counts"]
+    with pytest.raises(KeyError, match="token_counts"):
+        WindowCache.from_tensors(cache.fingerprint, tensors)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @torch.no_grad()
-def test_samples_are_chosen_repeated_and_forgotten(model: PreTrainedModel, length: int) -> None:
+def test_window_cache_reorder_repeat_and_reset(model: PreTrainedModel, length: int) -> None:
     book, more = text(3, length), text(4, 9)
     whole = model(more[:3], **{CACHE: read(model, book)}).logits
     cache = read(model, book)
@@ -54,7 +54,7 @@ def test_samples_are_chosen_repeated_and_forgotten(model: PreTrainedModel, lengt
     torch.testing.assert_close(logits, whole[[2, 2, 0, 0]], rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="holds 4 samples, the batch has 3"):
         model(more[:3], **{CACHE: cache})
-    with pytest.raises(InputError, match="cannot forget"):
+    with pytest.raises(InputError, match="cannot remove its last tokens"):
         cache.crop(-1)
     cache.reset()
     assert (cache.get_seq_length(), cache.nbytes) == (0, 0)
@@ -62,7 +62,7 @@ def test_samples_are_chosen_repeated_and_forgotten(model: PreTrainedModel, lengt
 
 
 @torch.no_grad()
-def test_its_size_is_that_of_the_memory_and_the_tokens_held(model: PreTrainedModel) -> None:
+def test_window_cache_nbytes_is_constant(model: PreTrainedModel) -> None:
     D, G, layers, K = 4, 2, 3, model.infini_config["retained"]
     held = num_recent(W) if K else W - 1
     memory, exact = 4 * G * D * D, 2 * 4 * G * D * (held + S)
@@ -73,7 +73,7 @@ def test_its_size_is_that_of_the_memory_and_the_tokens_held(model: PreTrainedMod
 
 
 @torch.no_grad()
-def test_pairs_are_kept_and_go_where_their_sample_goes(model: PreTrainedModel) -> None:
+def test_window_cache_reorder_moves_retained_pairs(model: PreTrainedModel) -> None:
     cache = read(model, text(3, 80))
     states = dict(cache.states)
     cache.reorder_cache(torch.tensor([2, 0]))
@@ -86,8 +86,10 @@ def test_pairs_are_kept_and_go_where_their_sample_goes(model: PreTrainedModel) -
 
 
 @torch.no_grad()
-def test_a_short_text_goes_on_where_a_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A base's own window keeps out what the first block leaves, whoever has read it."""
+def test_window_cache_continues_a_short_text_at_a_block_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pairs of the first block are beyond the base's own window, whoever has read it."""
     monkeypatch.setattr(block_layout, "RETENTION_BLOCK", 8)
     model, tokens = tiny("mistral_5"), text(1, 30)
     infini.retrofit(model, "window", window=5, sinks=3, retained=2, update="none")

@@ -1,4 +1,4 @@
-"""Whole models in a window against a loop over tokens in float64 that shares only the weights."""
+"""Window models against a loop over tokens in float64 that shares only the weights."""
 
 import copy
 from collections.abc import Callable
@@ -37,11 +37,11 @@ SIZES = {
 }
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
-    "gpt_neox": GPTNeoXConfig(**SIZES),  # a quarter of a head is turned
+    "gpt_neox": GPTNeoXConfig(**SIZES),  # a quarter of a head is rotated
     "gpt2": GPT2Config(vocab_size=80, n_embd=4 * D, n_layer=2, n_head=4, n_positions=CONTEXT),
 }
-TURNED = {"llama": D, "gpt_neox": D // 4, "gpt2": 0}
-# And how many pairs are kept
+ROTATED = {"llama": D, "gpt_neox": D // 4, "gpt2": 0}
+# Architecture, write rule, retained pairs
 RULES: list[tuple[str, WindowUpdate | None, int]] = [
     ("llama", None, 0), ("llama", "linear", 0), ("llama", "delta", 0), ("llama", "gated_delta", 0),
     ("gpt_neox", None, 0), ("gpt_neox", "gated_delta", 0),
@@ -53,18 +53,18 @@ RULES: list[tuple[str, WindowUpdate | None, int]] = [
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of kept pairs, so that a short text has many."""
+    """Make retention blocks short, so that a short text has many."""
     monkeypatch.setattr(block_layout, "RETENTION_BLOCK", 8)
 
 
-def build(name: str, update: WindowUpdate | None, kept: int, W: int, S: int) -> PreTrainedModel:
-    """Weights that matter; the memory, if any, in the second layer alone or in both."""
+def build(name: str, update: WindowUpdate | None, retained: int, W: int, S: int) -> PreTrainedModel:
+    """Build a model with large weights; the memory is in the second layer or in both."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name])).eval()
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     layers = [] if update is None else [1] if update == "linear" else [0, 1]
-    rule = {"update": update or "delta", "retained": kept}
+    rule = {"update": update or "delta", "retained": retained}
     infini.retrofit(model, "window", layers, window=W, sinks=S, **rule)
     for parameter in infini_parameters(model).values():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.5)
@@ -72,8 +72,7 @@ def build(name: str, update: WindowUpdate | None, kept: int, W: int, S: int) -> 
 
 
 def distinct(tokens: int) -> Tensor:
-    """No token twice: it has one value in the first layer, and which of two pairs that are favoured
-    alike stays is not said."""
+    """Return tokens without repetition: which of two pairs of equal score stays is undefined."""
     return torch.randperm(80, generator=torch.Generator().manual_seed(0))[None, :tokens]
 
 
@@ -82,63 +81,67 @@ def unit(x: Tensor) -> Tensor:
 
 
 class Memory:
-    """Of one layer, by its rule, token by token: k (G, D), v (G, V), q (H, D)."""
+    """Memory of one layer, token by token: k (G, D), v (G, V), q (H, D)."""
 
     def __init__(self, module: nn.Module):
         self.p = dict(module.named_parameters())
         self.update, self.M = module.update, torch.zeros((), dtype=torch.float64)
 
-    def number(self, name: str, x: Tensor) -> Tensor:
+    def gate(self, name: str, x: Tensor) -> Tensor:
         weight, bias = self.p[f"{name}.weight"], self.p[f"{name}.bias"]
         return torch.sigmoid((unit(x) * D**0.5 * weight).sum(-1) + bias)[:, None]
 
     def write(self, k: Tensor, v: Tensor) -> None:
         key = unit(torch.einsum("gd,gde->ge", k, self.p["k_map"]))
         if "decay.weight" in self.p:
-            self.M = self.number("decay", k)[..., None] * self.M
+            self.M = self.gate("decay", k)[..., None] * self.M
         known = torch.einsum("gd,gdv->gv", key, self.M.expand(len(k), D, D))
         error = v if self.update == "linear" else v - known
-        self.M = self.M + torch.einsum("gd,gv->gdv", self.number("strength", k) * key, error)
+        self.M = self.M + torch.einsum("gd,gv->gdv", self.gate("strength", k) * key, error)
 
     def read(self, q: Tensor, groups: int) -> Tensor:
         query = unit(torch.einsum("hd,hde->he", q, self.p["q_map"]))
         M = self.M.expand(groups, D, D).repeat_interleave(len(q) // groups, 0)
-        return self.number("gate", q) * torch.einsum("hd,hdv,hvw->hw", query, M, self.p["out_map"])
+        return self.gate("gate", q) * torch.einsum("hd,hdv,hvw->hw", query, M, self.p["out_map"])
 
 
-def turn_back(x: Tensor, places: Tensor, width: int) -> Tensor:
-    """x, (n, D), its first `width` turned back by places, (n,), as complex numbers."""
+def rotate_back(x: Tensor, positions: Tensor, width: int) -> Tensor:
+    """Rotate the first `width` of x, (n, D), back by positions, (n,), as complex numbers."""
     half = width // 2
-    angles = places[:, None] * 10_000.0 ** (-2 * torch.arange(half).double() / max(width, 1))
+    angles = positions[:, None] * 10_000.0 ** (-2 * torch.arange(half).double() / max(width, 1))
     z = torch.complex(x[:, :half], x[:, half:width]) * torch.exp(-1j * angles)
     return torch.cat([z.real, z.imag, x[:, width:]], -1)
 
 
 class Window(ReferenceCache):
-    """Without kept pairs, and without their blocks."""
+    """Cache without retained pairs and blocks."""
 
     def distances(self, t: int) -> dict[int, int]:
         edge = self.window + self.sinks - 1
-        seen = (j for j in range(t + 1) if j < self.sinks or t - j < self.window)
-        return {j: (min(t, edge) if j < self.sinks else t) - j for j in seen}
+        visible = (j for j in range(t + 1) if j < self.sinks or t - j < self.window)
+        return {j: (min(t, edge) if j < self.sinks else t) - j for j in visible}
 
 
 def attend(
     qkv: tuple[Tensor, Tensor, Tensor], W: int, S: int, width: int, own: nn.Module
 ) -> Tensor:
-    """(T, H·V): sinks, window and kept pairs by their distances; what left is remembered too."""
+    """Attend to sinks, window, retained pairs and memory: (T, H·V)."""
     q, k, v = qkv  # (H, T, D), (G, T, D)
     H, G, out, layer = len(q), len(k), [], own.infini_window
     memory = None if layer.memory is None else Memory(layer.memory)
     bias = torch.zeros(H) if layer.retained is None else layer.retained.bias
     weight = v.new_zeros(G, D) if layer.retained is None else layer.retained.weight
-    kind, kept = (Window, 0) if layer.retained is None else (ReferenceCache, layer.retained.num_retained)
-    caches = [kind(W, S, kept, CONTEXT) for _ in range(G)]
+    caches: list[ReferenceCache] = [
+        Window(W, S, 0, CONTEXT)
+        if layer.retained is None
+        else ReferenceCache(W, S, layer.retained.num_retained, CONTEXT)
+        for _ in range(G)
+    ]
     for t in range(q.shape[1]):
         if memory is not None and t - W >= S:
             memory.write(k[:, t - W], v[:, t - W])
         parts = [
-            read_token((some, k[g], v[g]), t, caches[g], b, w, partial(turn_back, width=width))
+            read_token((some, k[g], v[g]), t, caches[g], b, w, partial(rotate_back, width=width))
             for g, (some, b, w) in enumerate(zip(q.chunk(G), bias.chunk(G), weight, strict=True))
         ]
         y = torch.cat(parts)
@@ -189,23 +192,26 @@ DECODERS = {"llama": llama, "gpt_neox": gpt_neox, "gpt2": gpt2}
 
 
 def loop(model: PreTrainedModel, name: str, tokens: Tensor, W: int, S: int) -> Tensor:
-    """Logits, (T, vocabulary), of a float64 copy's weights."""
+    """Compute the logits, (T, vocabulary), of a float64 model."""
     hidden = DECODERS[name](
-        model.get_decoder(), tokens, lambda qkv, own: attend(qkv, W, S, TURNED[name], own)
+        model.get_decoder(), tokens, lambda qkv, own: attend(qkv, W, S, ROTATED[name], own)
     )
     return model.get_output_embeddings()(hidden)
 
 
-SPANS = [(2, 3), (6, 0), (1, 0), (5, 1), (50, 4)]
-CASES = [(*rule, *span) for rule in RULES for span in SPANS[: 5 if rule[0] == "llama" else 2]]
+WINDOWS = [(2, 3), (6, 0), (1, 0), (5, 1), (50, 4)]
+CASES = [(*rule, *window) for rule in RULES for window in WINDOWS[: 5 if rule[0] == "llama" else 2]]
 
 
 @pytest.mark.parametrize(("name", "update", "retained", "W", "S"), CASES)
 @torch.no_grad()
-def test_forward_is_the_loop_whole_and_in_any_chunks(
-    name: str, update: WindowUpdate | None, kept: int, W: int, S: int
+def test_window_forward_equals_the_loop_whole_and_in_chunks(
+    name: str, update: WindowUpdate | None, retained: int, W: int, S: int
 ) -> None:
-    model, tokens = build(name, update, kept, W, S), distinct(70)  # beyond windows, and the context
+    model, tokens = (
+        build(name, update, retained, W, S),
+        distinct(70),
+    )  # beyond windows, and the context
     expected = loop(copy.deepcopy(model).double(), name, tokens[0], W, S)[None].float()
     for chunks in ([70], [1] * 9 + [30, 2, 29], [W + S, 70 - W - S]):
         state, out = None, []
@@ -219,43 +225,45 @@ def test_forward_is_the_loop_whole_and_in_any_chunks(
 
 
 @pytest.mark.parametrize(("name", "update", "retained"), RULES)
-def test_every_gradient_is_the_loops(name: str, update: WindowUpdate | None, kept: int) -> None:
-    model, tokens = build(name, update, kept, 5, 2).requires_grad_(True), distinct(63)
+def test_window_gradients_equal_the_loops(
+    name: str, update: WindowUpdate | None, retained: int
+) -> None:
+    model, tokens = build(name, update, retained, 5, 2).requires_grad_(True), distinct(63)
     exact = copy.deepcopy(model).double()
     expected = loop(exact, name, tokens[0], 5, 2)
     weights = torch.randn_like(expected)
     (expected * weights).sum().backward()
     (model(tokens, use_cache=False).logits[0] * weights.float()).sum().backward()
-    wanted = {key: parameter.grad for key, parameter in exact.named_parameters()}
+    expected_grads = {key: parameter.grad for key, parameter in exact.named_parameters()}
     for key, parameter in model.named_parameters():
-        largest = wanted[key].abs().max()
+        largest = expected_grads[key].abs().max()
         assert largest > 0, key
-        assert (parameter.grad - wanted[key]).abs().max() < 1e-5 * max(1, largest), key
+        assert (parameter.grad - expected_grads[key]).abs().max() < 1e-5 * max(1, largest), key
 
 
 def echoes(batch: int, tokens: int, seed: int) -> Tensor:
-    """Nine tokens of ten are those three before."""
+    """Return tokens of which nine in ten repeat the third last."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(16, (batch, tokens), generator=generator)
-    again = torch.rand(batch, tokens, generator=generator) < 0.9
+    repeats = torch.rand(batch, tokens, generator=generator) < 0.9
     for t in range(3, tokens):
-        x[:, t] = torch.where(again[:, t], x[:, t - 3], x[:, t])
+        x[:, t] = torch.where(repeats[:, t], x[:, t - 3], x[:, t])
     return x
 
 
 @torch.no_grad()
 def nats(model: PreTrainedModel, tokens: Tensor, start: int) -> float:
-    """A token, from `start` on."""
+    """Return the mean loss, nats a token, from `start` on."""
     logits = model(tokens, use_cache=False).logits[:, start - 1 : -1]
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, start:].flatten()).item()
 
 
-# GPT-2's positions begin again every context: the window over that place has no order
+# GPT-2's positions start again after every context: a window across that point has no order
 @pytest.mark.parametrize(
-    ("name", "window", "sinks", "lost"), [("llama", 32, 2, 0.1), ("gpt2", 8, 0, 0.6)]
+    ("name", "window", "sinks", "tolerance"), [("llama", 32, 2, 0.1), ("gpt2", 8, 0, 0.6)]
 )
-def test_a_text_far_beyond_the_bases_context_is_read_as_well_as_a_short_one(
-    name: str, window: int, sinks: int, lost: float, monkeypatch: pytest.MonkeyPatch
+def test_window_reads_far_beyond_the_bases_context(
+    name: str, window: int, sinks: int, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = copy.deepcopy(CONFIGS[name])
     config.update({"vocab_size": 16, "num_hidden_layers": 1, "n_layer": 1})
@@ -268,27 +276,27 @@ def test_a_text_far_beyond_the_bases_context_is_read_as_well_as_a_short_one(
         F.cross_entropy(logits, tokens[:, 1:].flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
-    asked: list[Tensor] = []
-    turn = Rotation.__call__
+    used: list[Tensor] = []
+    rotate = Rotation.__call__
 
-    def watch(self: Rotation, x: Tensor, positions: Tensor) -> Tensor:
-        asked.append(positions)
-        return turn(self, x, positions)
+    def record(self: Rotation, x: Tensor, positions: Tensor) -> Tensor:
+        used.append(positions)
+        return rotate(self, x, positions)
 
-    monkeypatch.setattr(Rotation, "__call__", watch)
+    monkeypatch.setattr(Rotation, "__call__", record)
     short, long = nats(model, echoes(16, CONTEXT, 999), 16), echoes(1, 1500, 1000)
-    assert short < 1.6, "of log 16 = 2.8: the base has learnt something"
+    assert short < 1.6, "the base has learned: log 16 is 2.8"
     with sliding_window(model, window, sinks):
-        asked.clear()
-        assert nats(model, long, 16 * CONTEXT) < short + lost
-    assert all(places.abs().max() < CONTEXT for places in asked)
-    assert len(asked) == (4 if name == "llama" else 0)
+        used.clear()
+        assert nats(model, long, 16 * CONTEXT) < short + tolerance
+    assert all(positions.abs().max() < CONTEXT for positions in used)
+    assert len(used) == (4 if name == "llama" else 0)
 
 
 @pytest.mark.parametrize("retained", [0, 5])
 @torch.no_grad()
-def test_compiled_it_is_the_same(kept: int) -> None:
-    model = build("llama", "delta", kept, 7, 3)
+def test_compiled_window_equals_eager(retained: int) -> None:
+    model = build("llama", "delta", retained, 7, 3)
     compiled, tokens = torch.compile(model, backend="eager"), text(2, 40)
     expected = model(tokens, use_cache=False).logits
     torch.testing.assert_close(compiled(tokens, use_cache=False).logits, expected)

@@ -1,4 +1,4 @@
-"""A window in every architecture: exact where it must be, streamed as read whole, remembered."""
+"""The window in every architecture: exact on short texts, equal in any chunks, with a memory."""
 
 from itertools import product
 from pathlib import Path
@@ -19,17 +19,17 @@ from infini.model.modules import infini_parameters
 from infini.model.retrofit import sliding_window
 
 W, S = 7, 3
-# Grouped, learned positions, a cap, some layers with a window or without positions, neighbours
-KEPT = ("llama", "gpt2", "gemma2", "gpt_oss", "smollm3", "glm")
+# Grouped heads, learned positions, soft cap, own window, layers without positions, interleaved
+RETAINING = ("llama", "gpt2", "gemma2", "gpt_oss", "smollm3", "glm")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def case_name(case: tuple[str, int]) -> str:
-    return case[0] + ("-kept" if case[1] else "")
+    return case[0] + ("-retained" if case[1] else "")
 
 
 def train(model: PreTrainedModel) -> PreTrainedModel:
-    """Memory weights that matter."""
+    """Give the memory large weights."""
     torch.manual_seed(1)
     for parameter in infini_parameters(model).values():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.5)
@@ -38,13 +38,13 @@ def train(model: PreTrainedModel) -> PreTrainedModel:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of kept pairs, so that a short text has many."""
+    """Make retention blocks short, so that a short text has many."""
     monkeypatch.setattr(block_layout, "RETENTION_BLOCK", 8)
 
 
-@pytest.fixture(params=[*product(WINDOWED, [0]), *product(KEPT, [5])], ids=case_name)
+@pytest.fixture(params=[*product(WINDOWED, [0]), *product(RETAINING, [5])], ids=case_name)
 def case(request: pytest.FixtureRequest) -> tuple[str, int]:
-    """An architecture and how many pairs it keeps."""
+    """An architecture and its number of retained pairs."""
     return request.param
 
 
@@ -55,7 +55,7 @@ def name(case: tuple[str, int]) -> str:
 
 @pytest.fixture
 def options(case: tuple[str, int]) -> dict[str, Any]:
-    """The memory besides, but for some."""
+    """Retained pairs alone or, for one architecture, beside the matrix."""
     alone = case[1] and case[0] != "llama"
     return {"window": W, "retained": case[1], "update": "none" if alone else "gated_delta"}
 
@@ -66,7 +66,7 @@ def trained(name: str, options: dict[str, Any]) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def test_a_short_text_is_the_bases_bit_for_bit(name: str, options: dict[str, Any]) -> None:
+def test_window_equals_base_on_short_texts_bit_for_bit(name: str, options: dict[str, Any]) -> None:
     base, tokens = tiny(name), text(2, W + S)
     expected = base(tokens).logits
     mask = torch.ones_like(tokens)
@@ -87,10 +87,10 @@ def test_a_short_text_is_the_bases_bit_for_bit(name: str, options: dict[str, Any
 
 @pytest.mark.parametrize("name", WINDOWED)
 @torch.no_grad()
-def test_untrained_it_is_the_base_with_an_explicit_mask(name: str) -> None:
+def test_untrained_window_equals_base_with_a_window_mask(name: str) -> None:
     model, tokens = tiny(name), text(2, 40)
     learned = name in ("gpt2", "opt")
-    sinks = S if learned else 0  # behind the edge, rotary sinks stand at another distance
+    sinks = S if learned else 0  # rotary sinks are at another distance beyond the edge
     positions = torch.arange(40)[None].expand(2, -1)  # OPT would count the mask
     mask = masks(model, 40, sinks)
     expected = model(tokens, attention_mask=mask, position_ids=positions).logits
@@ -103,13 +103,15 @@ def test_untrained_it_is_the_base_with_an_explicit_mask(name: str) -> None:
 
 
 def masks(model: PreTrainedModel, tokens: int, sinks: int) -> Any:
-    """Additive, (1, 1, T, T), of the window and the base's own, as its decoder takes them."""
+    """Return additive masks, (1, 1, T, T), of the window and of the base's own window."""
     config = model.config
     t, j = torch.arange(tokens)[:, None], torch.arange(tokens)
 
     def mask(window: int) -> Tensor:
-        seen = (j <= t) & ((t - j < window) | (j < sinks))
-        return torch.zeros(1, 1, tokens, tokens).masked_fill(~seen, torch.finfo(torch.float32).min)
+        visible = (j <= t) & ((t - j < window) | (j < sinks))
+        return torch.zeros(1, 1, tokens, tokens).masked_fill(
+            ~visible, torch.finfo(torch.float32).min
+        )
 
     own = getattr(config, "sliding_window", None) or W
     kinds = set(getattr(config, "layer_types", None) or ())
@@ -119,7 +121,7 @@ def masks(model: PreTrainedModel, tokens: int, sinks: int) -> Any:
 
 
 @torch.no_grad()
-def test_any_chunks_and_any_padding_give_what_the_text_gives_alone(
+def test_window_forward_is_independent_of_chunks_and_padding(
     trained: PreTrainedModel,
 ) -> None:
     tokens = text(2, 60)
@@ -153,7 +155,7 @@ def test_any_chunks_and_any_padding_give_what_the_text_gives_alone(
 
 
 @torch.no_grad()
-def test_only_memory_reaches_behind_the_window_and_nothing_ahead(
+def test_window_is_causal_and_only_memory_reaches_beyond_it(
     name: str, options: dict[str, Any]
 ) -> None:
     tokens = text(1, 40)
@@ -161,7 +163,7 @@ def test_only_memory_reaches_behind_the_window_and_nothing_ahead(
     early[0, S] = 1 + tokens[0, S] % 49
     late[0, 30] = 1 + tokens[0, 30] % 49
     model = tiny(name)
-    reach = S + 3 * (W - 1)  # of token S through three layers
+    reach = S + 3 * (W - 1)  # last token that token S reaches through three layers
     with sliding_window(model, W, 0):
         a, b = model(tokens).logits, model(early).logits
         torch.testing.assert_close(a[:, reach + 1 :], b[:, reach + 1 :], rtol=0, atol=0)
@@ -175,8 +177,8 @@ def test_only_memory_reaches_behind_the_window_and_nothing_ahead(
 
 
 @torch.no_grad()
-def test_generate_writes_what_forward_passes_predict(trained: PreTrainedModel) -> None:
-    lengths, new = [3, 41, 28], 6 * W  # in all, beyond ten windows
+def test_window_generate_equals_forward(trained: PreTrainedModel) -> None:
+    lengths, new = [3, 41, 28], 6 * W  # more than ten windows in all
     rows = torch.cat([F.pad(text(1, n), (41 - n, 0)) for n in lengths])
     options: dict[str, Any] = {"return_dict_in_generate": True, "output_logits": True}
     out = trained.generate(
@@ -206,7 +208,9 @@ def test_generate_writes_what_forward_passes_predict(trained: PreTrainedModel) -
     ids=["beams", "sampled", "chunks"],
 )
 @torch.no_grad()
-def test_generate_in_other_ways(trained: PreTrainedModel, how: dict[str, Any]) -> None:
+def test_window_generate_with_beams_sampling_and_chunks(
+    trained: PreTrainedModel, how: dict[str, Any]
+) -> None:
     tokens, written = text(2, 37), []
     for use in (True, False):
         torch.manual_seed(0)
@@ -216,7 +220,7 @@ def test_generate_in_other_ways(trained: PreTrainedModel, how: dict[str, Any]) -
 
 
 @torch.no_grad()
-def test_memory_and_model_are_saved_and_loaded(
+def test_window_model_and_memory_round_trip(
     trained: PreTrainedModel, name: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     tokens = text(2, 40)
@@ -234,7 +238,7 @@ def test_memory_and_model_are_saved_and_loaded(
         infini.load_memory(tmp_path / "memory", other)
 
 
-def test_checkpointed_gradients_are_the_plain_ones(trained: PreTrainedModel) -> None:
+def test_window_gradient_checkpointing_equals_plain_gradients(trained: PreTrainedModel) -> None:
     tokens, gradients = text(2, 40), []
     trained.train()
     for checkpointing in (False, True):
@@ -245,7 +249,7 @@ def test_checkpointed_gradients_are_the_plain_ones(trained: PreTrainedModel) -> 
         trained(tokens, labels=tokens).loss.backward()
         gradients.append({n: p.grad.clone() for n, p in infini_parameters(trained).items()})
     for key, gradient in gradients[0].items():
-        # A layer with a window of its own keeps no pair
+        # A layer with a window of its own retains no pair
         assert gradient.abs().max() > 0 or ".retained." in key, key
         torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-3, atol=1e-6)
     frozen = [p for n, p in trained.named_parameters() if "infini_window" not in n]
@@ -253,7 +257,7 @@ def test_checkpointed_gradients_are_the_plain_ones(trained: PreTrainedModel) -> 
 
 
 @torch.no_grad()
-def test_autocast_to_bfloat16_stays_near(trained: PreTrainedModel) -> None:
+def test_window_under_bfloat16_autocast(trained: PreTrainedModel) -> None:
     tokens = text(2, 40)
     expected = trained(tokens).logits
     with torch.autocast("cpu", torch.bfloat16):
@@ -265,7 +269,7 @@ def test_autocast_to_bfloat16_stays_near(trained: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_base_that_cannot_have_one_is_refused_and_untouched(name: str) -> None:
+def test_unsupported_base_is_rejected_unchanged(name: str) -> None:
     model = tiny(name)
     own = model.config._attn_implementation
     expected = model(text(1, 9)).logits
@@ -278,21 +282,30 @@ def test_a_base_that_cannot_have_one_is_refused_and_untouched(name: str) -> None
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        (r"layers \[3\] do not exist, the base has 0 to 2", {"layers": [3]}),
-        (r"window \+ sinks: 256 at most \(the base's context\), got 254 \+ 4", {"window": 254}),
+        (r"layers must be between 0 and 2, got \[3\]", {"layers": [3]}),
+        (
+            r"window \+ sinks must be ≤ 256 \(the base's context of 256\), got 254 \+ 4",
+            {"window": 254},
+        ),
         ("window must be ≥ 1, got 0", {"window": 0}),
         ("window must be an integer ≥ 1, got 7.5", {"window": 7.5}),
-        (r"\+ sinks: 249 at most .* without 7, beside kept pairs", {"window": 246, "retained": 1}),
+        (
+            r"\+ sinks must be ≤ 249 .* 7 of which retained pairs need",
+            {"window": 246, "retained": 1},
+        ),
         ("retained must be ≥ 0, got -1", {"retained": -1}),
         ("update must be one of 'linear', 'delta', 'gated_delta', 'none'", {"update": "some"}),
-        ("segment_length: not with method='window'", {"segment_length": 8}),
-        ("alpha: not with method='window'", {"alpha": 0.5}),
-        ("sinks: not with method='parallel'", {"method": "parallel", "sinks": 2}),
-        ("kept: not with method='parallel'", {"method": "parallel", "retained": 2}),
-        ("update must be one of 'linear', 'delta' is", {"method": "parallel", "update": "gated_delta"}),
+        ("segment_length is not an option of method='window'", {"segment_length": 8}),
+        ("alpha is not an option of method='window'", {"alpha": 0.5}),
+        ("sinks is not an option of method='parallel'", {"method": "parallel", "sinks": 2}),
+        ("retained is not an option of method='parallel'", {"method": "parallel", "retained": 2}),
+        (
+            "update must be one of 'linear', 'delta', got 'gated_delta'",
+            {"method": "parallel", "update": "gated_delta"},
+        ),
     ],
 )
-def test_what_cannot_be_is_refused(message: str, options: dict[str, Any]) -> None:
+def test_retrofit_rejects_invalid_window_options(message: str, options: dict[str, Any]) -> None:
     model = tiny("llama")
     with pytest.raises(InputError, match=message):
         infini.retrofit(model, **{"method": "window", **options})

@@ -12,7 +12,7 @@ from infini.errors import InputError
 from infini.memory import MemoryState
 from infini.memory.packing import gather
 from infini.model.cache import MemoryCache
-from infini.model.segmented.run import States
+from infini.model.segmented.run import LayerStates
 
 
 class SegmentedCache(MemoryCache):
@@ -22,7 +22,7 @@ class SegmentedCache(MemoryCache):
 
     def __init__(self, fingerprint: str, base: DynamicCache | None = None):
         super().__init__(fingerprint)
-        self.memory: States = {}
+        self.memory: LayerStates = {}
         self.base_cache = base or DynamicCache()  # of the other layers
         # Tokens of the segment begun, (B,); `token_mask`: its own columns of `base_cache`
         self.pending = torch.zeros(0, dtype=torch.int64)
@@ -32,7 +32,7 @@ class SegmentedCache(MemoryCache):
         self.pending = torch.zeros(batch, dtype=torch.int64)
 
     def advance(self, counts: Tensor, width: int, segment_length: int) -> None:
-        """Count `width` new columns of `base_cache`, `counts` (B,) of them tokens; drop ended segments."""
+        """Count `width` new columns, `counts` (B,) of them tokens, and drop ended segments."""
         real = torch.arange(width) < counts[:, None]  # (B, width)
         self.token_mask = torch.cat([self.token_mask, real], 1)
         self.pending = self.pending + counts

@@ -19,8 +19,7 @@ from infini.model.decoder_base import (
 from infini.model.segmented.cache import SegmentedCache
 from infini.model.segmented.config import SegmentedConfig
 from infini.model.segmented.layers import MemoryModule
-from infini.model.segmented.run import Run, UsesRun, running
-from infini.model.segmented.segments import run_rows
+from infini.model.segmented.run import SegmentedRun, UsesRun, run_decoder, use_run
 
 
 class SegmentedDecoder(StatefulDecoder, UsesRun):
@@ -92,9 +91,9 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
                     f"attention_mask: of the {past} tokens that were read it says otherwise than "
                     "when they were: it is needed as it was, or of the new tokens alone"
                 )
-        run = Run(packing, tokens, self.retrofit_config.segment_length, states)
+        run = SegmentedRun(packing, tokens, self.retrofit_config.segment_length, states)
         base = {CACHE: None if cache is None else cache.base_cache, "use_cache": cache is not None}
-        with running(self, run):
+        with use_run(self, run):
             out = super().forward(**given, **base)
         if cache is not None:
             cache.token_mask = live
@@ -107,7 +106,7 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
         packed = packing.pack(inputs, 1)
         if cache is None:
             length = self.retrofit_config.segment_length
-            out = run_rows(self, packed, packing.lengths, length, {}, **kwargs)
+            out = run_decoder(self, packed, packing.lengths, length, {}, **kwargs)
         else:
             out = self._continued(packed, packing.lengths, cache, kwargs)
         out.last_hidden_state = packing.unpack(out.last_hidden_state, 1)
@@ -132,7 +131,7 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
 
         def whole(part: Part) -> Tensor:
             rows = part.take(inputs, 1)
-            return keep(run_rows(self, rows, part.counts, length, cache.memory, **kwargs))
+            return keep(run_decoder(self, rows, part.counts, length, cache.memory, **kwargs))
 
         def begun(part: Part) -> Tensor:
             return keep(self._begun_segment(part.take(inputs, 1), part.counts, cache, kwargs))
@@ -160,7 +159,7 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
             # New padding is behind the real tokens: nothing to hide within this pass.
             mask = torch.cat([cache.token_mask, torch.ones(positions.shape, dtype=torch.bool)], 1)
             mask = mask.long().to(inputs.device)
-        with running(self, Run(Packing(counts, None), tokens, length, cache.memory)):
+        with use_run(self, SegmentedRun(Packing(counts, None), tokens, length, cache.memory)):
             out = super().forward(
                 **input_kwargs(inputs),
                 **{CACHE: cache.base_cache},

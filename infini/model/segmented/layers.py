@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from infini.memory import InfiniAttention, MemoryState
 from infini.model.architectures import LAYER_CACHES, attention_name
-from infini.model.segmented.run import Run, UsesRun, attend_documents
+from infini.model.segmented.run import SegmentedRun, UsesRun, attend_documents
 
 Compute = Callable[[Tensor, MemoryState | None], tuple[Any, MemoryState]]
 
@@ -60,7 +60,7 @@ class MemoryModule(UsesRun):
 class ReplacedAttention(nn.Module):
     """Stands where a layer's attention stood; its `InfiniLayer` hands it the memory."""
 
-    run: Run | None = None
+    run: SegmentedRun | None = None
     state: MemoryState | None = None
 
     def __init__(self, attention: InfiniAttention, layer_index: int):
