@@ -1,59 +1,79 @@
-# `make run`: the whole pipeline, from text to report. `make study STUDY=<name>`: the same on
-# another base, in studies/<name>/. `make test`: tests, lint, types.
-# All set up .venv first; repeated, that costs nothing. `make test-slow`: what takes longer, `make
-# docs`: the API reference, docs/api/.
+# `make run`: text → trained versions → reports/index.html. `make study STUDY=<name>`: the same on
+# another base or with other recipes, in studies/<name>/. `make test`: lint, types, tests.
+# Each installs first what it needs into .venv; that costs nothing when it is there already.
+# `make test-slow`: what takes longer. `make docs`: the documentation as a site.
 PYTHON ?= python3
 BIN := .venv/bin
 # the stages' `python` is this environment's
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-PIP_INSTALL := pip install --quiet --disable-pip-version-check
+# uv reads none of pip's settings: hand on where pip looks for packages
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export UV_INDEX ?= $(PIP_EXTRA_INDEX_URL)
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+UV := $(BIN)/uv
+UV_INSTALL := $(UV) pip install --quiet
+INSTALL := $(UV_INSTALL) --python $(BIN)/python
+TORCH := torch==2.13.0
 OLDEST := transformers==5.23.0
 
 STUDIES := $(patsubst studies/%/params.yaml,%,$(wildcard studies/*/params.yaml))
 STUDY_FOLDER := studies/$(STUDY)
+STUDY_PACKAGES := $(wildcard $(STUDY_FOLDER)/requirements.txt)
+# DVC's files in a study: byte for byte those of the root
+COPIES := dvc.yaml .dvcignore .dvc/config .dvc/plots/curves.json
 
-.PHONY: setup run study links test test-slow test-oldest test-faults test-readme coverage wheel-test
-.PHONY: fuzz licences docs
-setup: .venv/done .dvc/plots/page.html
+.PHONY: setup setup-test run study links test test-slow test-oldest test-faults test-readme coverage
+.PHONY: wheel-test fuzz licences docs
+setup: .venv/pipeline.done .dvc/plots/page.html
+setup-test: setup .venv/test.done
 
-.venv/done: pyproject.toml constraints.txt
+$(UV):
 	$(PYTHON) -m venv .venv
-	@# torch by itself first, so that nothing else pulls another build of it
-	$(BIN)/$(PIP_INSTALL) torch==2.13.0
-	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.9
+
+# torch first and alone: asked for with others, it may come as another, larger build
+.venv/%.done: pyproject.toml constraints.txt | $(UV)
+	$(INSTALL) $(TORCH)
+	$(INSTALL) -c constraints.txt -e '.[$*]'
 	touch $@
 
 # `dvc plots show` with Vega in its page, not from a network
-.dvc/plots/page.html: .venv/done infini/console/plots_page.py
+.dvc/plots/page.html: infini/console/plots_page.py | .venv/pipeline.done
 	$(BIN)/python -m infini.console.plots_page
 	$(BIN)/dvc config --local plots.html_template plots/page.html
 
-# The report once more: nothing may have changed since the last one, and DVC has the last word.
+# All versions but those that params.yaml lists under `on_demand`; `dvc repro` runs them too.
 run: setup
 	$(BIN)/python -m infini params
-	$(BIN)/dvc repro
-	@$(BIN)/python -m stages.compare_report
+	$(BIN)/dvc repro $$($(BIN)/python -m infini params --targets)
+	@$(BIN)/dvc repro -s compare_report
 
-study: links setup
-	@cd $(STUDY_FOLDER) && if test -f requirements.txt; then \
-		$(PIP_INSTALL) --no-deps -r requirements.txt; fi
-	@# the base first: a folder that is not there yet would be taken for a hub's name
+# What is in Git and has not changed does not run again, even where its data are not in this clone.
+# All of it from the start: `dvc repro` in the study's folder.
+study: links setup $(STUDY_PACKAGES:requirements.txt=.packages/done)
+	@# the base first: a missing folder would be taken for a hub's name
 	@cd $(STUDY_FOLDER) && if test -f base/dvc.yaml; then dvc repro base/dvc.yaml; fi
-	cd $(STUDY_FOLDER) && python -m infini params && dvc repro
-	@cd $(STUDY_FOLDER) && echo "In $(STUDY_FOLDER):" && python -m stages.compare_report
+	cd $(STUDY_FOLDER) && python -m infini params && dvc repro --allow-missing
 
-# A study has its params.yaml and whatever writes its data/base. The rest is linked, and a .dvc
-# makes it a project of its own: the default run never reads it.
+# The packages of a study's own, beside the environment, without their requirements.
+studies/%/.packages/done: studies/%/requirements.txt | $(UV)
+	$(UV_INSTALL) --python $(BIN)/python --no-deps --target $(@D) -r $<
+	touch $@
+
+# A study is a DVC project of its own: params.yaml, whatever writes its data/base, copies of DVC's
+# files, and links to the code. The default run never reads it.
 links:
 	@test -f "$(STUDY_FOLDER)/params.yaml" || \
-		{ echo "error: STUDY: one of $(STUDIES) is needed, got '$(STUDY)'" >&2; exit 2; }
-	@cd $(STUDY_FOLDER) && mkdir -p .dvc audits data/base && \
-		ln -sfn ../../dvc.yaml ../../infini ../../stages ../../.dvcignore . && \
-		ln -sfn ../../../.dvc/config ../../../.dvc/plots .dvc && \
-		ln -sfn ../../../audits/dvc.yaml audits && \
-		dvc config --local plots.html_template plots/page.html
+		{ echo "error: STUDY must be one of: $(STUDIES), got '$(STUDY)'" >&2; exit 2; }
+	@mkdir -p $(STUDY_FOLDER)/.dvc/plots $(STUDY_FOLDER)/data/base
+	@for file in $(COPIES); do cp $$file $(STUDY_FOLDER)/$$file; done
+	@cd $(STUDY_FOLDER) && ln -sfn ../../infini ../../stages . && \
+		{ test -f .dvc/config.local || \
+		printf '[plots]\n    html_template = ../../../.dvc/plots/page.html\n' > .dvc/config.local; }
 
-test: setup
+test: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -64,8 +84,8 @@ test: setup
 	$(BIN)/pytest -n auto --dist worksteal
 
 # The model's tests on the oldest transformers that pyproject.toml allows; `test` has the newest.
-test-oldest: setup
-	$(BIN)/$(PIP_INSTALL) --upgrade --no-deps --target .oldest $(OLDEST)
+test-oldest: setup-test
+	$(INSTALL) --no-deps --target .oldest $(OLDEST)
 	PYTHONPATH=.oldest $(BIN)/pytest -n auto tests/model
 
 # What `test` leaves out.
@@ -73,34 +93,37 @@ test-slow: test-oldest test-faults test-readme coverage wheel-test
 
 # All tests once more, lines counted, those that stages run in their own processes too; below 90 %
 # it fails (pyproject.toml).
-coverage: setup
+coverage: setup-test
 	$(BIN)/pytest -n auto --dist worksteal --cov --cov-report=term
 
 # A model saved by this environment, loaded in one that has nothing but the wheel and what it
 # requires.
-wheel-test: setup
+wheel-test: setup-test
 	rm -rf .wheel
-	$(BIN)/pip wheel --quiet --no-deps -w .wheel .
+	$(UV) build --quiet --wheel -o .wheel
 	$(BIN)/python tests/wheel.py save .wheel/model
-	$(PYTHON) -m venv .wheel/venv
-	.wheel/venv/bin/$(PIP_INSTALL) torch==2.13.0
-	.wheel/venv/bin/$(PIP_INSTALL) -c constraints.txt .wheel/*.whl
+	$(UV) venv --quiet --python $(BIN)/python .wheel/venv
+	$(UV_INSTALL) --python .wheel/venv $(TORCH)
+	$(UV_INSTALL) --python .wheel/venv -c constraints.txt .wheel/*.whl
 	cd .wheel && venv/bin/python ../tests/wheel.py load model
 
-docs: setup
-	$(BIN)/python -m docs.api docs/api
+# site/index.html out of every Markdown file; what mkdocs warns of, a broken link too, is an error.
+docs: setup-test
+	rm -rf .pages && mkdir .pages
+	git ls-files -co --exclude-standard '*.md' '*.svg' constraints.txt | xargs cp --parents -t .pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Every stage killed at twenty moments and on a full disk, DVC killed and run twice at once.
-test-faults: setup
+test-faults: setup-test
 	$(BIN)/pytest -m faults
 
-# What the README says one can do, on a clean clone, with short runs.
-test-readme: setup
+# The commands of README and docs/pipeline.md, on a clean clone, with short runs.
+test-readme: setup-test
 	$(BIN)/pytest -m readme
 
-# Loaders on files damaged at random, other ones every time; about ten minutes on two cores.
-fuzz: setup
+# Loaders on files damaged at random; about ten minutes on two cores.
+fuzz: setup-test
 	FUZZ=fuzz $(BIN)/pytest -n auto tests/test_fuzz.py
 
-licences: setup
+licences: setup-test
 	$(BIN)/python tests/licences.py > docs/licences.md

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_origin
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
@@ -46,6 +46,8 @@ class Params(Section):
     # only where stage pretrain_base trains the base
     pretrain: Pretrain | None = None
     data: Data
+    # versions that `make run` leaves out; `dvc repro` runs them too
+    on_demand: list[Name] = Field(default_factory=list)
     replacements: dict[Name, Replacement]
     adapters: dict[Name, AnyAdapter]
     evaluate: Evaluate
@@ -60,6 +62,13 @@ class Params(Section):
         """Return the dotted key of a version."""
         section = "replacements" if version in self.replacements else "adapters"
         return f"{section}.{version}"
+
+    def targets(self) -> list[str]:
+        """Return the evaluation stages of dvc.yaml that `make run` asks for."""
+        wanted = [name for name in self.versions if name not in self.on_demand]
+        kinds = {name: "replacement" for name in self.replacements}
+        stages = [f"evaluate_ppl_{kinds.get(name, 'adapter')}@{name}" for name in wanted]
+        return ["evaluate_ppl_base", *stages]
 
     def contexts(self) -> dict[str, int]:
         """Return how many tokens the base has to read at once, by the key that asks for it."""
@@ -86,6 +95,14 @@ class Params(Section):
             raise InputError(f"adapters.{name}: replacements.{name} has this name too; rename one")
         if "base" in self.versions:
             raise InputError(f"{self.key_of('base')}: base is the untouched base's name; rename it")
+        return self
+
+    @model_validator(mode="after")
+    def _check_on_demand(self) -> Self:
+        for name in self.on_demand:
+            if name not in self.versions:
+                names = ", ".join(self.versions)
+                raise InputError(f"on_demand must be versions ({names}), got {name!r}")
         return self
 
     @model_validator(mode="after")

@@ -52,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
         "file", metavar="FILE", type=Path, nargs="?", default=Path("params.yaml"),
         help="without it params.yaml",
     )  # fmt: skip
+    params.add_argument(
+        "--targets", action="store_true", help="print the stages that `make run` asks DVC for"
+    )
     return parser
 
 

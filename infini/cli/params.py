@@ -6,6 +6,13 @@ from infini import params
 
 
 def run(words: Namespace) -> None:
-    """Say that words.file is valid; InputError, one line with the key, where it is not."""
+    """Print that words.file is valid, or with --targets the stages of a default run.
+
+    Raises:
+        InputError: one line with the key that is invalid.
+    """
     found = params.check_params(words.file)
+    if words.targets:
+        print(*found.targets())
+        return
     print(f"{words.file}: valid; versions: {', '.join(found.versions) or 'none'}")
