@@ -19,7 +19,7 @@ from infini.report.results import Figures, Results
 from infini.report.tables import COST_LABELS, FULL, base_windows
 
 WIDTH = 7.0  # inches
-LEGEND_COLUMNS, LEGEND_LINE = 4, 0.22  # of a legend below the axes; inches a line
+LEGEND_COLUMNS, LEGEND_LINE = 3, 0.22  # of a legend below the axes; inches a line
 ABOVE = 0.5  # nats above the window curve: versions beyond are arrows at the edge
 LABEL_RATIO = 1.3  # between the state bytes of two windows whose sizes are written
 MAPS_A_ROW = 3
@@ -170,6 +170,7 @@ def retrieval_plot(curves: dict[str, pd.DataFrame]) -> Figure:
         axes.set_xticks(np.arange(table.shape[1]) + 0.5, table.columns)
         axes.set_yticks(np.arange(len(table)) + 0.5, [f"{100 * x:.0f} %" for x in table.index])
         axes.set(title=name, ylim=(len(table), 0))
+        axes.grid(False)
         for (row, column), value in np.ndenumerate(table.to_numpy()):
             color = "#fefefe" if abs(value) > 0.6 * limit else "#111111"
             at = (column + 0.5, row + 0.5)

@@ -72,7 +72,7 @@ def _versions(results: Results) -> ReportSection:
     if results.missing:
         parts.append(_missing(f"No metrics of {', '.join(results.missing)}", "dvc repro"))
     parts.append(
-        ReportTable(tables.versions_table(figures, tables.HEADLINE), "version", "All versions")
+        ReportTable(tables.versions_table(figures, tables.HEADLINE), "version", "Headline")
     )
     other = tables.other_windows_table(figures)
     if len(other):
@@ -170,7 +170,7 @@ def _costs(results: Results, stale: bool) -> ReportSection:
     return ReportSection(title, [
         *([note] if stale else []),
         ReportPlot("costs", plot, "State bytes, speed and peak memory by length"),
-        ReportTable(tables.cost_table(results.costs), "tokens", "Costs by length"),
+        ReportTable(tables.cost_table(results.costs), "version", "Costs by length"),
     ])  # fmt: skip
 
 

@@ -261,13 +261,15 @@ def _setting(value: Any) -> Cell:
 
 
 def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a length, a column a version and figure."""
-    columns: dict[str, Any] = {
-        f"{version}, {label}": rows.set_index("length")[name].map("{:,.0f}".format)
-        for name, label in COST_LABELS.items()
-        for version, rows in costs.groupby("version", sort=False)
-    }
-    return pd.DataFrame(columns, dtype=object).rename(index="{:,}".format)
+    """Return a row a version and length, a column a figure."""
+    return text_frame(
+        {
+            f"{row['version']}, {row['length']:,} tokens": {
+                label: round(row[name]) for name, label in COST_LABELS.items()
+            }
+            for row in costs.to_dict("records")
+        }
+    )
 
 
 def time_table(times: dict[str, dict[str, float]]) -> pd.DataFrame:

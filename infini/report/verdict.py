@@ -1,7 +1,7 @@
 """Verdict of a version: whether it beats the baseline of equal state bytes and its control."""
 
 from infini.evaluation.estimates import Estimate
-from infini.report.cells import show_estimate
+from infini.report.cells import show
 from infini.report.results import Figures
 
 
@@ -16,7 +16,7 @@ def verdict(version: str, figures: Figures) -> str:
     baseline = _distance(figures["baseline.gain"], "nats a token ")
     control = figures.get("control.gain")
     second = (
-        "; it has no shuffled-memory control"
+        "; no shuffled-memory control"
         if control is None
         else f", {_distance(control)} its shuffled-memory control"
     )
@@ -24,5 +24,5 @@ def verdict(version: str, figures: Figures) -> str:
 
 
 def _distance(gain: Estimate, unit: str = "") -> str:
-    amount = show_estimate(gain._replace(value=abs(gain.value)))
+    amount = show(gain._replace(value=abs(gain.value)))
     return f"{amount} {unit}{'above' if gain.value < 0 else 'below'}"
