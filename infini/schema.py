@@ -27,7 +27,7 @@ Different = AfterValidator(_check_different)
 
 def unknown_key(key: Any, known: Iterable[str]) -> str:
     """Return the message about a key that no field has, with the most similar known one."""
-    close = difflib.get_close_matches(str(key).lower(), known, 1, 0.5)
+    close = difflib.get_close_matches(str(key).lower(), known, 1)
     return f"{key}: unknown key; {f'did you mean {close[0]}?' if close else 'remove it'}"
 
 

@@ -4,7 +4,6 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -85,20 +84,3 @@ def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     content["cost"] = {"lengths": [32, 64], "repeats": 1}
     write_params(content)
     return tmp_path
-
-
-# Tables of bad input, by the test that goes through them.
-TABLES = {
-    "test_one_line_names_key_and_range_and_value": "params.yaml: wrong values refused",
-    "test_a_file_that_is_no_yaml_of_ours_is_one_line": "params.yaml: broken files refused",
-    "test_damaged_files_are_one_line_or_change_nothing": "damaged files told or harmless",
-}
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How much bad input was tried."""
-    passed = terminalreporter.stats.get("subtests passed", [])
-    counts = Counter(report.nodeid.rpartition("::")[2] for report in passed)
-    for test, what in TABLES.items():
-        if counts[test]:
-            terminalreporter.write_line(f"{what}: {counts[test]}")
