@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 import infini
 from architectures import L, text, tiny
 from infini.errors import InputError
-from infini.model.architectures import CACHE, CACHES, cache_of
+from infini.model.architectures import CACHE, CACHE_NAMES, cache_of
 from infini.model.modules import infini_parameters
 
 Retrofitted = Callable[[str, str], PreTrainedModel]
@@ -148,9 +148,9 @@ def test_failed_forward_leaves_the_cache_unchanged(model: PreTrainedModel) -> No
 def test_two_caches_are_rejected(model: PreTrainedModel) -> None:
     state = cache_of(model(text(2, 5)))
     decoder, more = model.get_decoder(), text(2, 3)
-    with pytest.raises(InputError, match="cache and past_key_values: two names of one argument"):
-        decoder(more, **{name: copy.deepcopy(state) for name in CACHES})
-    decoder(more, **dict.fromkeys(CACHES, state))
+    with pytest.raises(InputError, match="cache and past_key_values are one argument, got two caches"):
+        decoder(more, **{name: copy.deepcopy(state) for name in CACHE_NAMES})
+    decoder(more, **dict.fromkeys(CACHE_NAMES, state))
 
 
 def test_attention_mask_longer_than_the_text_is_rejected(model: PreTrainedModel) -> None:

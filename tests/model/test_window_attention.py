@@ -119,7 +119,7 @@ def test_fused_sdpa_equals_transformers_outputs_and_gradients(width: int) -> Non
 
 
 @pytest.mark.parametrize("special", [{"dropout": 0.1}, {"softcap": 50.0}, {"s_aux": None}])
-def test_what_is_special_about_a_base_is_left_to_its_base_attention(
+def test_masked_attention_leaves_special_options_to_the_base(
     special: dict[str, Any],
 ) -> None:
     attention = tiny("llama").model.layers[1].self_attn

@@ -86,7 +86,7 @@ def test_window_cache_reorder_moves_retained_pairs(model: PreTrainedModel) -> No
 
 
 @torch.no_grad()
-def test_window_cache_continues_a_short_text_at_a_block_end(
+def test_window_cache_continues_at_a_block_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Pairs of the first block are beyond the base's own window, whoever has read it."""
