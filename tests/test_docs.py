@@ -1,15 +1,13 @@
 """Code in README.md and docs/ runs as written, the quickstart prints what its page shows."""
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "examples"))
-from render import EXAMPLE, PAGE, render
+from examples.render import EXAMPLE, PAGE, render
 
 NUMBER = re.compile(r"-?[\d,]*\.?\d+")
 

@@ -1,4 +1,4 @@
-"""`make wheel-test`: a model saved here says the same where nothing but the wheel is installed.
+"""`make wheel-test`: a model saved here has the same logits where only the wheel is installed.
 
 `wheel.py save FOLDER` in this environment, `wheel.py load FOLDER` in the empty one.
 """
@@ -18,7 +18,7 @@ IDS = torch.arange(3, 303)[None]  # longer than a window of 64
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
-    """(1, 300, vocabulary)."""
+    """Return the logits of IDS: (1, 300, vocabulary)."""
     with torch.no_grad():
         return model(IDS).logits
 
@@ -31,14 +31,14 @@ def save(folder: Path) -> None:
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder)
-    save_file({"logits": logits(model).contiguous()}, folder / "said.safetensors")
+    save_file({"logits": logits(model).contiguous()}, folder / "logits.safetensors")
 
 
 def load(folder: Path) -> None:
     assert not Path(infini.__file__).is_relative_to(ROOT / "infini"), infini.__file__
     assert not [name for name in ("dvc", "pandas", "datasets", "pytest") if find_spec(name)]
-    said = load_file(folder / "said.safetensors")["logits"]
-    torch.testing.assert_close(logits(infini.load(folder)), said)
+    expected = load_file(folder / "logits.safetensors")["logits"]
+    torch.testing.assert_close(logits(infini.load(folder)), expected)
     print(f"1 passed: {folder}, loaded by {infini.__file__}")
 
 
