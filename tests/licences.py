@@ -6,9 +6,9 @@ from pathlib import Path
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 HEAD = """# Licences
 
-Of every package that [constraints.txt](../constraints.txt) pins, by its own metadata: `make
-licences` writes this file. The library alone needs torch, transformers, safetensors, Jinja2 and
-what these need; all others are tools of the pipeline and the tests.
+Licences of all packages that [constraints.txt](../constraints.txt) pins, from their own metadata;
+`make licences` writes this file. The library alone needs torch, transformers, safetensors, Jinja2
+and their dependencies; everything else belongs to the pipeline, the documentation and the tests.
 
 | package | licence |
 |:--|:--|"""
