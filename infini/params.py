@@ -273,8 +273,8 @@ def _check_base(params: Params) -> None:
                 f"{key}.layer.layers must be < {base.layers}, the number of layers of {name!r}, "
                 f"got {layers}"
             )
-        if version in params.replacements and base.kind not in REPLACEABLE:
+        if version in params.replacements and base.model_type not in REPLACEABLE:
             raise InputError(
                 f"{key}: method replace needs a base of {', '.join(REPLACEABLE)}, {name!r} is "
-                f"{base.kind}; make it an adapter, or remove it"
+                f"{base.model_type}; make it an adapter, or remove it"
             )

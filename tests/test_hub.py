@@ -40,7 +40,7 @@ for what, name in json.loads(sys.argv[1]):
 """
 
 NO_BASE = (
-    "base.model: no model at '{}': a folder written by save_pretrained or a hub name is needed"
+    "base.model: no model at '{}', give a folder written by save_pretrained or a hub name"
 )
 NO_TEXT = "params.yaml: data.corpus: '{}' is no embedded corpus, folder or reachable hub dataset"
 EXPECTED = {

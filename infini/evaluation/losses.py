@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infini.model.architectures import Head
+from infini.model.architectures import OutputHead
 
 BATCH_TOKENS = 8192  # of a forward pass without gradient
 LOGIT_CHUNK = 256  # tokens whose logits exist at a time
@@ -41,7 +41,7 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
         needs_grad, device, weight = ctx.needs_input_grad[0], hidden.device.type, head.weight
         if torch.is_autocast_enabled(device):
             weight = weight.to(torch.get_autocast_dtype(device))
@@ -74,7 +74,7 @@ class _CrossEntropy(torch.autograd.Function):
         return gradient * outer[0][:, None].to(gradient.dtype), None, None
 
 
-def write_logits(out: Tensor, x: Tensor, weight: Tensor, head: Head) -> None:
+def write_logits(out: Tensor, x: Tensor, weight: Tensor, head: OutputHead) -> None:
     """Compute `head(x)`, (c, V), into `out`, with `weight` in place of the head's.
 
     Args:
@@ -92,7 +92,7 @@ def write_logits(out: Tensor, x: Tensor, weight: Tensor, head: Head) -> None:
         out.div_(head.softcap).tanh_().mul_(head.softcap)
 
 
-def cross_entropy(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+def cross_entropy(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
     """Compute cross-entropy through a frozen head without holding all logits.
 
     Args:

@@ -26,7 +26,7 @@ from infini.errors import InputError
 from infini.evaluation.config import PasskeyProtocol, RecallProtocol
 from infini.evaluation.estimates import Estimate, Metrics, with_errors
 from infini.evaluation.losses import BATCH_TOKENS
-from infini.model.architectures import Head, output_head
+from infini.model.architectures import OutputHead, output_head
 from infini.model.forward import forward_documents, memory_mode
 from infini.model.modules import segmented_layers, window_layers
 from infini.model.segmented.run import LayerStates, run_decoder, run_segments, stop_after
@@ -233,7 +233,9 @@ def _batches(haystacks: Haystacks) -> Iterator[list[RetrievalText]]:
         yield from (texts[i : i + size] for i in range(0, len(texts), size))
 
 
-def _measure(head: Head, hidden: Tensor, tokens: Tensor, question: Question) -> dict[str, float]:
+def _measure(
+    head: OutputHead, hidden: Tensor, tokens: Tensor, question: Question
+) -> dict[str, float]:
     """Score one answer from the hidden states (L, d) of the text's last tokens."""
     answer = tokens[question.start : question.start + question.length]  # (n,)
     first = question.start - 1 - (len(tokens) - len(hidden))

@@ -1,7 +1,6 @@
-"""All that we know of architectures: what each calls its parts, how its projections are laid out.
+"""Architectures of transformers: names of their parts, and layout of their projections.
 
-Also the one name that transformers 5.24 changed: a forward pass's cache, `past_key_values`
-before.
+Also the name of a forward pass's cache, which transformers 5.24 changed from `past_key_values`.
 """
 
 from collections.abc import Callable
@@ -19,37 +18,51 @@ from infini.choices import REPLACEABLE
 from infini.errors import InputError
 from infini.memory.local import Rotary
 
-ATTENTION_NAMES = ("attention", "self_attn", "attn")  # of a decoder layer's attention
+# Attributes under which decoder layers have their attention
+ATTENTION_NAMES = ("attention", "self_attn", "attn")
 
-# What the installed transformers calls a model's cache, in calls and outputs.
+# Name of a model's cache in calls and outputs of the installed transformers
 CACHE = (
     "cache" if "cache" in {f.name for f in fields(BaseModelOutputWithPast)} else ("past_key_values")
 )
-# Families of models that fill gaps, which have a causal class too
-ENCODERS = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation", "xlnet"}
-CACHES = ("cache", "past_key_values")  # what callers may call it
-LAYER_CACHES = (*CACHES, "layer_past")  # what a layer's attention is handed it as
+# Names by which a caller may give the cache
+CACHE_NAMES = ("cache", "past_key_values")
+# Names by which a layer's attention may be handed the cache
+LAYER_CACHE_NAMES = (*CACHE_NAMES, "layer_past")
+# Masked language models that have a causal class too
+ENCODER_TYPES = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation", "xlnet"}
 
 
 def take_cache(arguments: dict[str, Any]) -> Any:
-    """Take the cache out of a call's arguments, by whichever name it was given; None without.
+    """Take the cache out of a call's keyword arguments.
 
-    InputError where the two names hold two.
+    Args:
+        arguments: keyword arguments of a call; both names of the cache are removed.
+
+    Returns:
+        The cache, None if none was given.
+
+    Raises:
+        InputError: If the two names hold two different caches.
     """
-    given = [arguments.pop(name, None) for name in CACHES]
-    found = [cache for cache in given if cache is not None]
-    if any(cache is not found[0] for cache in found):
-        raise InputError(f"{' and '.join(CACHES)}: two names of one argument, give one cache")
-    return found[0] if found else None
+    given = [arguments.pop(name, None) for name in CACHE_NAMES]
+    caches = [cache for cache in given if cache is not None]
+    if any(cache is not caches[0] for cache in caches):
+        raise InputError(f"{' and '.join(CACHE_NAMES)} are one argument, got two caches")
+    return caches[0] if caches else None
 
 
 def cache_of(output: Any) -> Any:
-    """The cache in a model's output."""
+    """Return the cache in a model's output."""
     return getattr(output, CACHE)
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The ModuleList of the model's decoder layers; InputError where none is found."""
+    """Return the list of the model's decoder layers.
+
+    Raises:
+        InputError: If the model has no ModuleList of `num_hidden_layers` modules.
+    """
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
@@ -58,73 +71,88 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def is_encoder(model: PreTrainedModel) -> bool:
-    """Whether a token's hidden state depends on later ones.
+    """Return whether a token's hidden state depends on later tokens.
 
-    A config's `is_decoder` says so of families that began as encoders, and nothing of others.
+    Only families that began as encoders have a meaningful `is_decoder` in their config.
     """
     config = model.config.get_text_config()
-    return config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
+    return config.model_type in ENCODER_TYPES and not getattr(config, "is_decoder", False)
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Tokens that the base can read at once; None where its config does not limit them."""
+    """Return the longest text that the base can read at once, in tokens; None: no limit."""
     longest: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return longest
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
-    """How many tokens the base tells apart."""
+    """Return the number of rows of the embedding."""
     rows: int = model.get_input_embeddings().weight.shape[0]
     return rows
 
 
-class Head(NamedTuple):
-    """From hidden states to logits: cap · tanh(scale · (hidden · weightᵀ + bias) / cap)."""
+class OutputHead(NamedTuple):
+    """Map from hidden states to logits: cap · tanh(scale · (hidden · weightᵀ + bias) / cap)."""
 
-    weight: Tensor  # (V, d)
-    bias: Tensor | None  # (V,)
+    # (V, d)
+    weight: Tensor
+    # (V,)
+    bias: Tensor | None
+    # Factor of the logits before the cap
     scale: float = 1.0
-    softcap: float | None = None  # None: the logits as they are
+    # Soft cap of the logits; None: no cap
+    softcap: float | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """The logits, (..., V), of (..., d)."""
+        """Return the logits, (..., V), of hidden states, (..., d)."""
         logits = torch.nn.functional.linear(hidden, self.weight, self.bias) * self.scale
         return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
 
 
 @torch.no_grad()
-def output_head(model: PreTrainedModel) -> Head:
-    """The frozen head, as the model itself uses it.
+def output_head(model: PreTrainedModel) -> OutputHead:
+    """Return the model's output head, checked once against the model's own logits.
 
-    InputError where the model does something to its logits that we do not know.
+    Args:
+        model: a causal language model, retrofitted or not.
+
+    Returns:
+        The head; its tensors are the model's own.
+
+    Raises:
+        InputError: If the head is not linear, or the logits are computed in an unknown way.
     """
     own, config = model.get_output_embeddings(), model.config.get_text_config()
     if not isinstance(own, nn.Linear):
-        raise InputError(f"{type(model).__name__}: no linear head over a vocabulary")
+        raise InputError(f"{type(model).__name__}: the output head must be linear")
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
-    if config.model_type == "mpt":  # which has the key, and does not look at it
+    if config.model_type == "mpt":  # it ignores the key
         scale = 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
-    head = Head(own.weight, own.bias, scale, getattr(config, "final_logit_softcapping", None))
+    head = OutputHead(own.weight, own.bias, scale, getattr(config, "final_logit_softcapping", None))
     if model not in _CHECKED:
         tokens = torch.arange(4, device=model.device)[None]
         with torch.autocast(model.device.type, enabled=False):
             hidden = model.get_decoder()(tokens, use_cache=False).last_hidden_state
-            ours, theirs = head(hidden), model(tokens, use_cache=False).logits
-        if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3, equal_nan=True):
+            logits, expected = head(hidden), model(tokens, use_cache=False).logits
+        if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise InputError(
-                f"{type(model).__name__}: turns hidden states into logits in a way that infini "
-                "does not know, its losses would be wrong"
+                f"{type(model).__name__}: its logits are computed in an unknown way, losses would "
+                "be wrong"
             )
         _CHECKED.add(model)
     return head
 
 
-_CHECKED: "WeakSet[PreTrainedModel]" = WeakSet()  # models whose head is known to be ours
+_CHECKED: "WeakSet[PreTrainedModel]" = WeakSet()  # models whose head `output_head` has checked
 
 
 def attention_name(layer: nn.Module) -> str:
-    """The attribute under which a decoder layer keeps its attention; InputError without one."""
+    """Return the name of a decoder layer's attention module.
+
+    Raises:
+        InputError: If the layer has none of `ATTENTION_NAMES`.
+    """
     for name in ATTENTION_NAMES:
         if isinstance(getattr(layer, name, None), nn.Module):
             return name
@@ -132,7 +160,7 @@ def attention_name(layer: nn.Module) -> str:
 
 
 def rotary_of(model: PreTrainedModel) -> Rotary | None:
-    """The decoder's rotary embedding, if it has one that positions alone decide."""
+    """Return the decoder's rotary embedding; None if it has none that only needs positions."""
     rotary = getattr(model.get_decoder(), "rotary_emb", None)
     if rotary is None:
         return None
@@ -143,12 +171,12 @@ def rotary_of(model: PreTrainedModel) -> Rotary | None:
     return rotary if width else None
 
 
-# Of q, k, v and o: weights (out, in), and biases
+# Weights (out, in) and biases of the projections, by "q", "k", "v", "o"
 Projections = tuple[dict[str, Tensor], dict[str, Tensor | None]]
 
 
 def _separate(own: Any) -> Projections:
-    """Llama-like: a projection each."""
+    """Read the separate projections of Llama-like attention."""
     projections = {name: getattr(own, f"{name}_proj") for name in "qkvo"}
     return (
         {name: p.weight for name, p in projections.items()},
@@ -157,7 +185,7 @@ def _separate(own: Any) -> Projections:
 
 
 def _neox(own: Any) -> Projections:
-    """GPT-NeoX: one projection, for each head its query, key and value in turn."""
+    """Read the fused projection of GPT-NeoX: head by head, its query, key and value."""
 
     def split(fused: Tensor | None) -> list[Any]:
         if fused is None:
@@ -173,7 +201,7 @@ def _neox(own: Any) -> Projections:
 
 
 def _gpt2(own: Any) -> Projections:
-    """GPT-2: one projection, queries, keys and values in turn; weights are (in, out)."""
+    """Read the fused projection of GPT-2: all queries, keys, values; weights are (in, out)."""
     weights = own.c_attn.weight.T.chunk(3)
     biases = own.c_attn.bias.chunk(3)
     return (
@@ -182,7 +210,7 @@ def _gpt2(own: Any) -> Projections:
     )
 
 
-PROJECTIONS: dict[str, Callable[[nn.Module], Projections]] = {
+PROJECTION_READERS: dict[str, Callable[[nn.Module], Projections]] = {
     "gpt_neox": _neox,
     "llama": _separate,
     "mistral": _separate,
@@ -193,28 +221,47 @@ PROJECTIONS: dict[str, Callable[[nn.Module], Projections]] = {
 
 
 def check_replaceable(model: PreTrainedModel) -> None:
-    """InputError for an architecture whose layers are called in a way that we do not know."""
-    kind = model.config.get_text_config().model_type
-    if kind not in PROJECTIONS:
+    """Check that layers of this architecture can be replaced.
+
+    Raises:
+        InputError: If they cannot; the message names the architectures that can.
+    """
+    model_type = model.config.get_text_config().model_type
+    if model_type not in PROJECTION_READERS:
         known = ", ".join(REPLACEABLE)
-        raise InputError(f'method="replace" knows {known}; for {kind} use method="parallel"')
+        raise InputError(
+            f'method="replace" supports {known}; for {model_type} use method="parallel"'
+        )
 
 
-class OwnAttention(NamedTuple):
-    """A layer's attention as far as one of ours can do the same."""
+class BaseAttention(NamedTuple):
+    """Attention of one of the base's layers, as far as `InfiniAttention` has the same."""
 
-    weights: dict[str, Tensor]  # of q, k, v, o: (out, in)
+    # Weights of "q", "k", "v", "o", (out, in)
+    weights: dict[str, Tensor]
+    # Biases of the same, (out,)
     biases: dict[str, Tensor | None]
-    norms: dict[str, nn.Module]  # q_norm and k_norm, per head, where it has them (Qwen3)
-    scale: float  # of the softmax's scores
-    window: int | None  # tokens that it looks back at most; None: all
+    # "q_norm" and "k_norm", per head, where the layer has them (Qwen3)
+    norms: dict[str, nn.Module]
+    # Factor of q·k in the softmax
+    scale: float
+    # Sliding window, in tokens; None: full attention
+    window: int | None
 
 
-def own_attention(model: PreTrainedModel, layer: nn.Module) -> OwnAttention:
-    """What a decoder layer attends with; InputError for an unknown architecture."""
+def base_attention(model: PreTrainedModel, layer: nn.Module) -> BaseAttention:
+    """Return the attention of a decoder layer.
+
+    Args:
+        model: the base.
+        layer: one of its decoder layers.
+
+    Raises:
+        InputError: If the architecture is unknown.
+    """
     check_replaceable(model)
     config, own = model.config.get_text_config(), getattr(layer, attention_name(layer))
-    weights, biases = PROJECTIONS[config.model_type](own)
+    weights, biases = PROJECTION_READERS[config.model_type](own)
     norms = {name: getattr(own, name) for name in ("q_norm", "k_norm") if hasattr(own, name)}
     window = getattr(own, "sliding_window", getattr(config, "sliding_window", None))
-    return OwnAttention(weights, biases, norms, own.scaling, window)
+    return BaseAttention(weights, biases, norms, own.scaling, window)

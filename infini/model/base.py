@@ -1,4 +1,4 @@
-"""The pretrained model that gets the memory: loaded from a folder or the hub, told apart."""
+"""The pretrained model that gets a memory: loads it, and tells it from other models."""
 
 import hashlib
 import math
@@ -21,21 +21,29 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.errors import InputError
-from infini.model.auto_registration import MODEL_TYPE
+from infini.model.base_info import MODEL_TYPE
+from infini.model.tensor_files import check_tensors_finite
 
-DEEPEST = 1_000  # layers; a damaged config that says more would fill the memory
+MAX_LAYERS = 1_000  # a damaged config that says more would fill the memory
 
 
 def load_base(model: str, revision: str | None = None, **options: Any) -> PreTrainedModel:
-    """The base in float32 and evaluation mode, nothing in it trainable.
+    """Load a base for reading: in float32 and evaluation mode, nothing trainable.
 
-    model: a folder written by save_pretrained, or a hub name; revision: of the hub, None: main.
-    options: more for transformers' from_pretrained, dtype and device_map among them. InputError
-    where there is none.
+    Args:
+        model: a folder written by save_pretrained, or a name on the Hugging Face hub.
+        revision: commit, branch or tag on the hub; None: main.
+        **options: further arguments of transformers' from_pretrained, such as dtype, device_map.
+
+    Returns:
+        The model; `config._commit_hash` is the commit on the hub, None for a folder.
+
+    Raises:
+        InputError: If there is no such model, or its weights are missing, damaged or not finite.
     """
-    _check_size(model, _check(model, revision))
+    _check_weight_count(model, _load_config(model, revision))
     try:
-        base, found = AutoModelForCausalLM.from_pretrained(
+        base, info = AutoModelForCausalLM.from_pretrained(
             os.path.expanduser(model),
             revision=revision or "main",
             **{"dtype": torch.float32, **options},
@@ -47,21 +55,32 @@ def load_base(model: str, revision: str | None = None, **options: Any) -> PreTra
         raise InputError(
             f"base.model: {model!r}: its weights are not readable ({_first_line(error)})"
         ) from None
-    if missing := sorted(found["missing_keys"]):  # transformers draws them at random
+    if missing := sorted(info["missing_keys"]):  # transformers draws them at random
         raise InputError(f"base.model: {model!r}: its weights lack {', '.join(missing[:3])}")
-    check_finite(base.state_dict(), f"base.model: {model!r}")
-    base.config._commit_hash = _commit(model, revision)  # from 5.24 transformers keeps none
+    check_tensors_finite(base.state_dict(), f"base.model: {model!r}")
+    base.config._commit_hash = _commit_hash(model, revision)  # transformers 5.24 does not set it
     return base.eval().requires_grad_(False)
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
-    """The base's own tokenizer; arguments and errors as of `load_base`."""
-    _check(model, revision)
+    """Load the tokenizer of a base.
+
+    Args:
+        model: a folder written by save_pretrained, or a name on the Hugging Face hub.
+        revision: commit, branch or tag on the hub; None: main.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        InputError: If there is no such model, or its tokenizer is not readable.
+    """
+    _load_config(model, revision)
     try:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
             os.path.expanduser(model), revision=revision or "main", trust_remote_code=False
         )
-    except BaseException as error:  # of many kinds; a panic of the tokenizers' own is no Exception
+    except BaseException as error:  # of many kinds; a panic of tokenizers is no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise InputError(
@@ -70,80 +89,73 @@ def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
     return tokenizer
 
 
-def _commit(model: str, revision: str | None) -> str | None:
-    """The commit on the hub that a base just loaded is of; None for one in a folder."""
+def _commit_hash(model: str, revision: str | None) -> str | None:
+    """Return the commit on the hub of a base that was just loaded; None for a folder."""
     if os.path.isdir(os.path.expanduser(model)):
         return None
     cached = try_to_load_from_cache(model, "config.json", revision=revision or "main")
     return Path(cached).parent.name if isinstance(cached, str) else None
 
 
-def _check(model: str, revision: str | None) -> PretrainedConfig:
-    """The config of a base; one line where there is none, before anything is loaded."""
+def _load_config(model: str, revision: str | None) -> PretrainedConfig:
+    """Return the config of a base; InputError where there is none."""
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             os.path.expanduser(model), revision=revision or "main", trust_remote_code=False
         )
     except Exception as error:  # a damaged config fails in as many ways as it has keys
         raise InputError(
-            f"base.model: no model at {model!r}: a folder written by save_pretrained or a hub "
-            f"name is needed ({_first_line(error)})"
+            f"base.model: no model at {model!r}, give a folder written by save_pretrained or a "
+            f"hub name ({_first_line(error)})"
         ) from None
     if config.model_type == MODEL_TYPE:
-        raise InputError(f"base.model: {model!r}: a saved memory, not a base: infini.load reads it")
+        raise InputError(f"base.model: {model!r} is a saved memory, not a base: use infini.load")
     return config
 
 
-def _check_size(model: str, config: PretrainedConfig) -> None:
-    """InputError where a config asks for far more weights than are in the base's folder.
+def _check_weight_count(model: str, config: PretrainedConfig) -> None:
+    """Raise InputError where a config needs far more weights than its folder has.
 
-    transformers tells so too, once it has made them all. A tokenizer needs none of them.
+    transformers would allocate all of them first.
     """
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if isinstance(layers, int) and layers > DEEPEST:
+    if isinstance(layers, int) and layers > MAX_LAYERS:
         raise InputError(
-            f"base.model: {model!r}: its config has {layers} layers, {DEEPEST} are the most"
+            f"base.model: {model!r}: num_hidden_layers must be ≤ {MAX_LAYERS}, got {layers}"
         )
     files = list(Path(os.path.expanduser(model)).glob("*.safetensors"))
     if not files:
         return
     try:
         with torch.device("meta"):
-            wanted = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
-        there = sum(map(_numbers, files))
-    except Exception:  # whoever loads it tells
+            needed = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        stored = sum(map(_count_values, files))
+    except Exception:  # loading the weights raises the error
         return
-    if wanted > 16 * there:  # packed ones, and a tied head, are fewer there
+    if needed > 16 * stored:  # packed weights, and a tied head, are fewer
         raise InputError(
-            f"base.model: {model!r}: its config asks for {wanted:,} weights, {there:,} are there"
+            f"base.model: {model!r}: its config needs {needed:,} weights, its files have {stored:,}"
         )
 
 
-def _numbers(file: Path) -> int:
-    """How many are in a safetensors file."""
+def _count_values(file: Path) -> int:
+    """Return the number of values in a safetensors file."""
     with safe_open(file, "pt") as opened:
         return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error of another library says, as far as a line holds it."""
+    """Return the first line of an error's message."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def check_finite(tensors: Mapping[str, Tensor], place: str) -> None:
-    """InputError that names the first tensor with a NaN or an infinity; place: whose they are."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise InputError(f"{place}: {name} has values that are not finite")
-
-
 def weights_fingerprint(model: PreTrainedModel) -> str:
-    """Tells two bases apart, whatever type their weights are loaded in."""
+    """Return a hash that tells a base from others, whatever type its weights are loaded in."""
     return tensors_fingerprint(model.state_dict())
 
 
 def tensors_fingerprint(tensors: Mapping[str, Tensor], settings: str = "") -> str:
-    """A hash of the names, the shapes and a few values, as bfloat16, of every tensor."""
+    """Return a hash of a text and of every tensor's name, shape and some values, as bfloat16."""
     digest = hashlib.sha256(settings.encode())
     for name, tensor in tensors.items():
         if hasattr(tensor, "full_tensor"):  # of a sharded base

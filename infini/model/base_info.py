@@ -1,4 +1,4 @@
-"""What a base in a folder is, read off its config.json: no weight is loaded, no torch needed."""
+"""Facts about a base from its config.json alone: no weight is loaded, no torch is needed."""
 
 import json
 import os
@@ -8,48 +8,60 @@ from typing import Any, NamedTuple
 
 from infini.errors import InputError
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# `model_type` in the config.json of a folder that a retrofitted model was saved to
+MODEL_TYPE = "infini"
+MODEL_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # on the hub
 
 
 class BaseInfo(NamedTuple):
-    """Of a base; None where its config does not say."""
+    """Architecture and size of a base, as far as its config says."""
 
-    kind: str  # of architecture, as transformers names it
+    # Architecture, as transformers names it
+    model_type: str
+    # Number of decoder layers
     layers: int | None
-    context: int | None  # tokens that it can read at once
+    # Longest text that it reads at once, in tokens
+    context: int | None
 
 
 def base_info(model: str, revision: str | None = None) -> BaseInfo | None:
-    """Of the base in this folder, or on the hub as far as that can be reached; None if not.
+    """Read the config of a base.
 
-    InputError for what is neither a folder of a base nor a hub name.
+    Args:
+        model: a folder written by save_pretrained, or a name on the Hugging Face hub.
+        revision: commit, branch or tag on the hub; None: main.
+
+    Returns:
+        The facts; None if the hub cannot be reached or has no such model.
+
+    Raises:
+        InputError: If `model` is neither a folder with a model nor a hub name, or its config is
+            damaged.
     """
     folder = Path(os.path.expanduser(model))
     if os.path.exists(folder):  # False, too, of a name that no file can have
-        file: Path | None = _in_folder(folder)
-    elif HUB_NAME.fullmatch(model) and not model.startswith("."):
-        file = _on_hub(model, revision or "main")
+        file: Path | None = _config_in_folder(folder)
+    elif MODEL_NAME.fullmatch(model) and not model.startswith("."):
+        file = _config_on_hub(model, revision or "main")
     else:
-        raise InputError(
-            f"base.model: an existing folder or a hub name is needed, got {model!r:.80}"
-        )
+        raise InputError(f"base.model must be an existing folder or a hub name, got {model!r:.80}")
     if file is None:
         return None
     try:
         config = json.loads(file.read_text())
         config = config.get("text_config") or config
-        kind = config["model_type"]
+        model_type = config["model_type"]
     except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
         raise InputError(f"base.model: {file}: not a model's config ({error!r})") from None
     return BaseInfo(
-        str(kind),
-        _whole(config, "num_hidden_layers", "n_layer", "num_layers"),
-        _whole(config, "max_position_embeddings", "n_positions"),
+        str(model_type),
+        _first_integer(config, "num_hidden_layers", "n_layer", "num_layers"),
+        _first_integer(config, "max_position_embeddings", "n_positions"),
     )
 
 
-def _in_folder(folder: Path) -> Path:
-    """The config of a base that save_pretrained wrote there."""
+def _config_in_folder(folder: Path) -> Path:
+    """Return the config.json of a folder that save_pretrained wrote; InputError without one."""
     file = folder / "config.json"
     if not file.is_file():
         raise InputError(f"base.model: no config.json in {str(folder)!r}: save_pretrained has one")
@@ -58,19 +70,19 @@ def _in_folder(folder: Path) -> Path:
     return file
 
 
-def _on_hub(name: str, revision: str) -> Path | None:
-    """The config of a base on the hub, which is a few kB; None where it cannot be had."""
+def _config_on_hub(name: str, revision: str) -> Path | None:
+    """Return the downloaded config.json of a model on the hub; None if it cannot be had."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     try:
         cached = try_to_load_from_cache(name, "config.json", revision=revision)
         if not isinstance(cached, str):
             cached = hf_hub_download(name, "config.json", revision=revision, etag_timeout=5)
-    except Exception:  # of many kinds; whoever loads the base tells
+    except Exception:  # of many kinds; loading the base raises the error
         return None
     return Path(cached)
 
 
-def _whole(config: dict[str, Any], *names: str) -> int | None:
-    """The first of these keys that holds a whole number."""
+def _first_integer(config: dict[str, Any], *names: str) -> int | None:
+    """Return the first of these keys' values that is an integer."""
     return next((config[name] for name in names if type(config.get(name)) is int), None)

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from infini.errors import InputError
-from infini.model.base import check_finite
 from infini.model.segmented.cache import SegmentedCache
-from infini.model.tensor_files import read_tensors, write_tensors
+from infini.model.tensor_files import check_tensors_finite, read_tensors, write_tensors
 from infini.model.window.cache import WindowCache
 
 
@@ -39,7 +38,7 @@ def load_memory(path: str | Path, model: Any = None) -> SegmentedCache | WindowC
     }
     if metadata.get("format") not in kinds:
         raise InputError(f"{path}: not a memory that infini saved: {json.dumps(metadata)}")
-    check_finite(tensors, str(path))
+    check_tensors_finite(tensors, str(path))
     try:
         state = kinds[metadata["format"]].from_tensors(metadata["fingerprint"], tensors)
     except (KeyError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Tensors on disk: safetensors with a hash of what was written, checked when they are read."""
+"""Tensors in safetensors files, with a hash of the content that is checked on reading."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from infini.errors import InputError
 
-HASH = "sha256"  # its key
+HASH_KEY = "sha256"  # in a file's metadata
 
 
 def content_hash(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """SHA-256 of every tensor's name, type, shape and bytes, and of a text."""
+    """Return the SHA-256 of a text and of every tensor's name, type, shape and bytes."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         plain = tensor.detach().cpu().contiguous()
@@ -25,28 +25,56 @@ def content_hash(tensors: Mapping[str, Tensor], text: str = "") -> str:
     return digest.hexdigest()
 
 
+def check_tensors_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Check that no tensor has a NaN or an infinity.
+
+    Args:
+        tensors: the tensors by name.
+        source: file, folder or key that they are from; begins the message.
+
+    Raises:
+        InputError: If one has; the message names the first.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(f"{source}: {name} has values that are not finite")
+
+
 def write_tensors(
     file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write them, with metadata their hash too, the folder made if need be.
+    """Write tensors to a safetensors file.
 
-    InputError where that cannot be.
+    Args:
+        file: path of the file; missing folders are created.
+        tensors: the tensors by name.
+        metadata: text to store beside them; with it, a hash of metadata and tensors is stored too.
+
+    Raises:
+        InputError: If the file cannot be written.
     """
     plain = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-    known = dict(metadata or {})
-    if known:
-        known[HASH] = content_hash(plain, json.dumps(known, sort_keys=True))
+    stored = dict(metadata or {})
+    if stored:
+        stored[HASH_KEY] = content_hash(plain, json.dumps(stored, sort_keys=True))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(plain, file, known or None)
+        save_file(plain, file, stored or None)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: cannot be written: {error}") from None
 
 
 def read_tensors(file: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `write_tensors` wrote, and its metadata.
+    """Read what `write_tensors` wrote.
 
-    InputError for what is no safetensors file, and where the hash says that it was changed.
+    Args:
+        file: path of the file.
+
+    Returns:
+        The tensors by name, on the CPU, and the metadata without the hash.
+
+    Raises:
+        InputError: If the file is no safetensors file, or does not match its hash.
     """
     try:
         with safe_open(file, "pt") as opened:
@@ -54,7 +82,7 @@ def read_tensors(file: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise InputError(f"{file}: no readable safetensors file ({error})") from None
-    wanted = metadata.pop(HASH, None)
-    if metadata and wanted != content_hash(tensors, json.dumps(metadata, sort_keys=True)):
-        raise InputError(f"{file}: damaged, it is not what was written (its {HASH} differs)")
+    stored_hash = metadata.pop(HASH_KEY, None)
+    if metadata and stored_hash != content_hash(tensors, json.dumps(metadata, sort_keys=True)):
+        raise InputError(f"{file}: damaged, it is not what was written (its {HASH_KEY} differs)")
     return tensors, metadata

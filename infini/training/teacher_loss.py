@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from infini.evaluation.losses import LOGIT_CHUNK, write_logits
-from infini.model.architectures import Head
+from infini.model.architectures import OutputHead
 
 REST_FLOOR = 1e-6  # of the probability of all tokens that are not the teacher's likeliest
 
@@ -20,7 +20,9 @@ class _TeacherDivergence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Head, log_probs: Tensor, ids: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, head: OutputHead, log_probs: Tensor, ids: Tensor
+    ) -> Tensor:
         weight = head.weight
         if torch.is_autocast_enabled(hidden.device.type):
             weight = weight.to(torch.get_autocast_dtype(hidden.device.type))
@@ -56,7 +58,7 @@ class _TeacherDivergence(torch.autograd.Function):
         return gradient * outer[0][:, None].to(gradient.dtype), None, None, None
 
 
-def teacher_divergence(hidden: Tensor, head: Head, log_probs: Tensor, ids: Tensor) -> Tensor:
+def teacher_divergence(hidden: Tensor, head: OutputHead, log_probs: Tensor, ids: Tensor) -> Tensor:
     """Compute the divergence from a teacher's likeliest next tokens through a frozen head.
 
     All other tokens count as one.

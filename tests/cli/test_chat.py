@@ -113,9 +113,9 @@ def test_a_saved_model_finds_its_base_or_is_given_it(
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
-        ("nowhere --prompt a", "no model at 'nowhere': a folder written by save_pretrained or a"),
-        ("./nowhere --prompt a", "no model at './nowhere': a folder written by save_pretrained"),
-        (". --prompt a", "no model at '.': a folder"),
+        ("nowhere --prompt a", "no model at 'nowhere', give a folder written by save_pretrained"),
+        ("./nowhere --prompt a", "no model at './nowhere', give a folder written by save_pretrained"),
+        (". --prompt a", "no model at '.', give a folder"),
         ("base --file nothing.txt", "nothing.txt: no such file"),
         ("base --file .", ".: no such file"),
         ("base --file latin.txt", "latin.txt: not UTF-8 (byte 0xf6 at 1): save it as UTF-8"),

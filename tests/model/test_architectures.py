@@ -24,13 +24,13 @@ from architectures import CONFIGS, SIZES, L, text, tiny
 from infini.errors import InputError
 from infini.model.architectures import (
     CACHE,
-    CACHES,
+    CACHE_NAMES,
     attention_name,
+    base_attention,
     cache_of,
     context_length,
     decoder_layers,
     output_head,
-    own_attention,
     rotary_of,
     take_cache,
 )
@@ -56,7 +56,7 @@ def test_an_architectures_parts_are_found(name: str) -> None:
     )
     model(text(1, 1))  # of one token, attention is its value alone
     ((hidden, out),) = seen
-    own = own_attention(model, layers[1])
+    own = base_attention(model, layers[1])
     value = F.linear(hidden, own.weights["v"], own.biases["v"])
     heads = value.unflatten(-1, (-1, 8 if name == "qwen3" else 4))
     groups = own.weights["q"].shape[0] // own.weights["v"].shape[0]
@@ -146,8 +146,8 @@ def test_the_cache_goes_by_the_installed_name_and_the_old_one(
 
 
 def test_a_cache_is_taken_out_by_either_name() -> None:
-    for name in CACHES:
-        arguments = dict.fromkeys(CACHES) | {name: "given", "other": 1}
+    for name in CACHE_NAMES:
+        arguments = dict.fromkeys(CACHE_NAMES) | {name: "given", "other": 1}
         assert take_cache(arguments) == "given"
         assert arguments == {"other": 1}
     assert take_cache({}) is None

@@ -34,7 +34,7 @@ def test_the_tokenizer_is_the_bases_own(base_folder: Path) -> None:
 def test_a_base_that_is_not_there_is_named(base_folder: Path, tmp_path: Path) -> None:
     for load in (load_base, load_tokenizer):
         for place in ("no/such-model", str(tmp_path)):
-            with pytest.raises(InputError, match=f"base.model: no model at '{place}': a folder"):
+            with pytest.raises(InputError, match=f"base.model: no model at '{place}', give a folder"):
                 load(place)
     shutil.copytree(base_folder, tmp_path / "other")
     (tmp_path / "other/config.json").write_text('{"model_type": "unheard-of"}')

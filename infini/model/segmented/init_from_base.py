@@ -13,19 +13,19 @@ from transformers import PreTrainedModel
 from infini.choices import Update
 from infini.errors import InputError
 from infini.memory.attention import Heads, InfiniAttention
-from infini.model.architectures import own_attention, rotary_of
+from infini.model.architectures import base_attention, rotary_of
 
 GATE = -2.0  # β at the start: the memory's share is 12 %; untrained it helps most there
 
 
-def teacher_attention(
+def attention_from_base(
     model: PreTrainedModel, layer: nn.Module, segment_length: int, update: Update
 ) -> InfiniAttention:
     """What computes the same as `layer`'s attention does within a segment.
 
     InputError for an architecture that we do not know, or a window shorter than a segment.
     """
-    own = own_attention(model, layer)
+    own = base_attention(model, layer)
     if own.window is not None and own.window < segment_length:
         raise InputError(
             f"segment_length {segment_length}: longer than the base's sliding window, {own.window}"

@@ -20,7 +20,7 @@ from infini.model.architectures import (
     rotary_of,
 )
 from infini.model.segmented.config import ParallelConfig, ReplaceConfig
-from infini.model.segmented.init_from_base import teacher_attention
+from infini.model.segmented.init_from_base import attention_from_base
 from infini.model.segmented.layers import InfiniAdapter, InfiniLayer, MemoryModule
 
 
@@ -91,7 +91,7 @@ def _build(
 ) -> MemoryModule:
     """Return the module that takes the slot of `original`, decoder layer `index`."""
     if _starts_as_base(config):
-        attention = teacher_attention(model, original, config.segment_length, config.update)
+        attention = attention_from_base(model, original, config.segment_length, config.update)
         return InfiniLayer(original, attention, index)
     base_config = model.config.get_text_config()
     attention = InfiniAttention(

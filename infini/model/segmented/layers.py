@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from infini.memory import InfiniAttention, MemoryState
-from infini.model.architectures import LAYER_CACHES, attention_name
+from infini.model.architectures import LAYER_CACHE_NAMES, attention_name
 from infini.model.segmented.run import SegmentedRun, UsesRun, attend_documents
 
 Compute = Callable[[Tensor, MemoryState | None], tuple[Any, MemoryState]]
@@ -71,7 +71,7 @@ class ReplacedAttention(nn.Module):
     def forward(self, hidden_states: Tensor, *_: Any, **kwargs: Any) -> tuple[Tensor, None]:
         """Called like the attention it replaces; returns its output, and no weights."""
         out, self.state = attend_documents(self.attention, hidden_states, self.run, self.state)
-        for name in LAYER_CACHES:
+        for name in LAYER_CACHE_NAMES:
             if kwargs.get(name) is not None:
                 # We keep no keys here, but the base counts its cached tokens by any layer's.
                 count = hidden_states.new_zeros(len(out), 1, out.shape[1], 1)
@@ -111,6 +111,8 @@ class InfiniLayer(MemoryModule):
 
 class InfiniAdapter(MemoryModule):
     """Beside a layer: that layer, untouched, plus α · attention(norm(x))."""
+
+    gate_parameters = ("alpha",)  # trained at the gate learning rate
 
     def __init__(
         self, original: nn.Module, attention: InfiniAttention, layer_index: int, alpha: float
