@@ -9,7 +9,7 @@
 #
 # ## A base, and a text longer than its window
 #
-# `data/base` is a small GPT-NeoX (3.4M parameters) that is kept in Git. The text is President
+# `data/base` is a small GPT-NeoX (3.4M parameters) that is committed to Git. The text is President
 # Madison's message of 1810, which the base was not trained on.
 
 # %%
