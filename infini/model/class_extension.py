@@ -11,6 +11,6 @@ def extend_class(module: nn.Module, mixin: type) -> None:
 
 
 def restore_class(module: nn.Module, mixin: type) -> None:
-    """Undo `extend_class`."""
+    """Undo `extend_class` on a module."""
     if isinstance(module, mixin):
         module.__class__ = type(module).__bases__[1]

@@ -14,8 +14,8 @@ from infini.errors import InputError
 from infini.model.window.attention import (
     PREFIX,
     _sdpa,
+    attention_function,
     attention_kwargs,
-    base_attention,
     evaluation_mode,
     install_attention,
     masked_attention,
@@ -106,8 +106,8 @@ def test_fused_sdpa_equals_transformers_outputs_and_gradients(width: int) -> Non
     added = torch.zeros(mask.shape).masked_fill(~mask, -1e9)
     outs = [
         fused(*leaves, mask),
-        base_attention("sdpa", attention)(attention, *leaves, mask, **options)[0],
-        base_attention("eager", attention)(attention, *leaves, added, **options)[0],
+        attention_function("sdpa", attention)(attention, *leaves, mask, **options)[0],
+        attention_function("eager", attention)(attention, *leaves, added, **options)[0],
     ]
     weights = torch.randn_like(outs[0])
     gradients = [torch.autograd.grad((out * weights).sum(), leaves) for out in outs]

@@ -46,7 +46,7 @@ def install_segmented(
 
 
 def uninstall_segmented(model: PreTrainedModel) -> None:
-    """Undo `install_segmented`."""
+    """Undo `install_segmented`, in place."""
     slots = decoder_layers(model)
     for index, layer in enumerate(slots):
         if isinstance(layer, MemoryModule):

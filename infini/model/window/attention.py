@@ -70,7 +70,7 @@ def attention_kwargs(handler: AttentionHandler, device: torch.device) -> dict[st
     return {"attention_mask": mask, HANDLER: handler}
 
 
-def base_attention(implementation: str, module: nn.Module) -> AttentionFunction:
+def attention_function(implementation: str, module: nn.Module) -> AttentionFunction:
     """Return the base's own attention function of this name."""
     if implementation == "eager":
         eager: AttentionFunction = sys.modules[type(module).__module__].eager_attention_forward
@@ -94,7 +94,7 @@ def _dispatch(
     if handler is None and attention_mask is not None and not attention_mask.numel():
         raise InputError(f"{type(module).__name__}: the attention handler was lost on the way")
     if handler is None:
-        own = base_attention(implementation, module)
+        own = attention_function(implementation, module)
         return own(module, query, key, value, attention_mask, **options)
     return handler.attend(module, query, key, value, implementation, options)
 
@@ -124,7 +124,7 @@ def masked_attention(
         options["scaling"] = head_dim**-0.5
     softcap = options.get("softcap") is not None
     name = "eager" if implementation == "eager" or softcap else "sdpa"
-    own = base_attention(name, module)
+    own = attention_function(name, module)
     if name == "sdpa" and not options.keys() - SDPA_OPTIONS and not options.get("dropout"):
         return partial(_sdpa, options["scaling"])
 
@@ -170,7 +170,7 @@ def install_attention(model: PreTrainedModel) -> None:
 
 
 def uninstall_attention(model: PreTrainedModel) -> None:
-    """Undo `install_attention`."""
+    """Undo `install_attention`, in place."""
     name = model.config._attn_implementation
     if name.startswith(PREFIX):
         model.set_attn_implementation(name.removeprefix(PREFIX))

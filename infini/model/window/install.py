@@ -71,7 +71,7 @@ def install_window(
 
 
 def uninstall_window(model: PreTrainedModel) -> None:
-    """Undo `install_window`."""
+    """Undo `install_window`, in place."""
     _remove_layers(model)
     uninstall_attention(model)
     del model.get_decoder().learned_positions

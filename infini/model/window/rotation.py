@@ -18,8 +18,8 @@ from infini.errors import InputError
 from infini.model.architectures import CACHE, context_length, decoder_layers
 from infini.model.window.attention import (
     HANDLER,
+    attention_function,
     attention_kwargs,
-    base_attention,
     evaluation_mode,
     unsupported_attention,
 )
@@ -107,7 +107,7 @@ class QKVRecorder:
         """Record a call; a single token needs no mask."""
         self.modules.append(module)
         self.qkv.append((q, k, v))
-        return base_attention(implementation, module)(module, q, k, v, None, **options)
+        return attention_function(implementation, module)(module, q, k, v, None, **options)
 
 
 @torch.no_grad()
