@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from infini import params, processes
-from infini.console.stage import run
+from infini.console.stage import run as run_stage
 from infini.console.stopwatch import Stopwatch
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
@@ -36,7 +36,7 @@ from infini.paths import Version
 from infini.schema import Section
 from infini.training.config import Adapter, Replacement, VersionConfig, WindowAdapter
 from infini.training.distillation import distill
-from infini.training.long_context import Batch, Documents, own_rows, train_on_documents
+from infini.training.long_context import DocumentBatch, Documents, own_rows, train_on_documents
 from infini.training.seeds import TrainingResult, TrainingRun
 
 FOLDER = Path("audits")
@@ -72,7 +72,7 @@ class LabelsShiftedTwice(Documents):
 class MemoryCarried(Documents):
     """Training without a reset: a document starts with the memory of the one before it."""
 
-    def batches(self, seed: int) -> list[Batch]:
+    def batches(self, seed: int) -> list[DocumentBatch]:
         """Return an epoch's batches and remember which rows come before which."""
         order = super().batches(seed)
         pairs = zip(order[1:], order[:-1], strict=True)
@@ -137,7 +137,10 @@ def audited_version(audit: Audit, versions: dict[str, VersionConfig]) -> Version
         raise InputError(_first_error(invalid)) from None
     if audit.mistake in DOCUMENTS and changed.document_recipe.question_share:
         raise InputError("mistake: the log had no synthetic questions")
-    if audit.mistake == "labels_shifted_twice" and changed.document_recipe.objective == "distillation":
+    if (
+        audit.mistake == "labels_shifted_twice"
+        and changed.document_recipe.objective == "distillation"
+    ):
         raise InputError("mistake: a teacher has no labels to shift")
     return changed
 
@@ -148,7 +151,7 @@ def _first_error(invalid: ValidationError) -> str:
 
 
 def run_audit(
-    audit: Audit, config: VersionConfig, base: PreTrainedModel, job: TrainingRun, text: HeldOutText
+    audit: Audit, config: VersionConfig, base: PreTrainedModel, run: Version, text: HeldOutText
 ) -> tuple[Metrics, list[TrainingResult]]:
     """Train and score the changed version.
 
@@ -156,50 +159,55 @@ def run_audit(
         audit: The audit.
         config: The version with the audit's changes.
         base: The untouched base.
-        job: Title and seed of the training.
+        run: Name of the audit, and the seed.
         text: The held-out text to score on.
 
     Returns:
         Metrics of the audit, and the trainings that it took.
     """
     trainings = []
-    version = Version(audit.version, job.seed)
+    version = Version(audit.version, run.seed)
     if isinstance(config, Replacement):
         if audit.distill or audit.mistake == "padding_counted":
-            trainings = [_distill(audit, config, base, job, text.segment_length)]
+            trainings = [_distill(audit, config, base, run, text.segment_length)]
             model = trainings[0].model
         else:
             model = load(version.model_folder("distill"), base)
     else:
-        model = retrofit_with_seed(base, job.seed, config.retrofit_options(text.segment_length))
+        model = retrofit_with_seed(base, run.seed, config.retrofit_options(text.segment_length))
     before = protocol_metrics(_losses(model, text))
     training = train_on_documents(
         model,
         config.document_recipe,
         text.segment_length,
-        TrainingRun(f"{job.title} finetune", job.seed),
+        TrainingRun(run, "finetune"),
         DOCUMENTS.get(audit.mistake, Documents),
     )
     losses = _losses(model, text)
-    own = read_table(version.losses, *losses.columns, "seed").query("seed == @job.seed")
+    own = read_table(version.losses, *losses.columns, "seed").query("seed == @run.seed")
     metrics = {
         "epochs": len(training.fit.curve),
         "best_epoch": training.fit.best_epoch,
         "before": before,
         "after": protocol_metrics(losses),
-        "vs_version": with_errors(nats=difference(rows_of_protocol(losses, "segmented"), rows_of_protocol(own, "documents"))),
+        "vs_version": with_errors(
+            nats=difference(
+                rows_of_protocol(losses, "segmented"), rows_of_protocol(own, "documents")
+            )
+        ),
     }
     return metrics, [*trainings, training]
 
 
 def _distill(
-    audit: Audit, config: Replacement, base: PreTrainedModel, job: TrainingRun, segment_length: int
+    audit: Audit, config: Replacement, base: PreTrainedModel, run: Version, segment_length: int
 ) -> TrainingResult:
     """Distil the version's layer anew, with the audit's changes."""
     assert config.distill is not None
-    job = TrainingRun(f"{job.title} distill", job.seed)
     changes = [padding_counted] if audit.mistake == "padding_counted" else []
-    return distill(base, config.layer, config.distill, segment_length, job, *changes)
+    return distill(
+        base, config.layer, config.distill, segment_length, TrainingRun(run, "distill"), *changes
+    )
 
 
 def _losses(model: PreTrainedModel, text: HeldOutText) -> pd.DataFrame:
@@ -228,7 +236,7 @@ def main(name: str) -> None:
     text = HeldOutText(params.get("evaluate", Evaluate), length, tokenizer)
     model = load_base(base.model, base.revision).to(processes.device())
     metrics, trainings = run_audit(
-        audit, config, model, TrainingRun(name, params.get("seed", int)), text
+        audit, config, model, Version(name, params.get("seed", int)), text
     )
     if not processes.is_main():
         return
@@ -239,4 +247,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main, parallel=True)
+    run_stage(main, parallel=True)

@@ -31,7 +31,7 @@ from infini.evaluation.layer_error import LayerData, record_layer, squared_error
 from infini.evaluation.peak_memory import peak_added_by
 from infini.memory.features import EPSILON
 from infini.model.architectures import decoder_layers, output_head
-from infini.model.modules import infini_parameters, segmented_layers
+from infini.model.modules import parameter_groups, segmented_layers
 from infini.model.segmented.run import run_segments
 from infini.training.config import LongRecipe
 from infini.training.long_context import Documents
@@ -102,8 +102,8 @@ def distillation() -> dict[str, Callable[[], int]]:
     )
 
     infini.retrofit(model, "replace", [0], SEGMENT, update="delta", local="linear", init="random")
-    ours, trained = segmented_layers(model)[0], infini_parameters(model)
-    optimizer = adamw(trained, 1e-4, 1e-4)
+    ours = segmented_layers(model)[0]
+    optimizer = adamw(*parameter_groups(model), 1e-4, 1e-4)
 
     def our_step() -> int:
         items = int(mask.sum())
@@ -150,8 +150,7 @@ def finetuning() -> dict[str, Callable[[], int]]:
     model = infini.retrofit(
         base(), "replace", [0], SEGMENT, update="delta", local="linear", init="random"
     )
-    trained = infini_parameters(model)
-    optimizer = adamw(trained, 1e-5, 1e-5)
+    optimizer = adamw(*parameter_groups(model), 1e-5, 1e-5)
 
     def steps(losses: Callable[[], object]) -> int:
         for loss in losses():  # type: ignore[attr-defined]

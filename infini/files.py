@@ -1,4 +1,4 @@
-"""Read and write JSON, YAML and tables.
+"""Read and write JSON, YAML and tables; flatten nested dictionaries.
 
 `import infini` needs this module: pandas and ruamel.yaml are imported where they are used.
 """
@@ -100,6 +100,17 @@ def read_table(file: Path, *columns: str) -> Any:
         if name not in NOT_NUMERIC and not _is_finite(table[name]):
             raise InputError(f"{file}: {name} has values that are not finite numbers")
     return table
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dictionaries, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _is_finite(column: Any) -> bool:

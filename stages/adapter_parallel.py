@@ -3,7 +3,7 @@
 from typing import Literal
 
 from infini import params, processes
-from infini.console.stage import run
+from infini.console import stage
 from infini.model.base import load_base
 from infini.model.config import Base
 from infini.model.retrofit import retrofit_with_seed
@@ -19,14 +19,14 @@ def main(version: str, step: Literal["finetune", "control"] = "finetune") -> Non
     recipe = params.get(f"adapters.{version}", Adapter)
     control = step == "control"
 
-    def train(job: TrainingRun) -> TrainingResult:
+    def train(run: TrainingRun) -> TrainingResult:
         model = load_base(base.model, base.revision).to(processes.device())
-        model = retrofit_with_seed(model, job.seed, recipe.retrofit_options(length))
-        return (train_control if control else train_on_documents)(model, recipe, length, job)
+        model = retrofit_with_seed(model, run.seed, recipe.retrofit_options(length))
+        return (train_control if control else train_on_documents)(model, recipe, length, run)
 
     seeds = [*params.all_seeds(), *recipe.seeds] if recipe.control or not control else []
     train_seeds(version, step, seeds, train)
 
 
 if __name__ == "__main__":
-    run(main, parallel=True)
+    stage.run(main, parallel=True)

@@ -5,7 +5,7 @@ DVC does not look into a folder that a param names: later stages depend on these
 
 from infini import params
 from infini.console.stage import run
-from infini.corpus.inputs import contents
+from infini.corpus.inputs import file_hashes
 from infini.files import write_json
 from infini.model.config import Base
 from infini.paths import INPUTS
@@ -16,9 +16,9 @@ def main() -> None:
     base, corpus = params.get("base", Base), params.get("data.corpus", str)
     write_json(
         INPUTS / "base.json",
-        {**base.model_dump(exclude={"precision"}), "files": contents(base.model)},
+        {**base.model_dump(exclude={"precision"}), "files": file_hashes(base.model)},
     )
-    write_json(INPUTS / "corpus.json", {"corpus": corpus, "files": contents(corpus)})
+    write_json(INPUTS / "corpus.json", {"corpus": corpus, "files": file_hashes(corpus)})
 
 
 if __name__ == "__main__":

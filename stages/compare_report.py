@@ -9,7 +9,7 @@ from infini.console.stage import run
 from infini.console.stopwatch import Stopwatch
 from infini.corpus.config import Data
 from infini.evaluation.config import FullProtocol
-from infini.evaluation.estimates import flatten
+from infini.files import flatten
 from infini.model.config import Base
 from infini.paths import PAGE, PLOTS, REPORTS
 from infini.report.page import render_html, render_markdown, save_plots

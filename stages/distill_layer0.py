@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from infini import params, processes
-from infini.console.stage import run
+from infini.console import stage
 from infini.model.base import load_base
 from infini.model.config import Base
 from infini.model.retrofit import retrofit_with_seed
@@ -28,12 +28,12 @@ def main(version: str) -> None:
         save_untrained(version, "distill", params.all_seeds(), start)
         return
 
-    def train(job: TrainingRun) -> TrainingResult:
+    def train(run: TrainingRun) -> TrainingResult:
         model = load_base(base.model, base.revision).to(processes.device())
-        return distill(model, place, recipe, length, job)
+        return distill(model, place, recipe, length, run)
 
     train_seeds(version, "distill", params.all_seeds(), train)
 
 
 if __name__ == "__main__":
-    run(main, parallel=True)
+    stage.run(main, parallel=True)

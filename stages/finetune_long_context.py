@@ -1,11 +1,10 @@
 """Finetune a distilled version on long documents, the Infini layer only."""
 
 from infini import params, processes
-from infini.console.stage import run
+from infini.console import stage
 from infini.model.base import load_base
 from infini.model.config import Base
 from infini.model.loading import load
-from infini.paths import Version
 from infini.training.config import LongRecipe
 from infini.training.long_context import train_on_documents
 from infini.training.seeds import TrainingResult, TrainingRun, train_seeds
@@ -17,13 +16,13 @@ def main(version: str) -> None:
     length = params.get("data.segment_length", int)
     recipe = params.get(f"replacements.{version}.finetune", LongRecipe)
 
-    def train(job: TrainingRun) -> TrainingResult:
+    def train(run: TrainingRun) -> TrainingResult:
         model = load_base(base.model, base.revision).to(processes.device())
-        model = load(Version(version, job.seed).model_folder("distill"), model)
-        return train_on_documents(model, recipe, length, job)
+        model = load(run.version.model_folder("distill"), model)
+        return train_on_documents(model, recipe, length, run)
 
     train_seeds(version, "finetune", params.all_seeds(), train)
 
 
 if __name__ == "__main__":
-    run(main, parallel=True)
+    stage.run(main, parallel=True)

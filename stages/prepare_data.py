@@ -6,7 +6,7 @@ from infini import params
 from infini.console.stage import run
 from infini.console.stopwatch import Stopwatch
 from infini.corpus.config import Data
-from infini.corpus.prepare import prepare, write
+from infini.corpus.prepare import prepare, prepared_record, write_pieces
 from infini.corpus.sources import read_texts
 from infini.files import write_json
 from infini.model.base import load_tokenizer
@@ -20,20 +20,19 @@ def main() -> None:
     watch = Stopwatch("prepare-data")
     base, data = params.get("base", Base), params.get("data", Data)
     tokenizer = load_tokenizer(base.model, base.revision)
-    samples, documents, counts = prepare(read_texts(data.corpus), tokenizer, data)
-    write(samples, SAMPLES)
-    write(documents, DOCUMENTS)
-    for split, count in counts.items():
-        count["samples"] = len(samples.get(split, []))
-        count["documents"] = len(documents.get(split, []))
+    prepared = prepare(read_texts(data.corpus), tokenizer, data)
+    write_pieces(prepared.samples, SAMPLES)
+    write_pieces(prepared.documents, DOCUMENTS)
+    record = prepared_record(prepared, data.segment_length)
+    write_json(PREPARED, record)
+    for split, count in record["splits"].items():
         log.info("%-5s %s", split, ", ".join(f"{n:,} {what}" for what, n in count.items()))
     if data.corpus != "sotu" and data.shares.base:
         log.info(
-            "data.shares.base: %.0f %% of your text is left for training a base of its own, and "
-            "used for nothing else; with a base that has not seen it, set data.shares.base=0.0",
+            "data.shares.base: %.0f %% of the corpus is used only to train a base; set it to 0.0 "
+            "if the base is trained already",
             100 * data.shares.base,
         )
-    write_json(PREPARED, counts)
     watch.write()
 
 

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 import infini
 from infini.corpus.pieces import Pieces
-from infini.evaluation.perplexity import documents
+from infini.evaluation.perplexity import score_documents
 from infini.model.base import load_base
 from toy import sentence
 
@@ -87,11 +87,11 @@ def test_rolling_word_perplexity_is_ours(
     assert 2 * L < tokens.shape[1] <= LONGEST
     counts = torch.tensor([len(text.encode()) for text in texts])
     pieces = Pieces(tokens, mask, counts, torch.arange(len(texts)))
-    score = documents(loaded, pieces, L)
+    score = score_documents(loaded, pieces, L)
     words = sum(len(re.split(r"\s+", text)) for text in texts)
     assert theirs["word_perplexity,none"] == pytest.approx(math.exp(score.total / words), rel=1e-3)
     assert theirs["bits_per_byte,none"] == pytest.approx(score.bits_per_byte, rel=1e-3)
-    off = documents(loaded, pieces, L, memory="off")
+    off = score_documents(loaded, pieces, L, memory="off")
     assert abs(off.total / score.total - 1) > 2e-3  # the memory is seen
 
 

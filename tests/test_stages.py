@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from audits import audit
 from infini.errors import InputError
-from infini.evaluation.estimates import flatten
+from infini.files import flatten
 from infini.report.results import STEPS
 from toy import read_params, stage, write_params
 

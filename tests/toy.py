@@ -12,7 +12,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 from infini.corpus.pieces import Pieces
 from infini.paths import DOCUMENTS
 from infini.training.config import LongRecipe, WindowAdapter
-from infini.training.long_context import Batch
+from infini.training.long_context import DocumentBatch
 
 WORDS = ("union", "report", "congress", "state", "trade", "peace", "nation", "of", "the", "to")
 
@@ -54,9 +54,9 @@ def write_documents(lengths: list[int]) -> None:
         pd.DataFrame(table).to_parquet(DOCUMENTS / f"{split}.parquet")
 
 
-def batch(*rows: int, window: int | None = None, question_seed: int | None = None) -> Batch:
+def batch(*rows: int, window: int | None = None, question_seed: int | None = None) -> DocumentBatch:
     """Documents of a step."""
-    return Batch(torch.tensor(rows), window, question_seed)
+    return DocumentBatch(torch.tensor(rows), window, question_seed)
 
 
 def long_recipe(**changed: object) -> LongRecipe:

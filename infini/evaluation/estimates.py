@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from infini.errors import InputError
+from infini.files import flatten
 
 Metrics = dict[str, Any]
 
@@ -199,17 +200,6 @@ def estimates_of(metrics: Metrics) -> dict[str, Estimate]:
         for key, value in flat.items()
         if not key.endswith("_se")
     }
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dictionaries, keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def mean_and_spread(runs: list[Metrics]) -> Metrics:

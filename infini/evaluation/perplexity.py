@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from infini import processes
 from infini.choices import MemoryMode
 from infini.console.progress import progress
-from infini.corpus.pieces import Batch, Pieces
+from infini.corpus.pieces import PieceBatch, Pieces
 from infini.errors import InputError
 from infini.evaluation.losses import (
     BATCH_TOKENS,
@@ -56,7 +56,7 @@ def score_documents(
     if swapped and len(pieces) < 2:
         raise InputError(f"{title}: documents must be ≥ 2, one reads the memory of another; got 1")
 
-    def losses(batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses(batch: PieceBatch) -> tuple[Tensor, Tensor]:
         with memory_mode(model, memory):
             hidden, _ = forward_documents(model, batch.tokens, segment_length)
         targets = next_token(batch.tokens, batch.mask)
@@ -73,7 +73,7 @@ def score_double_shift(
     It fed `segment[:-1]`, so the memory does not see a segment's last token either.
     """
 
-    def losses(batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses(batch: PieceBatch) -> tuple[Tensor, Tensor]:
         length = batch.tokens.shape[1]
         tokens = F.pad(batch.tokens, (0, -length % segment_length))
         fed = tokens.unflatten(1, (-1, segment_length))[:, :, :-1]  # (B, N, L-1)
@@ -95,7 +95,7 @@ def score_full_attention(
     not reach (the strided recipe of Hugging Face's perplexity guide).
     """
 
-    def losses(batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses(batch: PieceBatch) -> tuple[Tensor, Tensor]:
         targets = next_token(batch.tokens, batch.mask)
         hidden = full_attention_states(model, batch.tokens, context, stride)
         return cross_entropy(hidden, output_head(model), targets), targets
@@ -135,7 +135,7 @@ def full_attention_states(
 def _score(
     model: PreTrainedModel,
     pieces: Pieces,
-    losses: Callable[[Batch], tuple[Tensor, Tensor]],
+    losses: Callable[[PieceBatch], tuple[Tensor, Tensor]],
     title: str,
     even: bool = False,
 ) -> Score:
@@ -153,7 +153,7 @@ def _score(
         indices = scored_rows if len(scored_rows) else rows[0]
         if even and len(indices) % 2:
             indices = torch.cat([indices, (indices[-1:] + 1) % len(pieces)])
-        batch = Batch(
+        batch = PieceBatch(
             pieces.tokens[indices].to(model.device), pieces.mask[indices].to(model.device)
         )
         with processes.autocast():

@@ -74,8 +74,8 @@ class HeldOutText:
         sinks, longest = self.recipes.window.sinks, context_length(base)
         if longest is not None and size + sinks > longest:
             raise InputError(
-                f"params.yaml: evaluate.window.sizes must be ≤ {longest - sinks}, the base's context "
-                f"less {sinks} sinks, got {size}"
+                f"params.yaml: evaluate.window.sizes must be ≤ {longest - sinks}, "
+                f"the base's context less {sinks} sinks, got {size}"
             )
         with sliding_window(base, size, sinks):
             title = f"window {size}"

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.choices import MemoryMode
 from infini.console.progress import progress
-from infini.corpus.haystacks import Fact, Facts, insert
+from infini.corpus.haystacks import Fact, FactSampler, insert_parts
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
 from infini.evaluation.config import PasskeyProtocol, RecallProtocol
@@ -74,7 +74,7 @@ class Haystacks:
         passkey: PasskeyProtocol,
         recall: RecallProtocol | None = None,
     ):
-        self.facts, self.length = Facts(tokenizer), segment_length
+        self.facts, self.length = FactSampler(tokenizer), segment_length
         self.passkey, self.recall = passkey, recall
         self.filler = documents.tokens[documents.mask]  # of all documents, concatenated
 
@@ -102,7 +102,7 @@ class Haystacks:
         facts = self.facts.codes(pairs, generator)
         questioned = facts[: recall.questions]
         room = self._room("recall.pairs", recall.segments, facts, questioned)
-        ahead = (recall.segments - 1) * self.length - sum(len(fact.told) for fact in facts)
+        ahead = (recall.segments - 1) * self.length - sum(len(fact.statement) for fact in facts)
         if ahead < 0:
             raise InputError(
                 f"params.yaml: evaluate.recall.pairs: {pairs} facts take "
@@ -116,16 +116,18 @@ class Haystacks:
 
     def _room(self, key: str, segments: int, hidden: list[Fact], questioned: list[Fact]) -> int:
         """Return the tokens of filler in so many segments; InputError if facts are too long."""
-        questions = [len(fact.asked) + len(fact.answer) for fact in questioned]
+        questions = [len(fact.question) + len(fact.answer) for fact in questioned]
         stops = (len(questioned) - 1) * len(self.facts.stop)
-        room = segments * self.length - sum(len(f.told) for f in hidden) - sum(questions) - stops
+        room = (
+            segments * self.length - sum(len(f.statement) for f in hidden) - sum(questions) - stops
+        )
         if room < 0:
             raise InputError(
                 f"params.yaml: evaluate.{key}: facts and questions take "
                 f"{segments * self.length - room} tokens, {segments} segments hold "
                 f"{segments * self.length}: ask for more segments"
             )
-        if (answers := sum(questions) + stops - len(questioned[0].asked) + 1) > self.length:
+        if (answers := sum(questions) + stops - len(questioned[0].question) + 1) > self.length:
             raise InputError(
                 f"params.yaml: evaluate.{key.partition('.')[0]}: the answers take {answers} "
                 f"tokens, the last segment holds {self.length}: ask for fewer"
@@ -139,16 +141,18 @@ class Haystacks:
         # Samples start at different tokens; a short corpus repeats.
         at = (sample * room + torch.arange(room)) % len(self.filler)
         stop = self.facts.stop
-        endings = [torch.cat([f.asked, f.answer, stop]) for f in questioned]
+        endings = [torch.cat([f.question, f.answer, stop]) for f in questioned]
         endings[-1] = endings[-1][: -len(stop)]  # the text ends with an answer
-        parts = [(round(depth * room), fact.told) for depth, fact in hidden]
-        tokens, starts = insert(self.filler[at], [*parts, *((room, ending) for ending in endings)])
+        parts = [(round(depth * room), fact.statement) for depth, fact in hidden]
+        tokens, starts = insert_parts(
+            self.filler[at], [*parts, *((room, ending) for ending in endings)]
+        )
         questions, n = [], len(questioned)
         for (depth, fact), fact_at, question_at in zip(
             hidden[:n], starts[:n], starts[-n:], strict=True
         ):
-            start = question_at + len(fact.asked)
-            distance = start - fact_at - len(fact.told)
+            start = question_at + len(fact.question)
+            distance = start - fact_at - len(fact.statement)
             questions.append(Question(start, len(fact.answer), depth, distance))
         return tokens, questions
 

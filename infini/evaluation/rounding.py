@@ -15,14 +15,13 @@ from typing import Any
 
 import pandas as pd
 
-from infini.evaluation.estimates import Metrics, flatten
-from infini.files import write_json
+from infini.files import flatten, write_json
 
 ERROR_DIGITS, MOST_DECIMALS = 3, 5  # of a figure with an error
 VALUE_DIGITS = 4  # of a figure without
 
 
-def write_metrics(file: Path, metrics: Metrics) -> None:
+def write_metrics(file: Path, metrics: dict[str, Any]) -> None:
     """Write rounded metrics as JSON.
 
     Raises:
@@ -59,7 +58,7 @@ def committed_text(file: Path) -> str | None:
     return shown.stdout.decode()
 
 
-def round_metrics(metrics: Metrics, committed: Metrics) -> Metrics:
+def round_metrics(metrics: dict[str, Any], committed: dict[str, Any]) -> dict[str, Any]:
     """Round nested metrics, whose errors are <name>_se and the same name below `spread`.
 
     Args:
@@ -143,7 +142,7 @@ def _exponent(number: float, digits: int) -> int:
     return int(f"{number:.{digits - 1}e}".partition("e")[2])
 
 
-def _with_values(tree: Metrics, flat: dict[str, Any], prefix: str = "") -> Metrics:
+def _with_values(tree: dict[str, Any], flat: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the tree with its leaves taken from `flat`, keys joined by dots."""
     return {
         key: _with_values(value, flat, f"{prefix}{key}.")

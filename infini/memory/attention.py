@@ -72,6 +72,7 @@ class InfiniAttention(nn.Module):
 
     use: MemoryMode = "own"
     """Whose memory is read: the sample's "own", another's ("swapped"), or none ("off")."""
+    gate_parameters = ("beta",)  # trained at the gate learning rate
 
     def __init__(
         self,

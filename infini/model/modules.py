@@ -40,6 +40,27 @@ def infini_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     }
 
 
+def parameter_groups(
+    model: PreTrainedModel,
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Split `infini_parameters` by learning rate.
+
+    Returns:
+        Weights, and the gates that modules name in `gate_parameters`: gates of the memory, its
+        write strength and decay, the bias of retained pairs, α.
+    """
+    gates = {
+        id(getattr(module, name))
+        for module in model.modules()
+        for name in getattr(module, "gate_parameters", ())
+    }
+    trained = infini_parameters(model).items()
+    return (
+        {name: parameter for name, parameter in trained if id(parameter) not in gates},
+        {name: parameter for name, parameter in trained if id(parameter) in gates},
+    )
+
+
 def frozen_layers(model: PreTrainedModel) -> list[nn.Module]:
     """Return the base's own decoder layers that still run, without replaced ones."""
     layers: list[nn.Module] = []

@@ -14,8 +14,8 @@ import pandas as pd
 from infini.corpus.config import Data
 from infini.errors import InputError
 from infini.evaluation.config import FullProtocol
-from infini.evaluation.estimates import DIFFERENCES, Estimate, estimates_of, flatten
-from infini.files import read_json, read_table
+from infini.evaluation.estimates import DIFFERENCES, Estimate, estimates_of
+from infini.files import flatten, read_json, read_table
 from infini.model.config import Base
 from infini.paths import (
     CHECKPOINTS,

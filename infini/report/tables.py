@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from infini.evaluation.estimates import Estimate, flatten
+from infini.evaluation.estimates import Estimate
+from infini.files import flatten
 from infini.report.cells import MISSING, Cell, show, show_change
 from infini.report.results import Figures, figures_at_windows
 from infini.training.config import VersionConfig
@@ -221,7 +222,7 @@ def retrieval_table(figures: dict[str, Figures], task: str) -> pd.DataFrame:
     return text_frame({version: row for version, row in rows.items() if row})
 
 
-def curve_table(curves: dict[str, pd.DataFrame], curve: str) -> pd.DataFrame:
+def version_curves_table(curves: dict[str, pd.DataFrame], curve: str) -> pd.DataFrame:
     """Return one curve of all versions: a row an x, a column a version or base protocol.
 
     Shares (curves of `exact`) are in per cent.

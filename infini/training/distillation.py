@@ -1,7 +1,7 @@
-"""Distil a layer into the one that replaces it, on the layer's own inputs.
+"""Distillation of a layer into the one that replaces it, on the layer's own inputs.
 
-The teacher's inputs and outputs are computed once; an epoch then runs one layer alone.
-MSE on the layer's output over real tokens only; the memory is empty for every sample.
+The layer's inputs and outputs are computed once; an epoch then runs one layer alone. The loss is
+the mean squared error of its output over real tokens; the memory is empty for every sample.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from infini.evaluation.layer_error import (
     squared_error,
 )
 from infini.model.architectures import vocabulary_size
-from infini.model.modules import infini_parameters, segmented_layers
+from infini.model.modules import infini_parameters, parameter_groups, segmented_layers
 from infini.model.retrofit import retrofit_with_seed
 from infini.model.segmented.config import ReplaceConfig
 from infini.paths import SAMPLES
@@ -30,7 +30,7 @@ from infini.training.seeds import TrainingResult, TrainingRun
 
 
 def distillation_loss(layer: nn.Module, data: LayerData, chosen: Tensor) -> Iterator[Loss]:
-    """The one loss of a batch."""
+    """Yield the one loss of a batch of samples."""
     tokens = int(data.mask[chosen].sum())
     with processes.autocast():
         total = squared_error(layer, data, processes.share(chosen))
@@ -42,33 +42,42 @@ def distill(
     place: ReplaceConfig,
     recipe: Recipe,
     segment_length: int,
-    job: TrainingRun,
+    run: TrainingRun,
     prepared: Callable[[LayerData], LayerData] = lambda data: data,
 ) -> TrainingResult:
-    """Replace a layer of `base`, in place, by one that learns to do what it did.
+    """Replace a layer of the base, in place, by one trained to reproduce it.
 
-    prepared: what an audit does to the training data.
+    Args:
+        base: The untouched base.
+        place: The layer, and the one that replaces it.
+        recipe: Settings of the training.
+        segment_length: Tokens per segment.
+        run: Seed and names.
+        prepared: Changes the training data (an audit does).
+
+    Returns:
+        The trained model.
     """
-    torch.manual_seed(job.seed)
+    torch.manual_seed(run.seed)
     samples = [
         Pieces.load(SAMPLES / f"{s}.parquet", width=segment_length) for s in ("train", "val")
     ]
     (index,) = place.layers
-    words = vocabulary_size(base)
-    train, val = (record_layer(base, index, pieces.within(words)) for pieces in samples)
+    vocabulary = vocabulary_size(base)
+    train, val = (record_layer(base, index, pieces.within(vocabulary)) for pieces in samples)
     if not recipe.hold_out:
         train += val
     train = prepared(train)
 
-    model = retrofit_with_seed(base, job.seed, retrofit_options(place, segment_length))
+    model = retrofit_with_seed(base, run.seed, retrofit_options(place, segment_length))
     layer, trained = segmented_layers(model)[index], infini_parameters(model)
-    settings = [job.seed, recipe.model_dump(), model.infini_config]
-    checkpoint = Checkpoint(job.name, fingerprint(settings, [SAMPLES]))
+    settings = [run.seed, recipe.model_dump(), model.infini_config]
+    checkpoint = Checkpoint(run.checkpoint_name, fingerprint(settings, [SAMPLES]))
     task = Task(
-        job.title,
+        run.title,
         trained,
-        [adamw(trained, recipe.lr, recipe.gate_lr)],
-        lambda epoch: shuffled(len(train), recipe.batch_size, job.seed + epoch),
+        [adamw(*parameter_groups(model), recipe.lr, recipe.gate_lr)],
+        lambda epoch: shuffled(len(train), recipe.batch_size, run.seed + epoch),
         lambda chosen: distillation_loss(layer, train, chosen),
         [-(-len(train) // recipe.batch_size)] * recipe.epochs,
         validate=(lambda: mean_squared_error(layer, val)) if recipe.hold_out else None,

@@ -1,9 +1,9 @@
-"""The one training loop.
+"""Training loop of pretraining, distillation, finetuning and adapters.
 
-Pretraining, distillation, finetuning and adapters differ in their batches, the losses of a
-batch and a validation function. Early stopping keeps the best epoch's weights. A checkpoint
-after every epoch and every few minutes makes a killed run continue to the same bits: the
-batches are a function of seed and epoch, and nothing else is carried from one to the next.
+They differ in their batches, the losses of a batch and a validation function. Early stopping
+keeps the best epoch's weights. A checkpoint after every epoch, and every minute, lets a killed run
+continue to the same bits: batches are a function of seed and epoch, and only parameters and
+optimizer states go from one batch to the next.
 """
 
 import logging
@@ -30,39 +30,37 @@ log = logging.getLogger(__name__)
 B = TypeVar("B")
 
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints within an epoch
-# How the names of parameters end that have a rate of their own: α, gates, what acts like them
-GATES = (".alpha", ".beta", ".gate.bias", ".strength.bias", ".decay.bias", ".retained.bias")
-EXPLODED = 10.0  # times the first loss: no training that still works gets there
+DIVERGED = 10.0  # times the first loss
 
 
 class Loss(NamedTuple):
-    """What one backward pass needs; its gradient is that of total / step_items."""
+    """Loss of one backward pass; its gradient is that of total / step_items."""
 
-    total: Tensor  # summed over the items that this process scored
-    items: int  # that all processes scored
-    step_items: int  # the same of all losses of the optimizer step
-    step: bool = True  # take the optimizer step after this one
-    kind: str = ""  # of steps whose losses are alike
+    total: Tensor  # scalar, summed over the items that this process scored
+    items: int  # number of items that all processes scored
+    step_items: int  # the same, over all losses of the optimizer step
+    step: bool = True  # take the optimizer step after this loss
+    kind: str = ""  # only losses of the same kind are compared, to notice divergence
 
 
 @dataclass(frozen=True)
 class Task(Generic[B]):
-    """What is trained, on what, and how."""
+    """Definition of a training."""
 
     title: str
     trained: dict[str, nn.Parameter]
     optimizers: list[Optimizer]
-    # the batches of an epoch, counted from 1
+    # batches of an epoch, which counts from 1
     batches: Callable[[int], Sequence[B]]
-    # a batch's losses, each backpropagated before the next is asked for
+    # losses of a batch; each is backpropagated before the next is computed
     losses: Callable[[B], Iterator[Loss]]
     # optimizer steps of each epoch
     steps: list[int]
-    # the validation loss; without it the last epoch is kept
+    # returns the validation loss; None: the last epoch is kept
     validate: Callable[[], float] | None = None
     # epochs without a better validation loss before stopping; None: never
     patience: int | None = None
-    # what multiplies every learning rate at a step, counted from 0
+    # factor of every learning rate at a step, which counts from 0
     schedule: Callable[[int], float] = lambda step: 1.0
     # maximum gradient norm
     clip: float | None = None
@@ -70,44 +68,44 @@ class Task(Generic[B]):
 
 @dataclass
 class Epoch:
-    """How far an epoch is."""
+    """Progress within an epoch."""
 
     batches: int = 0
     steps: int = 0
-    total: float = 0.0  # Σ loss
-    count: int = 0  # of items
+    total: float = 0.0  # sum of losses
+    count: int = 0  # number of items
 
     def add(self, total: float, count: int) -> None:
-        """Another step."""
+        """Count a step."""
         self.steps, self.total, self.count = self.steps + 1, self.total + total, self.count + count
 
 
 @dataclass
 class Fit:
-    """The result of a training: one curve row an epoch, and where it ended."""
+    """Course of a training."""
 
-    curve: list[dict[str, float]] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
     best_epoch: int = 0
     stopped_early: bool = False
-    first_losses: dict[str, float] = field(default_factory=dict)  # of the first step of a kind
+    first_losses: dict[str, float] = field(default_factory=dict)  # by kind
     seconds: float = 0.0
 
     @property
     def best(self) -> dict[str, float]:
-        """The curve's row of the weights that were kept."""
+        """Row of the epoch whose weights are kept."""
         return self.curve[self.best_epoch - 1]
 
     @property
     def seconds_per_epoch(self) -> float:
-        """Wall time of an epoch, its validation included."""
+        """Wall time of an epoch, validation included."""
         return round(self.seconds / len(self.curve), 2)
 
     def table(self) -> pd.DataFrame:
-        """Columns epoch, train_loss, val_loss (empty without validation)."""
+        """Return the curve: columns epoch, train_loss, val_loss (empty without validation)."""
         return pd.DataFrame(self.curve, columns=["epoch", "train_loss", "val_loss"])
 
     def summary(self, train: int, val: int) -> dict[str, Any]:
-        """The kept epoch in figures; train, val: sizes of what was trained on."""
+        """Return the figures of a training on `train` items, validated on `val` items."""
         summary: dict[str, Any] = {
             "train_size": train,
             "val_size": val,
@@ -121,20 +119,35 @@ class Fit:
         return summary
 
 
-def adamw(trained: dict[str, nn.Parameter], lr: float, gate_lr: float) -> Optimizer:
-    """AdamW; α and gates at their own rate and without decay, or they never move."""
-    gates = [p for name, p in trained.items() if name.endswith(GATES)]
-    weights = [p for name, p in trained.items() if not name.endswith(GATES)]
+def adamw(
+    weights: dict[str, nn.Parameter], gates: dict[str, nn.Parameter], lr: float, gate_lr: float
+) -> Optimizer:
+    """Return AdamW for the two groups of `parameter_groups`.
+
+    Gates have their own learning rate and no weight decay, or they would hardly move.
+    """
     return torch.optim.AdamW(
-        [{"params": weights, "lr": lr}, {"params": gates, "lr": gate_lr, "weight_decay": 0.0}],
+        [
+            {"params": list(weights.values()), "lr": lr},
+            {"params": list(gates.values()), "lr": gate_lr, "weight_decay": 0.0},
+        ],
         fused=True,
     )
 
 
 def fit(task: Task[B], checkpoint: Checkpoint) -> Fit:
-    """Train `task.trained` in place, from `checkpoint` on where there is one.
+    """Train `task.trained` in place.
 
-    InputError: the loss diverged. Stopped: a signal asked for it; the next call goes on.
+    Args:
+        task: The training.
+        checkpoint: Where to continue from, if it exists, and to save to.
+
+    Returns:
+        The course of the training.
+
+    Raises:
+        InputError: If the loss diverges.
+        Stopped: If a signal asks for it; the next call continues.
     """
     training = _Training(task, checkpoint)
     training.resume()
@@ -144,21 +157,21 @@ def fit(task: Task[B], checkpoint: Checkpoint) -> Fit:
             sizes = sum(task.steps), training.steps_done, len(task.steps)
             watchers.append(stack.enter_context(ProgressView(task.title, *sizes)))
             watchers.append(stack.enter_context(LiveCurves(task.title, *sizes)))
-        asked_to_stop = stack.enter_context(stop_requests())
+        stop_requested = stack.enter_context(stop_requests())
         while not training.done:
-            training.run_epoch(watchers, asked_to_stop)
+            training.run_epoch(watchers, stop_requested)
     training.keep_best()
     return training.fit
 
 
 class _Training(Generic[B]):
-    """A task and how far it is."""
+    """State of a running task."""
 
     def __init__(self, task: Task[B], checkpoint: Checkpoint):
         self.task, self.checkpoint = task, checkpoint
         self.parameters = list(task.trained.values())
         self.best = {name: t.detach().clone() for name, t in task.trained.items()}
-        # The checkpoint holds the weights as they are and as they were at their best.
+        # The checkpoint holds the present weights and the best ones.
         self.stored: dict[str, Tensor] = {
             **task.trained,
             **{f"best.{name}": tensor for name, tensor in self.best.items()},
@@ -169,20 +182,20 @@ class _Training(Generic[B]):
 
     @property
     def done(self) -> bool:
-        """Whether no epoch is left to run."""
+        """Whether no epoch is left."""
         return len(self.fit.curve) == len(self.task.steps) or self.fit.stopped_early
 
     @property
     def steps_done(self) -> int:
-        """Optimizer steps so far, those of this epoch included."""
+        """Optimizer steps so far, this epoch included."""
         return sum(self.task.steps[: len(self.fit.curve)]) + self.epoch.steps
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if there is one."""
+        """Continue from the checkpoint, if it exists."""
         if record := self.checkpoint.load(self.stored, self.task.optimizers):
             self.fit, self.epoch = Fit(**record["fit"]), Epoch(**record["epoch"])
             at = len(self.fit.curve) + 1, self.epoch.steps
-            log.info("%s: goes on in epoch %d, step %d", self.task.title, *at)
+            log.info("%s: continues in epoch %d, step %d", self.task.title, *at)
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -192,11 +205,11 @@ class _Training(Generic[B]):
             record = {"fit": vars(self.fit), "epoch": vars(self.epoch)}
             self.checkpoint.save(self.stored, self.task.optimizers, record)
 
-    def run_epoch(self, watchers: list[Watcher], asked_to_stop: Callable[[], bool]) -> None:
-        """What is left of the present epoch."""
+    def run_epoch(self, watchers: list[Watcher], stop_requested: Callable[[], bool]) -> None:
+        """Run the batches left of the present epoch."""
         number = len(self.fit.curve) + 1
         for batch in self.task.batches(number)[self.epoch.batches :]:
-            stop = self._run_batch(batch, watchers, asked_to_stop)
+            stop = self._run_batch(batch, watchers, stop_requested)
             self.epoch.batches += 1
             if stop or time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
                 self.save()
@@ -208,17 +221,17 @@ class _Training(Generic[B]):
         self.save()
 
     def _run_batch(
-        self, batch: B, watchers: list[Watcher], asked_to_stop: Callable[[], bool]
+        self, batch: B, watchers: list[Watcher], stop_requested: Callable[[], bool]
     ) -> bool:
-        """All of a batch's losses and steps; whether any process was asked to stop."""
+        """Run a batch's losses and steps; return whether any process should stop."""
         total, count, stop = torch.zeros((), device=self.parameters[0].device), 0, False
         for loss in self.task.losses(batch):
             (loss.total / loss.step_items).backward()
             total, count = total + loss.total.detach(), count + loss.items
             if not loss.step:
                 continue
-            asked = total.new_tensor(asked_to_stop())
-            summed = processes.sum_gradients(self.parameters, torch.stack([total, asked]))
+            requested = total.new_tensor(stop_requested())
+            summed = processes.sum_gradients(self.parameters, torch.stack([total, requested]))
             whole, stops = summed.tolist()
             self._check(whole / count, loss.kind)
             self._take_step()
@@ -229,9 +242,9 @@ class _Training(Generic[B]):
         return stop
 
     def _check(self, loss: float, kind: str) -> None:
-        """InputError where the loss has diverged."""
+        """Raise InputError if the loss has diverged."""
         first = self.fit.first_losses.setdefault(kind, loss)
-        if math.isfinite(loss) and loss <= EXPLODED * first:
+        if math.isfinite(loss) and loss <= DIVERGED * first:
             return
         kept = f"; the best weights so far are in {self.checkpoint.path}" if self.fit.curve else ""
         raise InputError(
@@ -240,7 +253,7 @@ class _Training(Generic[B]):
         )
 
     def _take_step(self) -> None:
-        """One step of every optimizer at the schedule's rates."""
+        """Take a step of every optimizer at the scheduled learning rates."""
         if self.task.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.task.clip)
         factor = self.task.schedule(self.steps_done)
@@ -251,7 +264,7 @@ class _Training(Generic[B]):
             optimizer.zero_grad()
 
     def _end_epoch(self, number: int, watchers: list[Watcher]) -> None:
-        """Validate, keep the weights if they are the best so far, begin the next epoch."""
+        """Validate, keep the best weights, start the next epoch."""
         task, fit = self.task, self.fit
         val_loss = task.validate() if task.validate else math.nan
         train_loss = self.epoch.total / self.epoch.count
@@ -268,6 +281,6 @@ class _Training(Generic[B]):
         self.epoch = Epoch()
 
     def keep_best(self) -> None:
-        """The trained weights become those of the best epoch."""
+        """Restore the weights of the best epoch."""
         for name, tensor in self.task.trained.items():
             tensor.data.copy_(self.best[name])

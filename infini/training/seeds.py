@@ -1,5 +1,6 @@
-"""A version's step, trained with every seed, and written down once all are done."""
+"""Training of a version's step with every seed, and its records."""
 
+import math
 from collections.abc import Callable
 from statistics import mean
 from typing import Any, NamedTuple
@@ -9,26 +10,36 @@ from transformers import PreTrainedModel
 
 from infini import processes
 from infini.console.stopwatch import Stopwatch
-from infini.files import write_json
-from infini.paths import MODELS, TRAINING, Version
+from infini.evaluation.rounding import write_metrics, write_rounded_csv
+from infini.paths import Version
 from infini.training.checkpoint import Checkpoint
 from infini.training.loop import Fit
 
 
 class TrainingRun(NamedTuple):
-    """One training of many."""
+    """One training: a step of a version with a seed."""
 
-    title: str
-    seed: int
+    version: Version
+    step: str
 
     @property
-    def name(self) -> str:
-        """Of its files."""
-        return self.title.replace(" ", "-")
+    def seed(self) -> int:
+        """Seed of weights and batches."""
+        return self.version.seed
+
+    @property
+    def title(self) -> str:
+        """Name for people."""
+        return f"{self.version.name} {self.step} seed {self.seed}"
+
+    @property
+    def checkpoint_name(self) -> str:
+        """Name of its checkpoints."""
+        return self.version.checkpoint_name(self.step)
 
 
 class TrainingResult(NamedTuple):
-    """A trained model, and how it came about."""
+    """A trained model and the course of its training."""
 
     model: PreTrainedModel
     fit: Fit
@@ -38,52 +49,57 @@ class TrainingResult(NamedTuple):
 
 
 def train_seeds(
-    version: str, step: str, seeds: list[int], train: Callable[[TrainingRun], TrainingResult]
+    name: str, step: str, seeds: list[int], train: Callable[[TrainingRun], TrainingResult]
 ) -> None:
-    """Train a version's step with each seed; none: the files are there, and hold nothing.
+    """Train a version's step with each seed; write models, record and loss curve.
 
-    Writes the models, `reports/training/<version>/<step>.json` (by seed) and `.csv` (with a column
-    seed). The checkpoints stay until the last is done: a killed stage goes on with its seed.
+    Checkpoints stay until the last seed is done: a killed stage continues with its seed.
+
+    Args:
+        name: The version's name.
+        step: `distill`, `finetune` or `control`.
+        seeds: May be empty: record and curve then hold nothing.
+        train: Trains with one seed.
     """
-    watch = Stopwatch(f"{version}-{step}")
-    summaries: dict[str, dict[str, Any]] = {}
+    watch = Stopwatch(f"{name}-{step}")
+    records: dict[str, dict[str, Any]] = {}
     curves: list[pd.DataFrame] = []
     seconds: list[float] = []
     checkpoints: list[Checkpoint] = []
     for seed in seeds:
-        model, fit, train_size, val_size, checkpoint = train(
-            TrainingRun(f"{version} {step} seed {seed}", seed)
-        )
+        run = TrainingRun(Version(name, seed), step)
+        model, fit, train_size, val_size, checkpoint = train(run)
         if processes.is_main():
-            model.save_pretrained(Version(version, seed).model_folder(step))
-        del model  # one base at a time
-        summaries[str(seed)] = fit.summary(train_size, val_size)
+            model.save_pretrained(run.version.model_folder(step))
+        del model  # or two bases were in memory
+        records[str(seed)] = record = fit.summary(train_size, val_size)
+        if val_size and step != "distill":
+            record["val_ppl"] = math.exp(min(80.0, record["val_loss"]))
         curves.append(fit.table().assign(seed=seed))
         seconds.append(fit.seconds_per_epoch)
         checkpoints.append(checkpoint)
     if not processes.is_main():
         return
-    _write(version, step, summaries, curves)
+    _write_records(Version(name), step, records, curves)
     watch.write(**({"seconds_per_epoch": round(mean(seconds), 2)} if seconds else {}))
     for checkpoint in checkpoints:
         checkpoint.remove()
 
 
 def save_untrained(
-    version: str, step: str, seeds: list[int], build: Callable[[int], PreTrainedModel]
+    name: str, step: str, seeds: list[int], build: Callable[[int], PreTrainedModel]
 ) -> None:
-    """A step that trains nothing: the model that `build` makes for each seed, and no figures."""
+    """Write the models that `build` returns for each seed, as a step without training."""
     for seed in seeds:
-        build(seed).save_pretrained(Version(version, seed).model_folder(step))
-    _write(version, step, {str(seed): {} for seed in seeds}, [])
+        build(seed).save_pretrained(Version(name, seed).model_folder(step))
+    _write_records(Version(name), step, {str(seed): {} for seed in seeds}, [])
 
 
-def _write(
-    version: str, step: str, summaries: dict[str, dict[str, Any]], curves: list[pd.DataFrame]
+def _write_records(
+    version: Version, step: str, records: dict[str, dict[str, Any]], curves: list[pd.DataFrame]
 ) -> None:
-    (MODELS / version / step).mkdir(parents=True, exist_ok=True)
-    file = TRAINING / version / f"{step}.json"
-    write_json(file, summaries)
-    nothing = pd.DataFrame(columns=["epoch", "train_loss", "val_loss", "seed"])
-    table = pd.concat(curves) if curves else nothing
-    table.to_csv(file.with_suffix(".csv"), index=False)
+    version.step_folder(step).mkdir(parents=True, exist_ok=True)
+    write_metrics(version.training_record(step), records)
+    empty = pd.DataFrame(columns=["epoch", "train_loss", "val_loss", "seed"])
+    table = pd.concat(curves) if curves else empty
+    write_rounded_csv(version.training_curve(step), table, ["epoch", "seed"])

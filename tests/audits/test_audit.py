@@ -20,7 +20,7 @@ from infini.model.architectures import output_head
 from infini.model.retrofit import retrofit
 from infini.model.segmented.run import run_segments
 from infini.training.config import Adapter
-from infini.training.long_context import Batch, Documents
+from infini.training.long_context import DocumentBatch, Documents
 from toy import long_recipe, some_pieces
 
 L = 16
@@ -30,7 +30,7 @@ def test_labels_shifted_twice_equals_double_shift(model: PreTrainedModel) -> Non
     retrofit(model, "parallel", layers=[0], segment_length=L, alpha=0.0)  # no memory to differ in
     text = some_pieces([64, 50], 64)
     shifted = LabelsShiftedTwice(model, text, L, long_recipe())
-    losses = list(shifted.losses(Batch(torch.arange(2))))
+    losses = list(shifted.losses(DocumentBatch(torch.arange(2))))
     expected = score_double_shift(model, text, L)
     assert sum(loss.total.item() for loss in losses) == pytest.approx(expected.total, rel=1e-5)
     assert sum(loss.items for loss in losses) == expected.tokens

@@ -1,4 +1,4 @@
-"""Figures and their errors against slow loops and resampling."""
+"""Estimates and their errors against slow loops and resampling."""
 
 import math
 
@@ -32,14 +32,14 @@ def score(nats: torch.Tensor, lengths: list[int], texts: list[int]) -> Score:
 
 
 def texts(count: int, seed: int, hard: float = 1.0) -> Score:
-    """Documents that differ in how hard they are, whichever model reads them."""
+    """Return losses of documents that differ in difficulty for all models alike."""
     shared = np.random.default_rng(0).gamma(4, 0.5, (count, 1))
     own = np.random.default_rng(seed).gamma(4, 0.25, (count, 20))
     nats = torch.tensor(hard * shared + own, dtype=torch.float32)
     return score(nats, [20 - i % 5 for i in range(count)], list(range(count)))
 
 
-def test_ratio_has_the_error_that_resampling_has() -> None:
+def test_ratio_error_matches_resampling() -> None:
     table = texts(60, 1).table(L).groupby("text")[["nats", "tokens"]].sum()
     value, error, _ = ratio(table["nats"], table["tokens"])
     draws = np.random.default_rng(2).integers(60, size=(4000, 60))
@@ -48,13 +48,13 @@ def test_ratio_has_the_error_that_resampling_has() -> None:
     assert error == pytest.approx((nats / tokens).std(), rel=0.05)
 
 
-def test_one_text_has_no_error() -> None:
+def test_ratio_of_one_text_has_no_error() -> None:
     assert ratio(pd.Series([3.0]), pd.Series([2.0])) == Estimate(1.5)
     assert with_errors(x=Estimate(1.5)) == {"x": 1.5}
     assert with_errors(x=Estimate(1.5, 0.1)) == {"x": 1.5, "x_se": 0.1}
 
 
-def test_pieces_of_one_text_are_not_independent() -> None:
+def test_perplexity_error_treats_pieces_of_a_text_as_dependent() -> None:
     nats = torch.tensor([[1.0] * 5, [1.0] * 5, [3.0] * 5, [3.0] * 5])
     apart = perplexity_metrics(score(nats, [6] * 4, [0, 1, 2, 3]).table(L))
     together = perplexity_metrics(score(nats, [6] * 4, [0, 0, 1, 1]).table(L))
@@ -62,7 +62,7 @@ def test_pieces_of_one_text_are_not_independent() -> None:
     assert together["ppl_se"] > 1.5 * apart["ppl_se"]
 
 
-def test_a_difference_is_paired() -> None:
+def test_difference_is_paired() -> None:
     ours, base = texts(40, 1).table(L), texts(40, 2).table(L)
     paired = difference(ours, base)
     alone = [ratio(t["nats"], t["tokens"]) for t in (x.groupby("text").sum() for x in (ours, base))]
@@ -74,7 +74,7 @@ def test_a_difference_is_paired() -> None:
     )
 
 
-def test_a_share_of_what_lies_between_floor_and_ceiling() -> None:
+def test_share_of_gap_between_floor_and_ceiling() -> None:
     base = texts(20, 1)
     ceiling, ours, other = (
         Score(base.nats * factor, base.scored, base.bytes, base.texts).table(L)
@@ -85,7 +85,7 @@ def test_a_share_of_what_lies_between_floor_and_ceiling() -> None:
     assert found.error == pytest.approx(0, abs=1e-6)  # the same share of every text
 
 
-def test_curves() -> None:
+def test_curve_and_difference_curve() -> None:
     ours, base = texts(30, 1).table(L), texts(30, 2).table(L)
     segments = curve(ours, "segment")
     second = ours[ours["segment"] == 1]
@@ -98,7 +98,7 @@ def test_curves() -> None:
     assert apart[4] == both
 
 
-def test_seeds_are_averaged_token_by_token() -> None:
+def test_mean_over_seeds_averages_each_row() -> None:
     one, other = texts(20, 1).table(L), texts(20, 2).table(L)
     both = mean_over_seeds(pd.concat([one.assign(seed=0), other.assign(seed=1)]))
     assert len(both) == len(one)
@@ -107,7 +107,7 @@ def test_seeds_are_averaged_token_by_token() -> None:
     pd.testing.assert_frame_equal(mean_over_seeds(one.assign(seed=3)), one)
 
 
-def test_metrics_are_read_back_with_their_errors() -> None:
+def test_estimates_of_inverts_with_errors() -> None:
     found = {"passkey": with_errors(gain=Estimate(0.1, 0.2), rank=Estimate(3.0)), "n": 7}
     assert estimates_of(found) == {
         "passkey.gain": Estimate(0.1, 0.2, difference=True),
@@ -124,10 +124,10 @@ def test_metrics_are_read_back_with_their_errors() -> None:
         (Estimate(1.0, 0.6), True),
         (Estimate(-1.0, 0.4), False),
         (Estimate(1.0, 0.0), False),
-        (Estimate(1.0, None), True),  # one text tells nothing
+        (Estimate(1.0, None), True),
     ],
 )
-def test_noise_is_within_two_errors_or_unknown(estimate: Estimate, noise: bool) -> None:
+def test_is_noise_within_two_errors_or_unknown(estimate: Estimate, noise: bool) -> None:
     assert estimate.is_noise == noise
     assert estimate.scaled(-100) == Estimate(
         -100 * estimate.value, estimate.error and 100 * estimate.error
@@ -135,7 +135,7 @@ def test_noise_is_within_two_errors_or_unknown(estimate: Estimate, noise: bool) 
     assert estimate._replace(error=float("nan")).is_noise
 
 
-def test_mean_and_spread_over_seeds() -> None:
+def test_mean_and_spread() -> None:
     one = {"a": {"ppl": 10.0, "ppl_se": 1.0}, "epochs": 3, "same": 7}
     assert mean_and_spread([one]) == one
     other = {"a": {"ppl": 14.0, "ppl_se": 3.0}, "epochs": 5, "same": 7, "only": 1.0}
@@ -147,7 +147,7 @@ def test_mean_and_spread_over_seeds() -> None:
     assert "same" not in both["spread"]
 
 
-def test_rounded() -> None:
+def test_rounded_to_six_digits() -> None:
     assert rounded(1234567.89) == 1234570.0
     assert rounded(1 / 3) == 0.333333
     assert rounded(7) == 7

@@ -1,4 +1,4 @@
-"""A version's evaluation at toy size: against direct calls, and the base behind it."""
+"""Evaluation of base and versions at toy size against direct calls."""
 
 import json
 import math
@@ -16,16 +16,18 @@ from infini.errors import InputError
 from infini.evaluation import perplexity
 from infini.evaluation.config import Evaluate
 from infini.evaluation.cost import cache_after, state_bytes
-from infini.evaluation.estimates import flatten, rounded, rows_of_protocol
-from infini.evaluation.evaluate import evaluate_base, evaluate_version
+from infini.evaluation.estimates import perplexity_metrics, rounded, rows_of_protocol
+from infini.evaluation.evaluate import evaluate_base, evaluate_version, write_evaluations
 from infini.evaluation.layer_error import mean_squared_error, record_layer
 from infini.evaluation.protocols import HeldOutText
 from infini.evaluation.retrieval import retrieval_metrics, score_retrieval
+from infini.evaluation.rounding import round_metrics
+from infini.files import flatten
 from infini.model.base import load_tokenizer
 from infini.model.loading import load, loaded
 from infini.model.modules import added_parameters, has_memory, segmented_layers
 from infini.model.retrofit import sliding_window
-from infini.paths import EVALUATION, METRICS, Version
+from infini.paths import EVALUATION, Version
 from toy import read_params, stage, write_params
 
 L = 16
@@ -33,13 +35,13 @@ L = 16
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first test puts what the stages have written."""
+    """Folder where the first test keeps what the stages have written."""
     return tmp_path_factory.mktemp("outputs")
 
 
 @pytest.fixture
 def text(project: Path, base_folder: Path, outputs: Path) -> HeldOutText:
-    """Test text of a project whose base is evaluated, v2, v3 and v5 trained."""
+    """Return the test text of a project with its base evaluated and v2, v3 and v5 trained."""
     content = read_params()
     content["evaluate"]["double_shift"]["documents"] = 1  # fewer than the others score
     write_params(content)
@@ -62,12 +64,11 @@ def written(version: str) -> dict[str, Any]:
     return json.loads(Path(f"reports/metrics/{version}.json").read_text())
 
 
-def test_the_base_is_scored_by_every_protocol_that_it_can_be(
-    model: PreTrainedModel, text: HeldOutText
-) -> None:
+def test_evaluate_base_matches_direct_calls(model: PreTrainedModel, text: HeldOutText) -> None:
     found = evaluate_base(model, text).metrics
     assert found.keys() == {
-        "short", "segmented", "full", "double_shift", "window", "bytes", "passkey", "recall", "cost"
+        "short", "segmented", "full", "double_shift", "window_4", "window_16", "state_bytes",
+        "passkey", "recall", "added_parameters",
     }  # fmt: skip
     cases = score_retrieval(model, text.haystacks, 32)
     assert {name: found[name] for name in ("passkey", "recall")} == retrieval_metrics(cases)
@@ -78,23 +79,25 @@ def test_the_base_is_scored_by_every_protocol_that_it_can_be(
     assert found["segmented"]["nats"] == rounded(blind.mean)
     assert found["segmented"]["bits_per_byte"] == rounded(blind.bits_per_byte)
     token = 2 * 2 * 16 * 4  # keys and values, layers, width, float32
-    assert found["full"]["bytes"] == 32 * token
-    assert found["bytes"] == {
+    assert found["full"]["state_bytes"] == 32 * token
+    assert found["state_bytes"] == {
         "exact": (L - 1) * token, "pending": 0, "memory": 0, "total": (L - 1) * token
     }  # fmt: skip
-    assert list(found["window"]) == ["w4", "w16"]
-    for name, window in found["window"].items():
-        assert window["tokens"] == int(name[1:])
+    for size in (4, 16):
+        window = found[f"window_{size}"]
+        assert window["tokens"] == size
         with sliding_window(model, window["tokens"], 2):
             scored = perplexity.score_documents(model, text.long, L)
             cache = cache_after(model, text.long.tokens[:1])
         assert window["ppl"] == rounded(scored.perplexity)
-        assert window["bytes"] == state_bytes(cache).total
+        assert window["state_bytes"] == state_bytes(cache).total
 
 
-def test_bytes_carried_are_itemised(model: PreTrainedModel, text: HeldOutText) -> None:
-    """A GPT-NeoX of 2 layers, 2 heads of 8, float32."""
-    found = {v: evaluate_version(model, Version(v), text).metrics["bytes"] for v in ("v3", "v5")}
+def test_evaluate_version_itemises_state_bytes(model: PreTrainedModel, text: HeldOutText) -> None:
+    """The model is a GPT-NeoX of 2 layers, 2 heads of 8, float32."""
+    found = {
+        v: evaluate_version(model, Version(v), text).metrics["state_bytes"] for v in ("v3", "v5")
+    }
     memory = 2 * (8 * 8 + 8) * 4  # M and z a head
     assert found["v3"] == {
         "exact": (L - 1) * 2 * 2 * 16 * 4, "pending": L * 2 * 16 * 4, "memory": memory,
@@ -107,13 +110,13 @@ def test_bytes_carried_are_itemised(model: PreTrainedModel, text: HeldOutText) -
 
 
 @pytest.mark.parametrize("version", ["v3", "v5"])
-def test_opponents_are_a_window_of_as_many_bytes_and_the_control(
+def test_evaluate_version_compares_with_baseline_and_control(
     model: PreTrainedModel, text: HeldOutText, version: str
 ) -> None:
     found = evaluate_version(model, Version(version), text)
     metrics, token = found.metrics, 256
-    size = metrics["equal_bytes"]["window"]
-    assert (size + 1) * token >= metrics["bytes"]["total"] > size * token
+    size = metrics["baseline"]["window"]
+    assert (size + 1) * token >= metrics["state_bytes"]["total"] > size * token
     ceiling = perplexity.score_full_attention(model, text.long, 32, 8)
     with sliding_window(model, size, 2):
         window = perplexity.score_documents(model, text.long, L)
@@ -123,31 +126,30 @@ def test_opponents_are_a_window_of_as_many_bytes_and_the_control(
         own = perplexity.score_documents(model, text.long, L)
         swapped = perplexity.score_documents(model, text.long, L, "swapped")
     close = {"rel": 1e-3, "abs": 1e-6}
-    assert metrics["equal_bytes"]["ppl"] == rounded(window.perplexity)
-    assert metrics["equal_bytes"]["gain"] == pytest.approx(window.mean - own.mean, **close)
+    assert metrics["baseline"]["ppl"] == rounded(window.perplexity)
+    assert metrics["baseline"]["gain"] == pytest.approx(window.mean - own.mean, **close)
     assert metrics["control"]["ppl"] == rounded(control.perplexity)
-    assert metrics["control"]["worth"] == pytest.approx(control.mean - own.mean, **close)
+    assert metrics["control"]["gain"] == pytest.approx(control.mean - own.mean, **close)
     share = (control.mean - own.mean) / (window.mean - ceiling.mean)
     assert metrics["recovery"]["share"] == pytest.approx(share, rel=1e-2)
-    assert metrics["memory"]["swapped_gain"] == pytest.approx(swapped.mean - own.mean, **close)
-    assert control.mean != pytest.approx(swapped.mean, rel=1e-6)  # trained for it
+    assert metrics["memory_swapped"]["gain"] == pytest.approx(swapped.mean - own.mean, **close)
+    assert control.mean != pytest.approx(swapped.mean, rel=1e-6)  # the control was trained for it
 
 
-def test_a_base_scored_on_other_text_is_refused(model: PreTrainedModel, text: HeldOutText) -> None:
+def test_evaluate_version_rejects_a_base_scored_on_other_text(
+    model: PreTrainedModel, text: HeldOutText
+) -> None:
     file = EVALUATION / "base/losses.parquet"
     table = pd.read_parquet(file)
     for changed in (table.assign(bytes=table["bytes"] + 1), table[table["piece"] == 0]):
         changed.to_parquet(file, index=False)
         with pytest.raises(InputError, match=f"^{file}: of other test documents; run stage"):
             evaluate_version(model, Version("v3"), text)
-    METRICS.joinpath("base.json").write_text('{"short": null, "segmented": {"ppl": 3.0}}')
-    with pytest.raises(InputError, match=r"base.json: no short.ppl in it"):
-        evaluate_version(model, Version("v3"), text)
 
 
 @pytest.mark.parametrize("version", ["v2", "v3", "v5"])
 @torch.no_grad()
-def test_behind_an_evaluation_the_base_is_untouched(
+def test_evaluate_version_leaves_the_base_untouched(
     model: PreTrainedModel, text: HeldOutText, version: str
 ) -> None:
     kind, tokens = type(model), text.long.tokens[:2]
@@ -160,7 +162,7 @@ def test_behind_an_evaluation_the_base_is_untouched(
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
-def test_a_finished_models_figures_are_those_of_direct_calls(
+def test_evaluate_version_matches_direct_calls(
     model: PreTrainedModel, text: HeldOutText, version: str
 ) -> None:
     found, losses, cases, gates = evaluate_version(model, Version(version), text)
@@ -181,13 +183,13 @@ def test_a_finished_models_figures_are_those_of_direct_calls(
     assert shown["ppl"] == rounded(shifted.perplexity)
     assert shown["next_token_ppl"] == rounded(same.perplexity) != found["documents"]["ppl"]
     assert "bits_per_byte" not in shown
-    assert found["memory"]["gain"] == pytest.approx(off.mean - on.mean, rel=1e-4, abs=1e-7)
-    assert found["vs_base"]["nats"] == pytest.approx(on.mean - base.mean, rel=1e-4)
+    assert found["memory_off"]["gain"] == pytest.approx(off.mean - on.mean, rel=1e-4, abs=1e-7)
+    assert found["vs_segmented"]["nats"] == pytest.approx(on.mean - base.mean, rel=1e-4)
     share = (base.mean - on.mean) / (base.mean - ceiling.mean)
-    assert found["context_recovery"]["share"] == pytest.approx(share, rel=1e-4)
+    assert found["vs_segmented"]["recovery"] == pytest.approx(share, rel=1e-4)
     pd.testing.assert_frame_equal(cases, score_retrieval(model, text.haystacks))
     assert {name: found[name] for name in ("passkey", "recall")} == retrieval_metrics(cases)
-    assert found["cost"] == {"parameters": added_parameters(model)}
+    assert found["added_parameters"] == added_parameters(model)
     sums = rows_of_protocol(losses, "memory_off")[["nats", "tokens"]].sum()
     assert sums["nats"] == pytest.approx(off.total)
     assert sums["tokens"] == off.tokens
@@ -199,7 +201,7 @@ def test_a_finished_models_figures_are_those_of_direct_calls(
         assert found["alpha"] == {"layer0": rounded(module.alpha.item())}
 
 
-def test_a_window_version_is_asked_as_every_other(
+def test_evaluate_version_scores_retrieval_of_a_window_version(
     model: PreTrainedModel, text: HeldOutText
 ) -> None:
     found, _, cases, _ = evaluate_version(model, Version("v5"), text)
@@ -209,14 +211,11 @@ def test_a_window_version_is_asked_as_every_other(
     assert (cases["log_prob"] != cases["log_prob_off"]).any()
 
 
-def test_a_distilled_models_figures_are_those_of_direct_calls(
+def test_evaluate_version_matches_direct_calls_after_distillation(
     model: PreTrainedModel, text: HeldOutText
 ) -> None:
     found = evaluate_version(model, Version("v2"), text).metrics
-    base, trained = (
-        written("base"),
-        json.loads(Path("reports/training/v2/distill.json").read_text()),
-    )
+    trained = json.loads(Path("reports/training/v2/distill.json").read_text())
     data = record_layer(model, 0, text.samples)
     untouched = perplexity.score_documents(model, text.samples, L).perplexity
     load(Version("v2").model_folder("distill"), model)
@@ -235,46 +234,55 @@ def test_a_distilled_models_figures_are_those_of_direct_calls(
     assert found["distill"] == expected
     assert gap == pytest.approx(distilled - untouched, rel=1e-3)
     tuned = found["finetune"]
-    assert tuned["ppl_before"] == rounded(before.perplexity) != base["segmented"]["ppl"]
+    assert tuned["ppl_before"] == rounded(before.perplexity)
     assert tuned["double_shift_before"] == rounded(shifted.perplexity)
     assert tuned["double_shift_next_before"] == rounded(same.perplexity)
     assert tuned["ppl_improvement"] == rounded(tuned["ppl_before"] - tuned["ppl_after"])
     row = json.loads(Path("reports/training/v2/finetune.json").read_text())["0"]
-    assert tuned["val_ppl"] == rounded(math.exp(rounded(row["val_loss"])))
+    assert tuned["val_ppl"] == row["val_ppl"]
+    assert "val_loss" not in tuned
 
 
-def test_both_kinds_of_version_have_the_same_keys_but_for_distillation_and_alpha(
-    model: PreTrainedModel, text: HeldOutText
-) -> None:
+def test_metrics_of_versions_have_the_same_keys(model: PreTrainedModel, text: HeldOutText) -> None:
     found = {name: evaluate_version(model, Version(name), text).metrics for name in ("v2", "v3")}
     replaced, beside = (set(flatten(metrics)) for metrics in found.values())
     distilled = {key for key in replaced if key.startswith("distill.")}
     assert {"distill.ppl_gap", "distill.test_loss", "distill.val_loss"} < distilled
     assert replaced - beside == distilled
     assert {key.partition(".")[0] for key in beside - replaced} == {"alpha", "control", "recovery"}
-    # Before its training, an adapter is the base.
-    assert found["v3"]["finetune"]["ppl_before"] == written("base")["segmented"]["ppl"]
+    untouched = perplexity_metrics(
+        rows_of_protocol(pd.read_parquet(Version("base").losses), "segmented")
+    )
+    assert found["v3"]["finetune"]["ppl_before"] == untouched["ppl"]
 
 
-def test_what_is_written_is_every_seeds(model: PreTrainedModel, text: HeldOutText) -> None:
+def test_write_evaluations_joins_seeds(model: PreTrainedModel, text: HeldOutText) -> None:
     one = evaluate_version(model, Version("v3"), text)
     other = one._replace(
-        metrics=one.metrics | {"alpha": {"layer0": one.metrics["alpha"]["layer0"] + 2.0}}
+        metrics=one.metrics | {"alpha": {"layer0": one.metrics["alpha"]["layer0"] + 2.0}},
+        gates=one.gates.assign(gate=one.gates["gate"] + 0.2),
     )
-    write("v3", {0: one})
-    assert written("v3") == one.metrics
-    write("v9", {4: one, 7: other})
+    write_evaluations(Version("v3"), {0: one})
+    assert written("v3") == round_metrics(one.metrics, {})
+    single = pd.read_csv(Version("v3").curves)
+    assert single.columns.tolist() == ["curve", "x", "series", "value", "se"]
+    write_evaluations(Version("v9"), {4: one, 7: other})
     metrics = written("v9")
-    spread = metrics.pop("spread")
-    assert spread == {"alpha": {"layer0": pytest.approx(math.sqrt(2), rel=1e-5)}}
+    assert metrics.pop("spread") == {"alpha": {"layer0": 1.41}}
     alpha = metrics["alpha"].pop("layer0")
-    assert alpha == pytest.approx(one.metrics["alpha"]["layer0"] + 1.0, rel=1e-5)
-    assert metrics == one.metrics | {"alpha": {}}
-    folder = Path("data/evaluation/v9")
-    for table, name in ((one.losses, "losses"), (one.passkey, "passkey"), (one.gates, "gates")):
-        file = next(folder.glob(f"{name}.*"))
-        found = pd.read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
-        assert found.columns.tolist() == [*table.columns, "seed"]
-        for seed in (4, 7):
-            own = found[found["seed"] == seed].drop(columns="seed").reset_index(drop=True)
-            pd.testing.assert_frame_equal(own, table, check_dtype=False)
+    assert alpha == pytest.approx(one.metrics["alpha"]["layer0"] + 1.0, abs=0.006)
+    assert metrics == round_metrics(one.metrics, {}) | {"alpha": {}}
+    losses = pd.read_parquet(Version("v9").losses)
+    assert losses.columns.tolist() == [*one.losses.columns, "seed"]
+    for seed in (4, 7):
+        own = losses[losses["seed"] == seed].drop(columns="seed").reset_index(drop=True)
+        pd.testing.assert_frame_equal(own, one.losses, check_dtype=False)
+    both = pd.read_csv(Version("v9").curves)
+    is_gate = both["curve"] == "gate"
+    gates = single[is_gate]["value"] + 0.1
+    assert both[is_gate]["value"].tolist() == pytest.approx(gates.tolist(), abs=1e-3)
+    assert both[is_gate]["se"].tolist() == pytest.approx(
+        [0.2 / math.sqrt(2)] * len(gates), abs=1e-3
+    )
+    shares = both["curve"].str.contains("_exact_|_gain_")
+    pd.testing.assert_frame_equal(both[~is_gate & ~shares], single[~is_gate & ~shares])

@@ -1,4 +1,4 @@
-"""A layer's distance from the one it replaces: real tokens alone, no memory carried."""
+"""Mean squared error of a layer against the one that it replaces."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from toy import some_pieces
 L = 16
 
 
-def test_the_error_ignores_padding_and_carries_no_memory(model: PreTrainedModel) -> None:
+def test_mean_squared_error_ignores_padding_and_resets_the_memory(model: PreTrainedModel) -> None:
     text = some_pieces([16, 9], L)
     teacher = record_layer(model, 0, text)
     retrofit(model, "replace", local="linear", init="random", segment_length=L)
@@ -30,7 +30,7 @@ def test_the_error_ignores_padding_and_carries_no_memory(model: PreTrainedModel)
     assert squared_error(layer, teacher, torch.tensor([0, 1])).requires_grad
 
 
-def test_the_teacher_is_the_bases_own_layer(model: PreTrainedModel) -> None:
+def test_record_layer_returns_the_bases_inputs_and_outputs(model: PreTrainedModel) -> None:
     text = some_pieces([16, 16], L)
     hidden = model(text.tokens, output_hidden_states=True).hidden_states
     teacher = record_layer(model, 0, text)

@@ -1,4 +1,4 @@
-"""Memory that work holds at most, beyond what was held before."""
+"""Peak memory of a piece of work."""
 
 import torch
 
@@ -7,11 +7,11 @@ from infini.evaluation.peak_memory import peak_added_by, peak_memory
 MIB = 2**20
 
 
-def test_what_work_holds_at_most_is_counted_and_what_it_held_before_is_not() -> None:
+def test_peak_added_by_excludes_what_was_held_before() -> None:
     held = torch.ones(64 * MIB, dtype=torch.uint8)
 
     def work() -> None:
-        for _ in range(2):  # one after the other: never both
+        for _ in range(2):  # one after the other, never both
             torch.ones(48 * MIB, dtype=torch.uint8)
 
     assert 47 < peak_added_by(work) < 60

@@ -140,7 +140,9 @@ def test_double_shift_passes_on_the_memory(any_model: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize(("context", "stride"), [(16, 4), (32, 32), (64, 8)])
-def test_full_attention_matches_the_strided_recipe(model: PreTrainedModel, context: int, stride: int) -> None:
+def test_full_attention_matches_the_strided_recipe(
+    model: PreTrainedModel, context: int, stride: int
+) -> None:
     """Hugging Face's guide: windows move by `stride`, labels of what was scored before are -100.
 
     The guide weights windows by their targets, roughly; sums of nats have no such slack.

@@ -1,4 +1,4 @@
-"""The prepared test text, and every protocol over it."""
+"""Protocols of params.yaml on prepared test text."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from infini.corpus.prepare import Piece, write
+from infini.corpus.prepare import Piece, write_pieces
 from infini.errors import InputError
 from infini.evaluation import perplexity
 from infini.evaluation.config import Evaluate
@@ -42,10 +42,10 @@ def random_pieces(lengths: list[int], of_a_text: int = 1) -> list[Piece]:
 
 @pytest.fixture
 def prepared(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """More test text than any protocol asks for; where the tokenizer is."""
+    """Write more test text than any protocol scores; return the tokenizer's folder."""
     monkeypatch.chdir(tmp_path)
-    write({"test": random_pieces([11, 8, 15, 9])}, SAMPLES)
-    write({"test": random_pieces([48] * 5, of_a_text=2)}, DOCUMENTS)
+    write_pieces({"test": random_pieces([11, 8, 15, 9])}, SAMPLES)
+    write_pieces({"test": random_pieces([48] * 5, of_a_text=2)}, DOCUMENTS)
     return base_folder
 
 
@@ -64,7 +64,7 @@ def scores_of(text: HeldOutText, model: PreTrainedModel) -> dict[str, Score]:
     }
 
 
-def test_every_protocol_scores_as_many_texts_as_its_recipe_says(
+def test_protocols_score_the_number_of_texts_in_params(
     model: PreTrainedModel, prepared: Path
 ) -> None:
     text = text_of(prepared)
@@ -82,7 +82,7 @@ def test_every_protocol_scores_as_many_texts_as_its_recipe_says(
     }  # fmt: skip
 
 
-def test_losses_are_the_protocols_own_one_row_a_piece_segment_and_distance(
+def test_tables_have_a_row_per_piece_segment_and_distance(
     model: PreTrainedModel, prepared: Path
 ) -> None:
     retrofit(model, "parallel", [0, 1], L, alpha=1.0)
@@ -115,10 +115,10 @@ def test_losses_are_the_protocols_own_one_row_a_piece_segment_and_distance(
         assert not torch.allclose(on[:, L:], other[:, L:])
 
 
-def test_swapped_documents_are_read_in_pairs_an_odd_one_beside_the_first(
+def test_swapped_memory_pairs_documents_and_an_odd_one_with_the_first(
     model: PreTrainedModel, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches of two: 0 and 1 read each other's memories, then 2 reads that of 0."""
+    """With batches of two, 0 and 1 swap memories, then 2 reads that of 0."""
     retrofit(model, "parallel", [0], L, alpha=1.0)
     text = text_of(prepared).long.first(3)
     monkeypatch.setattr(perplexity, "BATCH_TOKENS", 2 * text.tokens.shape[1])
@@ -131,15 +131,13 @@ def test_swapped_documents_are_read_in_pairs_an_odd_one_beside_the_first(
         torch.testing.assert_close(found[piece, :-1], nats)
 
 
-def test_one_document_has_no_other_to_read_the_memory_of(
-    model: PreTrainedModel, prepared: Path
-) -> None:
+def test_swapped_memory_rejects_one_document(model: PreTrainedModel, prepared: Path) -> None:
     retrofit(model, "parallel", [0], L, alpha=1.0)
-    with pytest.raises(InputError, match="two documents are needed"):
+    with pytest.raises(InputError, match="documents must be ≥ 2"):
         perplexity.score_documents(model, text_of(prepared).long.first(1), L, "swapped")
 
 
-def test_full_is_the_recipes_context_and_stride(model: PreTrainedModel, prepared: Path) -> None:
+def test_full_uses_context_and_stride_of_params(model: PreTrainedModel, prepared: Path) -> None:
     for context, stride in ((32, 8), (64, 64)):
         text = text_of(prepared, full={"context": context, "stride": stride})
         expected = perplexity.score_full_attention(model, text.long, context, stride)
@@ -147,9 +145,7 @@ def test_full_is_the_recipes_context_and_stride(model: PreTrainedModel, prepared
 
 
 @torch.no_grad()
-def test_window_is_what_the_base_says_token_by_token(
-    model: PreTrainedModel, prepared: Path
-) -> None:
+def test_window_matches_reading_token_by_token(model: PreTrainedModel, prepared: Path) -> None:
     text = text_of(prepared)
     found = text.window(model, 5)
     with sliding_window(model, 5, 2):
@@ -162,20 +158,18 @@ def test_window_is_what_the_base_says_token_by_token(
             torch.testing.assert_close(nats[:-1], torch.stack(slowly))
 
 
-def test_what_the_base_cannot_read_at_once_is_refused_by_its_key(
-    model: PreTrainedModel, prepared: Path
-) -> None:
+def test_protocols_beyond_the_context_are_rejected(model: PreTrainedModel, prepared: Path) -> None:
     text = text_of(prepared, full={"context": 65, "stride": 8}, window={"sizes": [63], "sinks": 2})
-    message = r"^params.yaml: evaluate.full.context: the base reads 64 tokens at most, got 65$"
+    message = r"^params.yaml: evaluate.full.context must be ≤ 64, the base's context, got 65$"
     with pytest.raises(InputError, match=message):
         text.full(model)
-    with pytest.raises(InputError, match=r"evaluate.window.sizes: .* 62 tokens at most, got 63$"):
+    with pytest.raises(InputError, match=r"evaluate.window.sizes must be ≤ 62, .* got 63$"):
         text.window(model, 63)
     assert text.documents(model).tokens
 
 
-def test_more_text_than_there_is_is_refused(prepared: Path) -> None:
-    with pytest.raises(InputError, match=r"samples/test.parquet: 5 pieces asked for, it has 4"):
+def test_more_texts_than_prepared_are_rejected(prepared: Path) -> None:
+    with pytest.raises(InputError, match=r"samples/test.parquet: must have ≥ 5 pieces, got 4"):
         text_of(prepared, short={"samples": 5})
-    with pytest.raises(InputError, match=r"documents/test.parquet: 6 pieces asked for, it has 5"):
+    with pytest.raises(InputError, match=r"documents/test.parquet: must have ≥ 6 pieces, got 5"):
         text_of(prepared, documents=6)

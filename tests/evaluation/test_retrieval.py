@@ -98,7 +98,10 @@ def test_recall_text_has_codes_and_questions(
             code = decode(haystacks, answer_of(text, number))
             lead = decode(haystacks, text.tokens[: question.start])
             word = lead.removesuffix(" is").rpartition(" ")[2]
-            statement, question_text = f" The code of {word} is{code}.", f" What is the code of {word}? "
+            statement, question_text = (
+                f" The code of {word} is{code}.",
+                f" What is the code of {word}? ",
+            )
             assert before.count(statement) == 1
             assert lead.endswith(f"{question_text}The code of {word} is")
             fact_ends = text.tokens[: question.start - question.distance]
@@ -253,7 +256,7 @@ def test_retrieval_metrics_have_an_error_over_texts() -> None:
 
 
 def test_score_retrieval_of_a_model_that_knows_the_answer(haystacks: Haystacks) -> None:
-    """A model that predicts each token of the answer after the one before, and one that never does."""
+    """One model predicts each token of the answer after the one before, another never."""
     haystacks.passkey = PasskeyProtocol(lengths=[12], depths=[0.5], samples=1)
     haystacks.recall = None
     (text,) = haystacks.texts()

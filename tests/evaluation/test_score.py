@@ -1,11 +1,11 @@
-"""Losses token by token: their sums, and the table by segment and distance."""
+"""Losses of every token: their sums, and the table by segment and distance."""
 
 import math
 
 import pytest
 import torch
 
-from infini.evaluation.estimates import perplexity
+from infini.evaluation.estimates import perplexity_metrics
 from infini.evaluation.score import Score
 
 L = 4
@@ -13,14 +13,14 @@ L = 4
 
 @pytest.fixture
 def score() -> Score:
-    """Three pieces of two texts; the last token of each predicts nothing."""
+    """Three pieces of two texts; the last token of each has no target."""
     lengths = torch.tensor([20, 7, 2])
     scored = torch.arange(20) < lengths[:, None] - 1
     nats = torch.rand(3, 20, generator=torch.Generator().manual_seed(0))
     return Score(nats * scored, scored, 3 * lengths, torch.tensor([0, 0, 1]))
 
 
-def test_figures_are_those_of_all_tokens(score: Score) -> None:
+def test_score_properties_cover_all_tokens(score: Score) -> None:
     nats = [score.nats[i, j].item() for i, n in enumerate((19, 6, 1)) for j in range(n)]
     assert score.tokens == len(nats) == 26
     assert score.total == pytest.approx(sum(nats))
@@ -29,7 +29,7 @@ def test_figures_are_those_of_all_tokens(score: Score) -> None:
     assert score.bits_per_byte == pytest.approx(sum(nats) / math.log(2) / 87)
 
 
-def test_a_table_has_every_tokens_segment_and_distance(score: Score) -> None:
+def test_table_by_segment_and_distance(score: Score) -> None:
     expected: dict[tuple[int, int, int], list[float]] = {}
     for piece in range(3):
         for place in range(20):
@@ -46,13 +46,13 @@ def test_a_table_has_every_tokens_segment_and_distance(score: Score) -> None:
         assert table.loc[key, "bytes"] == (60, 21, 6)[key[0]]
 
 
-def test_a_table_has_the_scores_figures(score: Score) -> None:
-    shown = perplexity(score.table(L))
+def test_table_has_the_same_perplexity(score: Score) -> None:
+    shown = perplexity_metrics(score.table(L))
     assert shown["ppl"] == pytest.approx(math.exp(score.total / score.tokens), rel=1e-5)
     assert shown["bits_per_byte"] == pytest.approx(score.bits_per_byte, rel=1e-5)
 
 
-def test_one_process_has_all_rows(score: Score) -> None:
+def test_of_all_processes_with_one_process(score: Score) -> None:
     whole = score.of_all_processes()
     assert torch.equal(whole.nats, score.nats)
     assert torch.equal(whole.scored, score.scored)

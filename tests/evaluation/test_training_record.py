@@ -1,4 +1,4 @@
-"""Whatever a training left that cannot be is one line that names the file."""
+"""Records of a training: read, and errors that name the file."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,12 @@ FILE = Path("reports/training/v5/finetune.json")
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     FILE.parent.mkdir(parents=True)
 
 
-def test_seeds_and_figures_are_read(place: None) -> None:
+def test_trained_seeds_and_training_figures() -> None:
     FILE.write_text('{"0": {"epochs": 3, "val_loss": 0.123456789}, "7": {}}')
     assert trained_seeds(Version("v5")) == [0, 7]
     assert training_figures(Version("v5", 0), "finetune") == {"epochs": 3, "val_loss": 0.123457}
@@ -26,20 +26,20 @@ def test_seeds_and_figures_are_read(place: None) -> None:
 
 
 @pytest.mark.parametrize("content", ["{}", '{"x": {}}', '{"-1": {}}', '{"²": {}}'])
-def test_a_record_without_seeds_is_refused(content: str) -> None:
+def test_trained_seeds_rejects_a_record_without_seeds(content: str) -> None:
     FILE.write_text(content)
     with pytest.raises(InputError, match=f"^{FILE}: must hold figures by seed"):
         trained_seeds(Version("v5"))
 
 
 @pytest.mark.parametrize("content", ["[]", '{"epochs": "x"}', '{"a": null}', '{"a": 1e999}'])
-def test_figures_are_finite_numbers(content: str) -> None:
+def test_training_figures_rejects_what_is_no_finite_number(content: str) -> None:
     FILE.write_text(f'{{"0": {content}}}')
     with pytest.raises(InputError, match=f"^{FILE}: 0: "):
         training_figures(Version("v5", 0), "finetune")
 
 
-def test_the_model_of_another_version_is_refused() -> None:
+def test_check_settings_rejects_a_model_of_other_options() -> None:
     folder = Path("model")
     folder.mkdir()
     (folder / "infini_config.json").write_text(json.dumps({"method": "window", "window": 64}))

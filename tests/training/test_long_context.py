@@ -9,10 +9,10 @@ from infini.evaluation.config import FullProtocol
 from infini.evaluation.losses import cross_entropy, next_token
 from infini.model.architectures import output_head
 from infini.model.forward import forward_documents, memory_mode
+from infini.model.modules import infini_parameters
 from infini.model.retrofit import retrofit
-from infini.model.segmented.layers import infini_parameters
 from infini.training.config import DocumentRecipe, LongRecipe
-from infini.training.long_context import Batch, Control, Documents, linear
+from infini.training.long_context import Control, DocumentBatch, Documents, linear
 from infini.training.teacher import record
 from toy import batch, long_recipe, some_pieces, window_recipe
 
@@ -20,7 +20,7 @@ L = 16
 WINDOWS = [8, 32, 62]
 
 
-def told(batches: list[Batch]) -> list[tuple[list[int], int | None, int | None]]:
+def told(batches: list[DocumentBatch]) -> list[tuple[list[int], int | None, int | None]]:
     """All that is in them."""
     return [(one.rows.tolist(), one.window, one.question_seed) for one in batches]
 
@@ -112,8 +112,8 @@ def test_a_control_is_validated_with_another_documents_memory(model: PreTrainedM
 def test_a_control_of_an_even_batch_needs_no_companions(model: PreTrainedModel) -> None:
     text = some_pieces([64, 64, 64], 64)
     control = Control(model, text, L, long_recipe())
-    assert control.companions(torch.tensor([2])).tolist() == [0]
-    assert control.companions(torch.tensor([2, 0])).tolist() == []
+    assert control.paired_rows(torch.tensor([2])).tolist() == [0]
+    assert control.paired_rows(torch.tensor([2, 0])).tolist() == []
 
 
 def test_distillation_follows_the_teacher_and_windows_are_drawn(model: PreTrainedModel) -> None:
