@@ -1,4 +1,4 @@
-"""`make licences`: every package of constraints.txt that is installed, and its licence."""
+"""`make licences`: every installed package that constraints.txt pins, with its licence."""
 
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
@@ -15,21 +15,21 @@ and their dependencies; everything else belongs to the pipeline, the documentati
 
 
 def licence(package: str) -> str:
-    """By the package's metadata, its newest field first; empty where it says nothing."""
-    known = metadata(package)
-    classifiers = known.get_all("Classifier") or []
+    """Return a package's licence by its metadata, newest field first; empty without one."""
+    fields = metadata(package)
+    classifiers = fields.get_all("Classifier") or []
     named = [text.split(" :: ")[-1] for text in classifiers if text.startswith("License ::")]
-    told = [name for name in named if name != "OSI Approved"]
-    return known.get("License-Expression") or ", ".join(told) or (known.get("License") or "")[:60]
+    stated = [name for name in named if name != "OSI Approved"]
+    return fields.get("License-Expression") or ", ".join(stated) or fields.get("License", "")[:60]
 
 
 def licences() -> dict[str, str]:
-    """By package, of those that are installed."""
+    """Return the licences of all installed packages, by package."""
     found = {}
     for package in (line.split("==")[0] for line in CONSTRAINTS.read_text().split()):
         try:
             found[package] = licence(package)
-        except PackageNotFoundError:  # a study's own, or another platform's
+        except PackageNotFoundError:  # of another platform
             continue
     return found
 

@@ -1,12 +1,14 @@
-"""Every package that is installed says under which licence; none asks that ours be another."""
+"""Licences of installed packages are known, listed, and do not oblige ours to change."""
 
-from licences import CONSTRAINTS, licences
+from conftest import ROOT
 
-# Tools of DVC's, imported by no code of ours; pygit2's has an exception for whoever links it.
+from licences import licences
+
+# Tools of DVC, imported by no code of ours; pygit2 has an exception for whoever links it.
 COPYLEFT = {"grandalf", "pygit2"}
 
 
-def test_every_licence_is_known_and_none_is_ours_to_follow() -> None:
+def test_licences_are_known_and_not_copyleft() -> None:
     found = licences()
     assert len(found) > 100
     assert not [package for package, licence in found.items() if not licence]
@@ -18,6 +20,6 @@ def test_every_licence_is_known_and_none_is_ours_to_follow() -> None:
     assert strict <= COPYLEFT
 
 
-def test_the_list_is_up_to_date() -> None:
-    listed = (CONSTRAINTS.parent / "docs/licences.md").read_text()
+def test_licences_page_lists_every_package() -> None:
+    listed = (ROOT / "docs/licences.md").read_text()
     assert not [package for package in licences() if f"| {package} |" not in listed]

@@ -1,4 +1,4 @@
-"""DVC itself on a toy project: what it runs again, and what it never hands to a shell."""
+"""DVC on a toy project: what it runs again, what it rejects, killed and concurrent runs."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from toy import read_params, stage, write_params
 
 @pytest.fixture
 def repository(project: Path) -> Path:
-    """The project with this package's code, under Git and DVC."""
+    """The toy project with this package's code, under Git and DVC."""
     for name in ("infini", "stages"):
         shutil.copytree(ROOT / name, name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
@@ -31,7 +31,7 @@ def shell(*words: str) -> None:
     subprocess.run(words, check=True, capture_output=True)
 
 
-def begin(*targets: str) -> subprocess.Popen[str]:
+def start(*targets: str) -> subprocess.Popen[str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", *targets],
@@ -41,12 +41,12 @@ def begin(*targets: str) -> subprocess.Popen[str]:
 
 
 def repro(*targets: str) -> subprocess.CompletedProcess[str]:
-    process = begin(*targets)
+    process = start(*targets)
     out, err = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def test_text_changed_in_place_is_prepared_again(repository: Path) -> None:
+def test_prepare_data_runs_again_after_text_changes_in_place(repository: Path) -> None:
     assert repro("prepare_data").returncode == 0
     assert "'prepare_data' didn't change" in repro("prepare_data").stdout
     before = Path("data/prepared/documents/train.parquet").read_bytes()
@@ -56,7 +56,7 @@ def test_text_changed_in_place_is_prepared_again(repository: Path) -> None:
     assert Path("data/prepared/documents/train.parquet").read_bytes() != before
 
 
-def test_a_version_that_is_a_command_is_refused_before_a_shell_sees_it(repository: Path) -> None:
+def test_version_name_never_reaches_a_shell(repository: Path) -> None:
     content = read_params()
     content["adapters"]["$(touch${IFS}seen)"] = content["adapters"]["v3"]
     write_params(content)
@@ -71,14 +71,14 @@ def prepared() -> dict[str, bytes]:
 
 
 @pytest.mark.faults
-def test_of_two_runs_at_once_one_says_so_or_waits(repository: Path) -> None:
+def test_concurrent_runs_wait_or_report_the_lock(repository: Path) -> None:
     stage("check_inputs")
     stage("prepare_data")
     right = prepared()
-    runs = [begin("prepare_data") for _ in range(2)]
-    said = [run.communicate()[1] for run in runs]
-    assert any(run.returncode == 0 for run in runs), said
-    for run, errors in zip(runs, said, strict=True):
+    runs = [start("prepare_data") for _ in range(2)]
+    messages = [run.communicate()[1] for run in runs]
+    assert any(run.returncode == 0 for run in runs), messages
+    for run, errors in zip(runs, messages, strict=True):
         assert run.returncode == 0 or "lock" in errors
         assert "Traceback" not in errors
     assert "'prepare_data' didn't change" in repro("prepare_data").stdout
@@ -86,7 +86,7 @@ def test_of_two_runs_at_once_one_says_so_or_waits(repository: Path) -> None:
 
 
 @pytest.mark.faults
-def test_a_run_killed_again_and_again_leaves_nothing_half_done(repository: Path) -> None:
+def test_killed_runs_leave_no_partial_output(repository: Path) -> None:
     stage("check_inputs")
     stage("prepare_data")
     right = prepared()
@@ -96,7 +96,7 @@ def test_a_run_killed_again_and_again_leaves_nothing_half_done(repository: Path)
     for moment in range(8):
         Path("dvc.lock").unlink(missing_ok=True)
         shutil.rmtree(".dvc/cache/runs", ignore_errors=True)  # or there is nothing left to do
-        run = begin("prepare_data")
+        run = start("prepare_data")
         time.sleep(seconds * (moment + 0.5) / 8)
         os.killpg(run.pid, signal.SIGKILL)
         run.communicate()
