@@ -1,4 +1,10 @@
-"""The mathematics of the memory, on plain tensors, each rule beside its slow reference."""
+"""The memory as functions of plain tensors, each tested against the loop in `reference`.
+
+- `compressive`: Infini-attention's memory, by segments; `attention` has the whole layer.
+- `window`: sliding-window attention with sinks; behind it `associative`, a matrix per head, and
+  `retained`, key-value pairs that stay exact, which a policy of `eviction` selects.
+- `recurrent`, `stream`: memories written token by token.
+"""
 
 from infini.memory.attention import InfiniAttention
 from infini.memory.compressive import MemoryState, compressive_memory

@@ -1,14 +1,14 @@
-"""A memory beside a base's attention: its own heads' keys and values, written as they leave.
+"""Associative memory behind a window: a matrix per key-value head, written as tokens leave.
 
-M (D, V) a key-value head. k̂ and q̂ are the base's own, mapped a head and of length 1. Written, in
-float32, by one of
+M is (D, V). k̂ and q̂ are the base's own keys and queries, mapped per head and L2-normalised. A
+token that leaves the window is written, in float32, by one of
 
-    linear:       M ← M + β k̂ᵀ v
-    delta:        M ← M + β k̂ᵀ (v - k̂ M)
+    linear:       M ← M + β k̂ᵀ v                   (arXiv 2006.16236)
+    delta:        M ← M + β k̂ᵀ (v - k̂ M)           (arXiv 2406.06484)
     gated_delta:  M ← γ M, then as delta            (arXiv 2412.06464)
 
-and read as g · (q̂ M) · output map. Strength β, gate g and decay γ are functions of the token's
-own k (β, γ) and q (g), so nothing but k and v is kept of a token that is not written yet.
+and read as g · (q̂ M) · output map. Write strength β and decay γ are functions of the token's own
+k, the read gate g of its q, so that only k and v are held of a token that is not written yet.
 """
 
 import torch
@@ -19,65 +19,87 @@ from infini.choices import MemoryMode, Update, WindowUpdate
 from infini.memory.packing import swap_halves
 from infini.memory.stream import Stream, stream_memory
 
-KEPT = 6.0  # where the decay starts: γ = σ(6), half is left after 280 tokens
+DECAY_INIT = 6.0  # logit at the start: γ = σ(6), half is left after 280 tokens
 
 
-class Sigmoid(nn.Module):
-    """A number between 0 and 1 a head and token, the same for all tokens at first."""
+class TokenGate(nn.Module):
+    """Gate in (0, 1) per head and token, a linear function of the token; constant at the start.
 
-    def __init__(self, heads: int, width: int, start: float):
+    Args:
+        heads: Heads, H.
+        width: Width of a head, D.
+        init: Logit at the start.
+    """
+
+    gate_parameters = ("bias",)  # trained at the gate learning rate
+
+    def __init__(self, heads: int, width: int, init: float):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(heads, width))
-        self.bias = nn.Parameter(torch.full((heads,), start))
+        self.bias = nn.Parameter(torch.full((heads,), init))
 
     def logits(self, x: Tensor) -> Tensor:
-        """(B, H, T), of (B, H, T, D) float32, whatever their length."""
+        """Compute the gate's logits: (B, H, T, D) float32 → (B, H, T).
+
+        The length of a token's vector does not matter.
+        """
         x = F.normalize(x, dim=-1) * x.shape[-1] ** 0.5
         return torch.einsum("bhtd,hd->bht", x, self.weight.float()) + self.bias.float()[:, None]
 
 
 class AssociativeMemory(nn.Module):
-    """The parameters of a layer's memory, and its reads; untrained it adds nothing.
+    """Associative memory of a layer; untrained, its output is zero.
 
-    heads, kv_heads: H and G; widths: of keys and of values, D and V.
+    Args:
+        heads: Query heads, H.
+        kv_heads: Key-value heads, G.
+        widths: Key and value width, D and V.
+        update: Write rule.
     """
 
-    use: MemoryMode = "own"  # see `infini.model.forward`
+    mode: MemoryMode = "own"
+    """Whose memory is read: the sample's "own", another sample's ("swapped"), or none ("off")"""
 
     def __init__(self, heads: int, kv_heads: int, widths: tuple[int, int], update: WindowUpdate):
         super().__init__()
-        keys, values = widths
+        key_width, value_width = widths
         self.update: Update = "linear" if update == "linear" else "delta"
-        self.q_map = nn.Parameter(torch.eye(keys).repeat(heads, 1, 1))
-        self.k_map = nn.Parameter(torch.eye(keys).repeat(kv_heads, 1, 1))
-        self.out_map = nn.Parameter(torch.zeros(heads, values, values))
-        self.strength = Sigmoid(kv_heads, keys, 0.0)
-        self.gate = Sigmoid(heads, keys, 0.0)
-        self.decay = Sigmoid(kv_heads, keys, KEPT) if update == "gated_delta" else None
+        self.q_map = nn.Parameter(torch.eye(key_width).repeat(heads, 1, 1))
+        self.k_map = nn.Parameter(torch.eye(key_width).repeat(kv_heads, 1, 1))
+        self.out_map = nn.Parameter(torch.zeros(heads, value_width, value_width))
+        self.beta = TokenGate(kv_heads, key_width, 0.0)
+        self.gate = TokenGate(heads, key_width, 0.0)
+        gated = update == "gated_delta"
+        self.decay = TokenGate(kv_heads, key_width, DECAY_INIT) if gated else None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, matrix: Tensor, written: Tensor | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, matrix: Tensor, write_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Query i reads `matrix`, (B, G, D, V), with the first i of k and v written to it.
+        """Read the memory with every query, then write a token: query i reads the first i writes.
 
-        q: (B, H, T, D), k and v: (B, G, T, ·), all without positions; written: (B, T), False for
-        tokens that are not to be; None: all are. Returns (B, H, T, V) in float32, and the matrix
-        after all T.
+        Args:
+            q: Queries without positions, (B, H, T, D).
+            k: Keys without positions of the tokens to write, (B, G, T, D).
+            v: Their values, (B, G, T, V).
+            matrix: Memory before the call, (B, G, D, V), float32.
+            write_mask: (B, T), False for tokens that are not written; None: all are.
+
+        Returns:
+            The output, (B, H, T, V), float32, and the memory after all T writes.
         """
         with torch.autocast(q.device.type, enabled=False):
             q, k, v = q.float(), k.float(), v.float()
-            beta = self.strength.logits(k).sigmoid()  # (B, G, T)
+            beta = self.beta.logits(k).sigmoid()  # (B, G, T)
             decay = None if self.decay is None else F.logsigmoid(self.decay.logits(k))
-            if written is not None:
-                real = written[:, None].to(k.device)  # (B, 1, T)
-                beta = beta.where(real, 0)
-                decay = None if decay is None else decay.where(real, 0)
-            key = F.normalize(k @ self.k_map.float(), dim=-1)
-            query = F.normalize(q @ self.q_map.float(), dim=-1)
-            if self.use == "swapped":
-                query = swap_halves(query)
-            read, matrix = stream_memory(query, Stream(key, v, beta, decay), matrix, self.update)
-            if self.use == "swapped":
-                read = swap_halves(read)
+            mapped_k = F.normalize(k @ self.k_map.float(), dim=-1)
+            mapped_q = F.normalize(q @ self.q_map.float(), dim=-1)
+            writes = Stream(mapped_k, v, beta, decay)
+            if write_mask is not None:
+                writes = writes.masked(write_mask)
+            if self.mode == "swapped":
+                mapped_q = swap_halves(mapped_q)
+            reads, matrix = stream_memory(mapped_q, writes, matrix, self.update)
+            if self.mode == "swapped":
+                reads = swap_halves(reads)
             gate = self.gate.logits(q).sigmoid()[..., None]  # (B, H, T, 1)
-            return gate * (read @ self.out_map.float()), matrix
+            return gate * (reads @ self.out_map.float()), matrix

@@ -1,7 +1,7 @@
 """InfiniAttention: local attention within a segment, a compressive memory across segments.
 
-arXiv 2404.07143, equations 3-6. One gate a head mixes the two; while the memory is
-empty the local output passes undiluted.
+arXiv 2404.07143, equations 3-6. One gate per head mixes the two; while the memory is empty, the
+output is the local attention's alone.
 """
 
 from dataclasses import dataclass
@@ -20,33 +20,39 @@ from infini.choices import (
     check_integer,
 )
 from infini.errors import InputError
-from infini.memory.compressive import MemoryState, Rule, attend
+from infini.memory.compressive import MemorySpec, MemoryState, attend
 from infini.memory.local import (
     Rotary,
     RotaryEmbedding,
     alibi_slopes,
+    apply_rotary,
     linear_attention,
-    rotate,
     softmax_attention,
 )
 from infini.memory.packing import Packing
 
 
 @dataclass(frozen=True)
-class Heads:
-    """What a base's attention may have otherwise; None: as in the comment.
+class HeadConfig:
+    """Heads and projections of an `InfiniAttention`, as a base's attention has them.
 
-    InputError for what is no size, no finite number, or neither True nor False.
+    Raises:
+        InputError: A size below 1, no finite number, or neither True nor False.
     """
 
-    # key-value heads, each shared by num_heads / num_kv_heads query heads side by side; num_heads
     num_kv_heads: int | None = None
-    head_dim: int | None = None  # width of a head; hidden_size / num_heads
-    qkv_bias: bool = True  # of the projections of queries, keys and values
-    out_bias: bool = True  # of the output's projection
-    scale: float | None = None  # of the softmax's scores; 1/√head_dim
-    # for position="rope", of the local attention's queries and keys alone; a `RotaryEmbedding`
+    """Key-value heads, each shared by num_heads / num_kv_heads query heads side by side; None:
+    num_heads"""
+    head_dim: int | None = None
+    """Width of a head; None: hidden_size / num_heads"""
+    qkv_bias: bool = True
+    """Whether the projections of queries, keys and values have a bias"""
+    out_bias: bool = True
+    """Whether the output projection has a bias"""
+    scale: float | None = None
+    """Factor of the softmax's scores; None: 1/√head_dim"""
     rotary: Rotary | None = None
+    """Rotary embedding of local queries and keys, for position="rope"; None: `RotaryEmbedding`"""
 
     def __post_init__(self) -> None:
         for name in ("num_kv_heads", "head_dim"):
@@ -59,19 +65,30 @@ class Heads:
 
 
 class InfiniAttention(nn.Module):
-    """Self-attention whose keys and values outlive their segment in a constant-size memory.
+    """Self-attention within segments, with a compressive memory of constant size across them.
 
-    arXiv 2404.07143, equations 3-6. hidden_size: width of what comes in and goes out; num_heads:
-    query heads, each with a gate; segment_length: tokens; update: how the memory is written,
-    "delta" or "linear"; local: attention within a segment, "softmax" or "linear"; position: of
-    that alone, "none", "alibi" or "rope"; heads: where a base's attention differs from the usual,
-    `infini.memory.attention.Heads`. InputError: a choice that is none of these, a size below 1,
-    num_heads does not divide hidden_size, the key-value heads do not divide num_heads, or an odd
-    head width with "rope".
+    arXiv 2404.07143, equations 3-6.
+
+    Args:
+        hidden_size: Width of input and output.
+        num_heads: Query heads, each with a gate.
+        segment_length: Tokens.
+        update: Write rule of the memory, "delta" or "linear".
+        local: Attention within a segment, "softmax" or "linear".
+        position: Positions of the local attention, "none", "alibi" or "rope"; the memory has none.
+        heads: Heads and projections, where they differ from the default.
+
+    Raises:
+        InputError: An unknown choice, a size below 1, num_heads that does not divide hidden_size,
+            key-value heads that do not divide num_heads, or an odd head width with "rope".
+
+    Example:
+        >>> attention = InfiniAttention(hidden_size=512, num_heads=8, segment_length=256)
+        >>> out, state = attention(torch.randn(1, 1000, 512))
     """
 
-    use: MemoryMode = "own"
-    """Whose memory is read: the sample's "own", another's ("swapped"), or none ("off")."""
+    mode: MemoryMode = "own"
+    """Whose memory is read: the sample's "own", another sample's ("swapped"), or none ("off")"""
     gate_parameters = ("beta",)  # trained at the gate learning rate
 
     def __init__(
@@ -83,7 +100,7 @@ class InfiniAttention(nn.Module):
         local: LocalKind = "softmax",
         position: Position = "none",
         *,
-        heads: Heads | None = None,
+        heads: HeadConfig | None = None,
     ):
         super().__init__()
         check_integer("hidden_size", hidden_size, 1)
@@ -92,19 +109,19 @@ class InfiniAttention(nn.Module):
         check_choice("update", update, Update)
         check_choice("local", local, LocalKind)
         check_choice("position", position, Position)
-        heads = heads or Heads()
+        heads = heads or HeadConfig()
         if heads.head_dim is None and hidden_size % num_heads:
             raise InputError(
-                f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}"
+                f"hidden_size must be a multiple of num_heads {num_heads}, got {hidden_size}"
             )
         num_kv_heads = heads.num_kv_heads or num_heads
         if num_heads % num_kv_heads:
             raise InputError(
-                f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}"
+                f"num_heads must be a multiple of num_kv_heads {num_kv_heads}, got {num_heads}"
             )
         self.head_dim = heads.head_dim or hidden_size // num_heads
         if position == "rope" and heads.rotary is None and self.head_dim % 2:
-            raise InputError(f'head_dim: position="rope" needs an even one, got {self.head_dim}')
+            raise InputError(f'head_dim must be even with position="rope", got {self.head_dim}')
         self.num_heads = num_heads
         self.segment_length = segment_length
         self.update: Update = update
@@ -127,17 +144,27 @@ class InfiniAttention(nn.Module):
         state: MemoryState | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, MemoryState]:
-        """hidden_states: (B, T, hidden_size), any T; attention_mask: (B, T), zero on padding.
+        """Attend, and write complete segments to the memory.
 
-        Padding, on either side, is neither read from nor written, and takes no position.
-        state: after the tokens before; None: there are none. Returns (B, T, hidden_size) and the
-        state after the last token; feeding a document in any chunks, the state passed on, gives
-        what feeding it whole gives. InputError: other shapes, or a state of other sizes.
+        Reading a document in any chunks, the state passed on, gives the same result as reading it
+        whole.
+
+        Args:
+            hidden_states: (B, T, hidden_size), any T.
+            state: State after the tokens before; None: there are none.
+            attention_mask: (B, T), zero on padding, on either side, which is neither read from nor
+                written and takes no position.
+
+        Returns:
+            The output, (B, T, hidden_size), and the state after the last token.
+
+        Raises:
+            InputError: Other shapes, or a state of other sizes.
         """
         width = self.q_proj.in_features
         if hidden_states.ndim != 3 or hidden_states.shape[2] != width:
             shape = tuple(hidden_states.shape)
-            raise InputError(f"hidden_states: (batch, tokens, {width}) is needed, got {shape}")
+            raise InputError(f"hidden_states must be (batch, tokens, {width}), got {shape}")
         packing = Packing.of(hidden_states.shape[0], hidden_states.shape[1], attention_mask)
         out, state = self.advance(packing.pack(hidden_states, 1), packing.lengths, state)
         return packing.unpack(out, 1), state
@@ -149,36 +176,42 @@ class InfiniAttention(nn.Module):
         state: MemoryState | None,
         segment_length: int | None = None,
     ) -> tuple[Tensor, MemoryState]:
-        """`forward` on samples of `lengths` tokens, (B,) int64 on the CPU, padding behind them.
+        """Attend as `forward` does, with padding at the end.
 
-        hidden_states: (B, T, hidden_size); state: as for `forward`; segment_length: instead of the
-        layer's own, for a run that starts without a state.
+        Args:
+            hidden_states: (B, T, hidden_size).
+            lengths: Number of real tokens: (B,) int64, on the CPU.
+            state: As in `forward`.
+            segment_length: Instead of the layer's own, for a run that starts without a state.
+
+        Returns:
+            As in `forward`.
         """
         q = self.q_norm(self._by_head(self.q_proj(hidden_states))).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(self._by_head(self.k_proj(hidden_states))).transpose(1, 2)  # (B, G, T, D)
         v = self._by_head(self.v_proj(hidden_states)).transpose(1, 2)  # (B, G, T, D)
-        rule = Rule(
+        spec = MemorySpec(
             segment_length or self.segment_length,
             self.update,
             self._local,
             torch.sigmoid(self.beta),
-            self.use,
+            self.mode,
         )
-        out, state = attend(q, k, v, lengths, rule, state)  # (B, H, T, D)
+        out, state = attend(q, k, v, lengths, spec, state)  # (B, H, T, D)
         return self.o_proj(out.transpose(1, 2).flatten(2)), state
 
     def _by_head(self, x: Tensor) -> Tensor:
         """(B, T, H·D) → (B, T, H, D)."""
         return x.unflatten(-1, (-1, self.head_dim))
 
-    def _local(self, q: Tensor, k: Tensor, v: Tensor, at: Tensor | None) -> Tensor:
-        """Attention within segments: (N, H, t, D), see `infini.memory.local`."""
+    def _local(self, q: Tensor, k: Tensor, v: Tensor, slots: Tensor | None) -> Tensor:
+        """Attend within segments: (N, H, t, D), see `infini.memory.local`."""
         slopes = alibi_slopes(self.num_heads) if self.position == "alibi" else None
         if self.position == "rope":
-            slots = torch.arange(k.shape[2], device=k.device)[None]
-            like = k.to(self.beta.dtype)  # of angles: under autocast products alone are rounded
-            k = rotate(k, *self.rotary(like, slots))
-            q = rotate(q, *self.rotary(like, slots if at is None else at))
+            key_slots = torch.arange(k.shape[2], device=k.device)[None]
+            like = k.to(self.beta.dtype)  # type of the angles: autocast rounds products alone
+            k = apply_rotary(k, *self.rotary(like, key_slots))
+            q = apply_rotary(q, *self.rotary(like, key_slots if slots is None else slots))
         if self.local == "linear":
-            return linear_attention(q, k, v, at, slopes)
-        return softmax_attention(q, k, v, at, self.scale, slopes)
+            return linear_attention(q, k, v, slots, slopes)
+        return softmax_attention(q, k, v, slots, self.scale, slopes)

@@ -1,4 +1,4 @@
-"""Batches of unequal texts: padding moved to the end, tokens dealt out at segment boundaries."""
+"""Batches of unequal lengths: padding moved to the end, tokens cut at segment boundaries."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,24 +12,29 @@ from infini.errors import InputError
 
 @dataclass(frozen=True)
 class Part:
-    """Some consecutive tokens of every sample of a batch."""
+    """Consecutive tokens of every sample of a batch."""
 
-    starts: Tensor  # (B,) int64, on the CPU
-    counts: Tensor  # (B,) int64, on the CPU; zero where a sample has no token in this part
+    starts: Tensor
+    """First token of each sample: (B,) int64, on the CPU"""
+    counts: Tensor
+    """Number of tokens, zero where a sample has none in this part: (B,) int64, on the CPU"""
 
     @property
     def width(self) -> int:
-        """Tokens of the sample that has the most."""
+        """Number of tokens of the sample that has the most."""
         return int(self.counts.max())
 
     @property
-    def even(self) -> bool:
-        """Every sample has the same tokens in it."""
+    def is_uniform(self) -> bool:
+        """Whether all samples have the same tokens in it."""
         return bool((self.starts == self.starts[0]).all() and (self.counts == self.counts[0]).all())
 
     def take(self, x: Tensor, axis: int) -> Tensor:
-        """This part's tokens; (B, …, T, …) → (B, …, width, …), samples with fewer padded."""
-        if self.even:
+        """Take this part's tokens: (B, …, T, …) → (B, …, width, …), T at `axis`.
+
+        Samples with fewer tokens are padded with any values.
+        """
+        if self.is_uniform:
             start = int(self.starts[0])
             return x if self.width == x.shape[axis] else x.narrow(axis, start, self.width)
         index = self.starts[:, None] + torch.arange(self.width)  # (B, width)
@@ -37,16 +42,16 @@ class Part:
 
 
 def gather(x: Tensor, index: Tensor, axis: int) -> Tensor:
-    """x[b, …, index[b, i], …] for (B, n) indices along `axis`."""
-    return torch.take_along_dim(x, _along(index, x.ndim, axis), axis)
+    """Return x[b, …, index[b, i], …] for (B, n) indices along `axis`."""
+    return torch.take_along_dim(x, _view_along(index, x.ndim, axis), axis)
 
 
 def swap_halves(x: Tensor) -> Tensor:
-    """(B, …) with the first and the second half of the samples in each other's place; B even."""
+    """Swap the first and the second half of the samples; x: (B, …), B even."""
     return x.roll(len(x) // 2, 0)
 
 
-def _along(index: Tensor, dims: int, axis: int) -> Tensor:
+def _view_along(index: Tensor, dims: int, axis: int) -> Tensor:
     """(B, n) → (B, 1, …, n, …, 1) of `dims` axes, a view."""
     shape = [1] * dims
     shape[0], shape[axis] = index.shape
@@ -54,97 +59,123 @@ def _along(index: Tensor, dims: int, axis: int) -> Tensor:
 
 
 class Parts(NamedTuple):
-    """A batch's tokens, cut at its samples' segment boundaries; any part may be empty."""
+    """Tokens of a batch, cut at its samples' segment boundaries; any part may be empty."""
 
-    begun: Part  # to the end of the segment begun
-    whole: Part  # whole segments
-    rest: Part  # the start of the next segment
+    head: Part
+    """Tokens up to the end of the pending segment"""
+    body: Part
+    """Whole segments"""
+    tail: Part
+    """The start of the next segment"""
 
     @property
-    def used(self) -> list[Part]:
-        """Those that have tokens, in order."""
+    def nonempty(self) -> list[Part]:
+        """Parts that have tokens, in order."""
         return [part for part in self if part.width]
 
 
 def split(pending: Tensor, lengths: Tensor, segment_length: int) -> Parts:
-    """Cut `lengths` new tokens where `pending` tokens of a segment are there already.
+    """Cut new tokens at segment boundaries.
 
-    Both: (B,) int64 on the CPU.
+    Args:
+        pending: Number of tokens that the current segment has already, (B,) int64, on the CPU.
+        lengths: Number of new tokens, (B,) int64, on the CPU.
+        segment_length: Tokens.
     """
     head = torch.minimum((-pending) % segment_length, lengths)
-    whole = (lengths - head) // segment_length * segment_length
+    body = (lengths - head) // segment_length * segment_length
     return Parts(
         Part(torch.zeros_like(head), head),
-        Part(head, whole),
-        Part(head + whole, lengths - head - whole),
+        Part(head, body),
+        Part(head + body, lengths - head - body),
     )
 
 
-def drive(
+def run_parts(
     parts: Parts,
     tokens: int,
     axis: int,
     *,
-    begun: Callable[[Part], Tensor],
-    whole: Callable[[Part], Tensor],
+    run_partial: Callable[[Part], Tensor],
+    run_segments: Callable[[Part], Tensor],
 ) -> Tensor | None:
-    """Run the parts that have tokens, in order, and join the results along `axis`.
+    """Run the parts that have tokens, in order, and join the results.
 
-    whole: run on the whole segments, begun: on the parts of a segment; of (B, …, part.width, …).
-    Returns (B, …, T, …), T being `tokens`, zero where a sample has none; None if none has any.
+    Args:
+        parts: Parts of the batch.
+        tokens: T.
+        axis: Axis of the tokens in the results.
+        run_partial: Computes head and tail, parts of one segment: returns (B, …, width, …).
+        run_segments: Computes the body, whole segments: likewise.
+
+    Returns:
+        (B, …, T, …), zero where a sample has no token; None if no part has tokens.
     """
-    steps = ((parts.begun, begun), (parts.whole, whole), (parts.rest, begun))
-    done = [(part, step(part)) for part, step in steps if part.width]
-    return join(done, tokens, axis) if done else None
+    steps = ((parts.head, run_partial), (parts.body, run_segments), (parts.tail, run_partial))
+    results = [(part, run(part)) for part, run in steps if part.width]
+    return join(results, tokens, axis) if results else None
 
 
 def join(parts: list[tuple[Part, Tensor]], tokens: int, axis: int) -> Tensor:
-    """The inverse of `take`: (B, …, T, …), zero where a sample has no token."""
-    if len(parts) == 1 and parts[0][0].even and parts[0][0].width == tokens:
+    """Join the results of parts, the inverse of `Part.take`.
+
+    Returns:
+        (B, …, T, …), T being `tokens`, at `axis`; zero where a sample has no token.
+    """
+    if len(parts) == 1 and parts[0][0].is_uniform and parts[0][0].width == tokens:
         return parts[0][1]
     columns = torch.cat([x for _, x in parts], axis)
-    if all(part.even for part, _ in parts):
+    if all(part.is_uniform for part, _ in parts):
         missing = tokens - columns.shape[axis]
         return torch.nn.functional.pad(columns, (0, 0) * (columns.ndim - 1 - axis) + (0, missing))
-    at, offset = torch.arange(tokens), 0
-    index = torch.full(
-        (1, tokens), -1
-    )  # a token's place in `columns`: (B, T), -1 where it has none
+    token, offset = torch.arange(tokens), 0
+    index = torch.full((1, tokens), -1)  # column of each token: (B, T), -1 where there is none
     for part, x in parts:
-        inside = at - part.starts[:, None]  # (B, T)
-        mine = (inside >= 0) & (inside < part.counts[:, None])
-        index = torch.where(mine, inside + offset, index)
+        in_part = token - part.starts[:, None]  # (B, T)
+        belongs = (in_part >= 0) & (in_part < part.counts[:, None])
+        index = torch.where(belongs, in_part + offset, index)
         offset += x.shape[axis]
     index = index.to(columns.device)
-    real = _along(index >= 0, columns.ndim, axis)
-    return gather(columns, index.clamp_min(0), axis).where(real, 0)
+    valid = _view_along(index >= 0, columns.ndim, axis)
+    return gather(columns, index.clamp_min(0), axis).where(valid, 0)
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where every sample's real tokens are: moves padding behind them, and back."""
+    """Order of a batch's tokens with padding at the end, and back."""
 
-    lengths: Tensor  # real tokens: (B,) int64, on the CPU
-    order: Tensor | None  # (B, T): real tokens first; None where they already are
+    lengths: Tensor
+    """Number of real tokens: (B,) int64, on the CPU"""
+    order: Tensor | None
+    """Indices of the tokens, real ones first: (B, T); None where they are so already"""
 
     @classmethod
     def of(cls, batch: int, tokens: int, mask: Tensor | None) -> "Packing":
-        """From a (B, T) mask, zero or False on padding; None: no padding. InputError: its size."""
+        """Return the packing of a batch.
+
+        Args:
+            batch: B.
+            tokens: T.
+            mask: (B, T), zero or False on padding; None: no padding.
+
+        Raises:
+            InputError: The mask has another shape.
+        """
         if mask is not None and mask.shape != (batch, tokens):
             raise InputError(
-                f"mask: ({batch}, {tokens}), samples and tokens, is needed, got {tuple(mask.shape)}"
+                f"mask must be ({batch}, {tokens}), samples and tokens, got {tuple(mask.shape)}"
             )
         if mask is None or bool((mask != 0).all()):
             return cls(torch.full((batch,), tokens), None)
         real = mask != 0
-        sorted_already = bool((real[:, :-1] >= real[:, 1:]).all())
-        order = None if sorted_already else (~real).to(torch.uint8).argsort(dim=1, stable=True)
+        is_sorted = bool((real[:, :-1] >= real[:, 1:]).all())
+        order = None if is_sorted else (~real).to(torch.uint8).argsort(dim=1, stable=True)
         return cls(real.sum(1).cpu(), order)
 
     def pack(self, x: Tensor, axis: int) -> Tensor:
-        """Every sample's real tokens first; (B, …, T, …), T at `axis`."""
+        """Move every sample's real tokens to the start; x: (B, …, T, …), T at `axis`."""
         return x if self.order is None else gather(x, self.order, axis)
 
     def unpack(self, x: Tensor, axis: int) -> Tensor:
-        """The inverse of `pack`."""
+        """Move tokens back, the inverse of `pack`."""
         return x if self.order is None else gather(x, self.order.argsort(1), axis)

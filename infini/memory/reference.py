@@ -1,7 +1,7 @@
-"""The equations as plain loops, one sample and one token at a time: slow, readable, the judge.
+"""Reference implementations: the equations as loops over tokens, for one head of one sample.
 
-Every fast function of the package is tested against the one of these that it stands for.
-Autograd through them gives the reference gradients. Use float64.
+Every fast function of the package is tested against one of these, in values and, by autograd, in
+gradients. Use float64.
 """
 
 import torch
@@ -12,32 +12,42 @@ from infini.choices import LocalKind, Update
 
 
 def sigma(x: Tensor) -> Tensor:
-    """σ(x) = ELU(x) + 1."""
+    """Compute σ(x) = ELU(x) + 1."""
     return F.elu(x) + 1
 
 
 def memory_loop(
     q: Tensor, k: Tensor, v: Tensor, segment_length: int, update: Update
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """arXiv 2404.07143, equations 3-5, for one head of one sample.
+    """Compute `compressive_memory`: arXiv 2404.07143, equations 3-5.
 
-    q, k: (T, D), v: (T, V). Returns the reads (T, V), M (D, V) and z (D,).
+    Args:
+        q: (T, D).
+        k: (T, D).
+        v: (T, V).
+        segment_length: Tokens.
+        update: Write rule.
+
+    Returns:
+        The reads, (T, V), M, (D, V), and z, (D,).
     """
     matrix, normalizer = q.new_zeros(q.shape[1], v.shape[1]), q.new_zeros(q.shape[1])
     reads = []
     for start in range(0, len(q), segment_length):
         segment = range(start, min(start + segment_length, len(q)))
         for t in segment:
-            known = sigma(q[t]) @ normalizer
-            reads.append(sigma(q[t]) @ matrix / known if known > 0 else torch.zeros_like(v[t]))
+            denominator = sigma(q[t]) @ normalizer
+            is_written = denominator > 0
+            read = sigma(q[t]) @ matrix / denominator if is_written else torch.zeros_like(v[t])
+            reads.append(read)
         if len(segment) < segment_length:
             break  # incomplete: not written yet
         new_matrix, new_normalizer = matrix, normalizer
         for t in segment:
-            known = sigma(k[t]) @ normalizer
+            denominator = sigma(k[t]) @ normalizer
             value = v[t]
-            if update == "delta" and known > 0:
-                value = value - sigma(k[t]) @ matrix / known
+            if update == "delta" and denominator > 0:
+                value = value - sigma(k[t]) @ matrix / denominator
             new_matrix = new_matrix + torch.outer(sigma(k[t]), value)
             new_normalizer = new_normalizer + sigma(k[t])
         matrix, normalizer = new_matrix, new_normalizer
@@ -47,11 +57,19 @@ def memory_loop(
 def recurrent_loop(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, delay: int, update: Update
 ) -> tuple[Tensor, Tensor]:
-    """Token t reads the memory as it is after token t - delay, for one head of one sample.
+    """Compute `recurrent_memory`: arXiv 2406.06484 (delta), with decays arXiv 2412.06464.
 
-    The delta rule is that of arXiv 2406.06484, with decays arXiv 2412.06464. q, k: (T, D),
-    v: (T, V), beta and decay (logarithms): (T,). Returns the reads (T, V), and the memory (D, V)
-    as token T would read it.
+    Args:
+        q: (T, D).
+        k: (T, D).
+        v: (T, V).
+        beta: Write strengths, (T,).
+        decay: Log decays, (T,).
+        delay: Tokens.
+        update: Write rule.
+
+    Returns:
+        The reads, (T, V), and the memory as token T would read it, (D, V).
     """
     matrix = q.new_zeros(q.shape[1], v.shape[1])
     memories = [matrix] * delay  # entry t is what token t reads
@@ -73,9 +91,16 @@ def local_loop(
     slope: float,
     scale: float,
 ) -> Tensor:
-    """Causal attention within segments, for one head of one sample.
+    """Compute causal attention within segments, (T, V).
 
-    q, k: (T, D), v: (T, V), with whatever rotation belongs to them; slope: ALiBi's, or 0.
+    Args:
+        q: (T, D), with its rotation.
+        k: (T, D), with its rotation.
+        v: (T, V).
+        segment_length: Tokens.
+        kind: "softmax" or "linear".
+        slope: ALiBi's, or 0.
+        scale: Of the softmax's scores.
     """
     out = []
     for t in range(len(q)):
@@ -92,7 +117,7 @@ def local_loop(
 
 
 def rotary_loop(x: Tensor, segment_length: int, theta: float = 10_000.0) -> Tensor:
-    """Rotary positions that restart in every segment: (T, D), dimension i paired with i + D/2."""
+    """Apply rotary positions that restart in every segment: (T, D), i paired with i + D/2."""
     half = x.shape[1] // 2
     out = []
     for t in range(len(x)):

@@ -47,7 +47,8 @@ class RetainedPairs(nn.Module):
         policy: Selects the pairs; None: `decayed_attention`.
     """
 
-    use: MemoryMode = "own"  # see `infini.model.forward`
+    mode: MemoryMode = "own"
+    """Whose pairs are read: the sample's "own", another sample's ("swapped"), or none ("off")"""
     gate_parameters = ("bias",)  # trained at the gate learning rate
 
     def __init__(
@@ -193,9 +194,9 @@ def _attend(
     indices, valid = selection.indices[:, :, :-1], selection.valid[:, :, :-1]  # (B, G, N, K)
     retained_keys, retained_values = _gather(rotated_keys, indices), _gather(values, indices)
     retained_bias = key_bias.gather(2, indices.flatten(2)).view(indices.shape)  # (B, G, N, K)
-    if retained.use == "off":
+    if retained.mode == "off":
         valid = torch.zeros_like(valid)
-    elif retained.use == "swapped":
+    elif retained.mode == "swapped":
         own = retained_keys, retained_values, retained_bias, valid
         retained_keys, retained_values, retained_bias, valid = map(swap_halves, own)
     # A score is q·k of window and retained pairs, or of the sinks: each beside zeros of the other.

@@ -1,4 +1,4 @@
-"""What is written between segments, by either rule, and the backward pass.
+"""Writes of a block of segments, by either rule, and the backward pass.
 
 arXiv 2404.07143, equations 4 (linear) and 5 (delta), for n consecutive segments. With the write
 W_s = σ(K)ᵀ[V | 1 | 0] of segment s, the memory [M | z | 0] becomes
@@ -22,9 +22,15 @@ from infini.memory.features import EPSILON
 def write_block(
     memories: Tensor, keys: Tensor, writes: Tensor, update: Update, value_width: int
 ) -> None:
-    """Fill in the memory after each of n segments: (n + 1, B, G, D, C), its first given.
+    """Write n segments to the memory, in order.
 
-    keys: σ(K), (n, B, G, Lk, D); writes: W, (n, B, G, D, C).
+    Args:
+        memories: Memory before the first segment, then that after each, which is filled in:
+            (n + 1, B, G, D, C).
+        keys: σ(K), (n, B, G, Lk, D).
+        writes: W, (n, B, G, D, C).
+        update: Write rule.
+        value_width: V.
     """
     if update == "linear":
         torch.add(_running_sum(writes), memories[0], out=memories[1:])
@@ -42,66 +48,75 @@ def write_block_backward(
     memories: Tensor,
     keys: Tensor,
     d_memories: Tensor,
-    carry: Tensor,
+    d_current: Tensor,
     update: Update,
     value_width: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """∂ of the writes, (n, B, G, D, C), and ∂ of σ(K) by what the delta rule erases.
+    """Compute the gradients of `write_block`.
 
-    memories: those before the segments, (n, B, G, D, C); keys: σ(K); d_memories: what the reads
-    ask of these memories; carry: ∂ of the memory after the last segment, (B, G, D, C), turned in
-    place into ∂ of the memory before the first.
+    Args:
+        memories: Memories before the segments, (n, B, G, D, C).
+        keys: σ(K), (n, B, G, Lk, D).
+        d_memories: Gradients of these memories by the reads.
+        d_current: Gradient of the memory after the last segment, (B, G, D, C); in place it becomes
+            that of the memory before the first.
+        update: Write rule.
+        value_width: V.
+
+    Returns:
+        The gradients of the writes, (n, B, G, D, C), and of σ(K) by what the delta rule erases,
+        (n, B, G, Lk, D), or None.
     """
     if update == "delta":
-        return _delta_backward(memories, keys, d_memories, carry, value_width)
-    d_writes = _later_sum(d_memories) + carry
-    torch.add(d_writes[0], d_memories[0], out=carry)
+        return _delta_backward(memories, keys, d_memories, d_current, value_width)
+    d_writes = _later_sum(d_memories) + d_current
+    torch.add(d_writes[0], d_memories[0], out=d_current)
     return d_writes, None
 
 
 def _delta_backward(
-    memories: Tensor, keys: Tensor, d_memories: Tensor, carry: Tensor, value_width: int
+    memories: Tensor, keys: Tensor, d_memories: Tensor, d_current: Tensor, value_width: int
 ) -> tuple[Tensor, Tensor]:
-    """`write_block_backward` of the delta rule; ∂σ(K): (n, B, G, Lk, D)."""
+    """`write_block_backward` by the delta rule."""
     erasures, weights = _erasures(keys, memories[..., value_width])
     d_writes = torch.empty_like(d_memories)
     for i in reversed(range(len(memories))):
-        d_writes[i] = carry
-        erased = erasures[i] @ carry  # A is symmetric
+        d_writes[i] = d_current
+        erased = erasures[i] @ d_current  # A is symmetric
         erased[..., value_width:] = 0
-        carry += d_memories[i]
-        carry -= erased
+        d_current += d_memories[i]
+        d_current -= erased
     matrices = memories[..., :value_width]
     d_erasures = d_writes[..., :value_width] @ matrices.mT  # of -A: (n, B, G, D, D)
-    both = keys @ (d_erasures + d_erasures.mT).neg_()  # (n, B, G, Lk, D)
-    # w = 1/σ(K)z, and A is linear in w: ∂w = ½ row sums of σ(K) · `both`.
-    d_known = torch.linalg.vecdot(both, keys)[..., None] * weights.square().mul_(-0.5)
-    d_keys = both.mul_(weights).addcmul_(d_known, memories[..., None, :, value_width])
-    # z before a segment is the sum of all earlier writes: each gets what the later ones ask.
-    d_normalizers = (keys.mT @ d_known)[..., 0]  # (n, B, G, D)
+    products = keys @ (d_erasures + d_erasures.mT).neg_()  # (n, B, G, Lk, D)
+    # w = 1/σ(K)z, and A is linear in w: ∂w = ½ row sums of σ(K) · `products`.
+    d_denominators = torch.linalg.vecdot(products, keys)[..., None] * weights.square().mul_(-0.5)
+    d_keys = products.mul_(weights).addcmul_(d_denominators, memories[..., None, :, value_width])
+    # z before a segment is the sum of all earlier writes: each gets the later ones' gradients.
+    d_normalizers = (keys.mT @ d_denominators)[..., 0]  # (n, B, G, D)
     d_writes[..., value_width] += _later_sum(d_normalizers)
-    carry[..., value_width] += d_normalizers.sum(0)
+    d_current[..., value_width] += d_normalizers.sum(0)
     return d_writes, d_keys
 
 
 def _erasures(keys: Tensor, normalizers: Tensor) -> tuple[Tensor, Tensor]:
-    """The delta rule's A = σ(K)ᵀ diag(w) σ(K), (n, B, G, D, D), and w = 1/σ(K)z, (n, B, G, Lk, 1).
+    """Return A = σ(K)ᵀ diag(w) σ(K), (n, B, G, D, D), and w = 1/σ(K)z, (n, B, G, Lk, 1).
 
     keys: σ(K); normalizers: z before each segment, (n, B, G, D). w is zero while the memory is
     empty: nothing to erase.
     """
-    known = keys @ normalizers[..., None]
-    weights = torch.where(known > 0, 1 / known.clamp_min(EPSILON), 0)
+    denominators = keys @ normalizers[..., None]
+    weights = torch.where(denominators > 0, 1 / denominators.clamp_min(EPSILON), 0)
     return keys.mT @ (keys * weights), weights
 
 
 def _running_sum(x: Tensor) -> Tensor:
-    """Σ of x[j] over j ≤ i, for every i: (n, …)."""
+    """Return Σ of x[j] over j ≤ i, for every i: (n, …)."""
     triangle = x.new_ones(len(x), len(x)).tril()
     return (triangle @ x.flatten(1)).view(x.shape)
 
 
 def _later_sum(x: Tensor) -> Tensor:
-    """Σ of x[j] over j > i, for every i: (n, …)."""
+    """Return Σ of x[j] over j > i, for every i: (n, …)."""
     triangle = x.new_ones(len(x), len(x)).triu(1)
     return (triangle @ x.flatten(1)).view(x.shape)

@@ -55,14 +55,14 @@ def memory_mode(model: PreTrainedModel, mode: MemoryMode) -> Iterator[None]:
         for module in model.modules()
         if isinstance(module, InfiniAttention | AssociativeMemory | RetainedPairs)
     ]
-    before = [memory.use for memory in memories]
+    before = [memory.mode for memory in memories]
     for memory in memories:
-        memory.use = mode
+        memory.mode = mode
     try:
         yield
     finally:
         for memory, earlier in zip(memories, before, strict=True):
-            memory.use = earlier
+            memory.mode = earlier
 
 
 @contextmanager

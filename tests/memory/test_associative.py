@@ -35,7 +35,7 @@ def loop(memory: AssociativeMemory, update: str, q: Tensor, k: Tensor, v: Tensor
                 if update == "gated_delta":
                     M = sigmoid("decay", k[b, g, t], g) * M
                 error = v[b, g, t] if update == "linear" else v[b, g, t] - key @ M
-                M = M + sigmoid("strength", k[b, g, t], g) * torch.outer(key, error)
+                M = M + sigmoid("beta", k[b, g, t], g) * torch.outer(key, error)
     return out
 
 

@@ -97,7 +97,7 @@ class Memory:
             self.M = self.gate("decay", k)[..., None] * self.M
         known = torch.einsum("gd,gdv->gv", key, self.M.expand(len(k), D, D))
         error = v if self.update == "linear" else v - known
-        self.M = self.M + torch.einsum("gd,gv->gdv", self.gate("strength", k) * key, error)
+        self.M = self.M + torch.einsum("gd,gv->gdv", self.gate("beta", k) * key, error)
 
     def read(self, q: Tensor, groups: int) -> Tensor:
         query = unit(torch.einsum("hd,hde->he", q, self.p["q_map"]))

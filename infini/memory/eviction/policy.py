@@ -19,8 +19,8 @@ P = K + W - 1 + C pairs held at the end of a block, D key width, V value width.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Literal, TypeVar, overload
+from functools import cached_property, partial
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -123,17 +123,10 @@ class RetentionPolicy(ABC):
 
 
 PolicyFactory = Callable[[], RetentionPolicy]
-_Class = TypeVar("_Class", bound=type[RetentionPolicy])
 _FACTORIES: dict[str, PolicyFactory] = {}
 
 
-@overload
-def register_policy(name: str) -> Callable[[_Class], _Class]: ...
-@overload
-def register_policy(name: str, factory: PolicyFactory) -> None: ...
-def register_policy(
-    name: str, factory: PolicyFactory | None = None
-) -> Callable[[_Class], _Class] | None:
+def register_policy(name: str, factory: PolicyFactory | None = None) -> Any:
     """Register a retention policy under a name, for `retrofit(policy=name)` and for `load`.
 
     Args:
@@ -142,27 +135,28 @@ def register_policy(
             policy, such as `lambda: MyPolicy(alpha=0.9)`. None: use it as a class decorator.
 
     Returns:
-        The decorator without `factory`, else None.
+        `factory`, or the decorator.
 
     Raises:
         InputError: `name` is registered for another policy already.
+
+    Example:
+        >>> @infini.register_policy("smallest_key_norm")
+        ... class SmallestKeyNorm(infini.RetentionPolicy):
+        ...     def score(self, pairs):
+        ...         return -pairs.keys.norm(dim=-1)
+        >>> infini.retrofit(model, "window", retained=128, policy="smallest_key_norm")
     """
-
-    def register(cls: _Class) -> _Class:
-        _register(name, cls)
-        cls.name = name
-        return cls
-
     if factory is None:
-        return register
-    if isinstance(factory, type):
-        register(factory)
-    else:
-        _register(name, factory)
-    return None
+        return partial(register_policy, name)
+    _register(name, factory)
+    if isinstance(factory, type) and issubclass(factory, RetentionPolicy):
+        factory.name = name
+    return factory
 
 
 def _register(name: str, factory: PolicyFactory) -> None:
+    """Add a factory; InputError if the name is another one's."""
     known = _FACTORIES.get(name)
     # A module that is loaded again, as in a notebook, replaces its own class.
     if known is not None and _qualified_name(known) != _qualified_name(factory):
@@ -171,6 +165,7 @@ def _register(name: str, factory: PolicyFactory) -> None:
 
 
 def _qualified_name(factory: PolicyFactory) -> tuple[str, str]:
+    """Return module and name of a factory."""
     return factory.__module__, factory.__qualname__
 
 

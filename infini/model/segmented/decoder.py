@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from infini.errors import InputError
-from infini.memory.packing import Packing, Part, drive, join, split
+from infini.memory.packing import Packing, Part, join, run_parts, split
 from infini.model.architectures import CACHE
 from infini.model.decoder_base import (
     StatefulDecoder,
@@ -129,20 +129,20 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
             hidden.append([out.last_hidden_state, *(out.get("hidden_states") or ())])
             return out.last_hidden_state
 
-        def whole(part: Part) -> Tensor:
+        def run_segments(part: Part) -> Tensor:
             rows = part.take(inputs, 1)
             return keep(run_decoder(self, rows, part.counts, length, cache.memory, **kwargs))
 
-        def begun(part: Part) -> Tensor:
+        def run_partial(part: Part) -> Tensor:
             return keep(self._begun_segment(part.take(inputs, 1), part.counts, cache, kwargs))
 
-        last = drive(parts, tokens, 1, begun=begun, whole=whole)
+        last = run_parts(parts, tokens, 1, run_partial=run_partial, run_segments=run_segments)
         if last is None:
             raise InputError("attention_mask: no real token in the batch")
         out.last_hidden_state = last
         if len(hidden[0]) > 1:
             out.hidden_states = tuple(
-                join(list(zip(parts.used, column, strict=True)), tokens, 1)
+                join(list(zip(parts.nonempty, column, strict=True)), tokens, 1)
                 for column in list(zip(*hidden, strict=True))[1:]
             )
         return out

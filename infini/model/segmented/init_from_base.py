@@ -1,7 +1,7 @@
-"""Attention of ours that starts as a base's own: its weights, its heads, its positions.
+"""Initialise our attention from a layer of the base: its weights, heads and positions.
 
-Exact within a segment, where the memory is empty; in later segments the gate, nearly
-closed at first, adds what the memory holds.
+Within the first segment, where the memory is empty, the result is the base exactly; in later
+segments the gate, nearly closed at first, mixes in what is read from the memory.
 """
 
 import copy
@@ -12,34 +12,44 @@ from transformers import PreTrainedModel
 
 from infini.choices import Update
 from infini.errors import InputError
-from infini.memory.attention import Heads, InfiniAttention
+from infini.memory.attention import HeadConfig, InfiniAttention
 from infini.model.architectures import base_attention, rotary_of
 
-GATE = -2.0  # β at the start: the memory's share is 12 %; untrained it helps most there
+# Initial β: the memory's share is sigmoid(−2) = 12 %, which is best before any training
+GATE_INIT = -2.0
 
 
 def attention_from_base(
     model: PreTrainedModel, layer: nn.Module, segment_length: int, update: Update
 ) -> InfiniAttention:
-    """What computes the same as `layer`'s attention does within a segment.
+    """Return an attention that equals the layer's own within a segment.
 
-    InputError for an architecture that we do not know, or a window shorter than a segment.
+    Args:
+        model: the base.
+        layer: the decoder layer to initialise from.
+        segment_length: tokens of a segment.
+        update: write rule of the memory.
+
+    Raises:
+        InputError: If the architecture is unknown, or the layer's sliding window is shorter than
+            a segment.
     """
     own = base_attention(model, layer)
     if own.window is not None and own.window < segment_length:
         raise InputError(
-            f"segment_length {segment_length}: longer than the base's sliding window, {own.window}"
+            f"segment_length must be ≤ {own.window} (the base's sliding window), "
+            f"got {segment_length}"
         )
     config, rotary = model.config.get_text_config(), rotary_of(model)
     head_dim = own.weights["q"].shape[0] // config.num_attention_heads
-    ours = InfiniAttention(
+    attention = InfiniAttention(
         config.hidden_size,
         config.num_attention_heads,
         segment_length,
         update,
         "softmax",
         "none" if rotary is None else "rope",
-        heads=Heads(
+        heads=HeadConfig(
             num_kv_heads=own.weights["k"].shape[0] // head_dim,
             head_dim=head_dim,
             qkv_bias=own.biases["q"] is not None,
@@ -49,12 +59,12 @@ def attention_from_base(
         ),
     )
     for name, norm in own.norms.items():
-        setattr(ours, name, copy.deepcopy(norm))
+        setattr(attention, name, copy.deepcopy(norm))
     with torch.no_grad():
         for name, weight in own.weights.items():
-            projection = getattr(ours, f"{name}_proj")
+            projection = getattr(attention, f"{name}_proj")
             projection.weight.copy_(weight)
             if (bias := own.biases[name]) is not None:
                 projection.bias.copy_(bias)
-        ours.beta.fill_(GATE)
-    return ours
+        attention.beta.fill_(GATE_INIT)
+    return attention

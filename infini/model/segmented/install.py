@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from infini.choices import Position
 from infini.errors import InputError
-from infini.memory.attention import Heads, InfiniAttention
+from infini.memory.attention import HeadConfig, InfiniAttention
 from infini.model.architectures import (
     check_replaceable,
     context_length,
@@ -101,7 +101,7 @@ def _build(
         config.update,
         config.local,
         config.position or "none",
-        heads=Heads(head_dim=getattr(base_config, "head_dim", None), rotary=rotary_of(model)),
+        heads=HeadConfig(head_dim=getattr(base_config, "head_dim", None), rotary=rotary_of(model)),
     )
     if isinstance(config, ParallelConfig):
         return InfiniAdapter(original, attention, index, float(config.alpha))

@@ -125,7 +125,7 @@ class WindowLayer(nn.Module):
 
         joined: keys and values of the window and the new tokens, (B, G, · + T, ·).
         """
-        if self.memory is None or self.memory.use == "off":
+        if self.memory is None or self.memory.mode == "off":
             return None, state.matrix
         T, W = chunk.num_tokens, chunk.window
         k, v = (x[:, :, -T - W + 1 :][:, :, :T] for x in joined)  # those that leave the window
