@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from infini.cli.conversation import Conversation
 from infini.errors import InputError
-from infini.model import serialization as storage
 from infini.model.base import load_base, load_tokenizer, weights_fingerprint
 from infini.model.loading import load
 from infini.model.retrofit import retrofit
+from infini.model.serialization import CONFIG_FILE, read_config
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def _model(words: Namespace) -> PreTrainedModel:
     """A saved model with a memory; or a plain base, given a window and pairs kept behind it."""
     folder = Path(words.model).expanduser()
     asked = {name: getattr(words, name) for name in WINDOW if getattr(words, name) is not None}
-    if (folder / storage.CONFIG).is_file():
+    if (folder / CONFIG_FILE).is_file():
         if asked:
             raise InputError(f"--{min(asked)}: for a plain base, {folder} has its own")
         return _saved(folder, words.base)
@@ -72,7 +72,7 @@ def _saved(folder: Path, base: str | None) -> PreTrainedModel:
     """What save_pretrained wrote, on the base recorded there or the one given."""
     if base is not None:
         return load(folder, _base(base))
-    recorded = storage.read(folder).settings["base"]
+    recorded = read_config(folder)["base"]
     try:
         found = _base(str(recorded.get("model")), recorded.get("revision"))
     except InputError as error:

@@ -257,7 +257,7 @@ def _weights(model: PreTrainedModel) -> Metrics:
     """Return trained scalars, such as α, by name and layer."""
     metrics: Metrics = {}
     for index, module in segmented_layers(model).items():
-        for name, value in module.weights().items():
+        for name, value in module.learned_scalars().items():
             metrics.setdefault(name, {})[f"layer{index}"] = rounded(value)
     return metrics
 

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from infini.errors import InputError
 from infini.memory.eviction import RetentionPolicy, policy_by_name, policy_names
-from infini.model import serialization as storage
-from infini.model import standard_files
 from infini.model.architectures import CACHE, take_cache
 from infini.model.decoder_base import mask_of_new_tokens
 from infini.model.modules import window_layers
+from infini.model.serialization import rename_to_state_dict, save, state_dict_names
 
 # Segments or windows of a prompt that are read at once
 PREFILL_SEGMENTS = 16
@@ -39,18 +38,18 @@ class RetrofittedModel:
         """
         _record_policy(self)
         if is_main_process:
-            storage.save(self, Path(save_directory))
+            save(self, Path(save_directory))
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Load a state dict; our tensors may have the names that they are saved by."""
         return super().load_state_dict(  # type: ignore[misc]
-            standard_files.with_full_names(self, state_dict), *args, **kwargs
+            rename_to_state_dict(self, state_dict), *args, **kwargs
         )
 
     @property
     def _keys_to_ignore_on_save(self) -> set[str]:
         """The base's tensors: Trainer must not miss them in a checkpoint."""
-        return self.state_dict().keys() - set(standard_files.full_names(self).values())  # type: ignore[attr-defined]
+        return self.state_dict().keys() - set(state_dict_names(self).values())  # type: ignore[attr-defined]
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

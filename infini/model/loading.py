@@ -1,4 +1,4 @@
-"""From a folder back to a model with a memory, for good or for a while."""
+"""Load a saved model with a memory: for good, or for the length of a block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,66 +9,78 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.errors import InputError
-from infini.files import read_json
-from infini.model import serialization as storage
 from infini.model.base import load_base, load_tokenizer, weights_fingerprint
 from infini.model.modules import has_memory
 from infini.model.retrofit import remove, retrofit
-
-NOT_OURS = ("base", "format")  # of the settings: no options of `retrofit`
+from infini.model.serialization import CONFIG_FILE, load_tensors, read_config, read_saved
 
 
 def load(
     folder: str | Path, base: PreTrainedModel | str | Path | None = None, **options: Any
 ) -> PreTrainedModel:
-    """The model that `save_pretrained` wrote to `folder`, in evaluation mode.
+    """Load the model that `save_pretrained` of a retrofitted model wrote.
 
-    base: the base without a memory, used in place, or its folder or hub name; None: found by its
-    recorded name and revision. options: of `load_base` for a base that is not loaded yet, such as
-    dtype or device_map; without them it is float32, on the CPU. InputError for another base, and
-    for tensors that do not fit.
+    Args:
+        folder: the folder that was saved to.
+        base: the base without a memory, which is retrofitted in place, or its folder or hub name;
+            None: the base is found by its recorded name and revision.
+        **options: arguments of transformers' from_pretrained for a base that is not loaded yet,
+            such as dtype or device_map. Without them it is in float32, on the CPU.
+
+    Returns:
+        The base with the saved memory, in evaluation mode.
+
+    Raises:
+        InputError: If the folder is no saved model, the base is missing or another one, or the
+            tensors do not fit.
+
+    Example:
+        >>> model.save_pretrained("my-memory")
+        >>> model = infini.load("my-memory")
+        >>> model = infini.load("my-memory", base="path/to/the/base")  # if it has moved
     """
     folder = Path(folder)
-    file = folder / storage.CONFIG
-    saved = storage.read(folder)
-    name, revision, fingerprint = _recorded(saved.settings, file)
+    saved = read_saved(folder)
+    recorded = saved.config["base"]
     if isinstance(base, PreTrainedModel):
         if options:
-            raise InputError(f"{min(options)}: not for a base that is loaded already")
-        plain = base
+            raise InputError(f"{min(options)}: not an option for a base that is loaded already")
     else:
-        plain = _base(base, name, revision, options)
-    if has_memory(plain):
+        base = _load_base(base, recorded["model"], recorded["revision"], options)
+    if has_memory(base):
         raise InputError("the base has a memory already: infini.remove(base) first")
-    if weights_fingerprint(plain) != fingerprint:
-        there = plain.config._name_or_path
-        raise InputError(f"{folder}: made for another base than {there!r}: it needs {name!r}")
-    own = {k: v for k, v in saved.settings.items() if k not in NOT_OURS and v is not None}
+    if weights_fingerprint(base) != recorded["fingerprint"]:
+        name = base.config._name_or_path
+        raise InputError(
+            f"{folder}: made for another base than {name!r}: it needs {recorded['model']!r}"
+        )
+    retrofit_options = {name: value for name, value in saved.config.items() if name != "base"}
     try:
-        model = retrofit(plain, **own)
+        model = retrofit(base, **retrofit_options)
     except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+        raise InputError(f"{folder / CONFIG_FILE}: {error}") from None
     try:
-        storage.restore(saved, model, folder)
+        load_tensors(saved, model, folder)
     except InputError:
         remove(model)
         raise
     return model.eval()
 
 
-def load_recorded_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of the base that a saved model was made for; InputError where it is not."""
-    file = Path(folder) / storage.CONFIG
-    name, revision, _ = _recorded(read_json(file), file)
-    try:
-        return load_tokenizer(name, revision)
-    except InputError as error:
-        raise InputError(f"{error}; or load the base's own tokenizer from where it is") from None
-
-
 @contextmanager
 def loaded(folder: str | Path, base: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Within it, `base` is the model that `save_pretrained` wrote; behind it, itself again."""
+    """Turn a base into a saved model for the length of a block.
+
+    Args:
+        folder: a folder that `save_pretrained` of a retrofitted model wrote.
+        base: the base; it is itself again after the block.
+
+    Yields:
+        `base` with the saved memory.
+
+    Raises:
+        InputError: If the folder is no saved model, or made for another base.
+    """
     model = load(folder, base)
     try:
         yield model
@@ -76,24 +88,34 @@ def loaded(folder: str | Path, base: PreTrainedModel) -> Iterator[PreTrainedMode
         remove(model)
 
 
-def _base(where: Any, name: str, revision: str | None, options: dict[str, Any]) -> PreTrainedModel:
-    """From the folder or hub name `where`; None: by the recorded name and revision."""
-    if isinstance(where, str | Path):
-        return load_base(str(where), **options)
-    if where is not None:
-        raise InputError(f"base: a model or its folder is needed, got {type(where).__name__}")
+def load_base_tokenizer(folder: str | Path) -> Tokenizer:
+    """Load the tokenizer of the base that a saved model was made for.
+
+    Args:
+        folder: a folder that `save_pretrained` of a retrofitted model wrote.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        InputError: If the folder is no saved model, or its base is not where it was.
+    """
+    base = read_config(folder)["base"]
+    try:
+        return load_tokenizer(base["model"], base["revision"])
+    except InputError as error:
+        raise InputError(f"{error}; or load the base's own tokenizer from where it is") from None
+
+
+def _load_base(
+    base: Any, name: str, revision: str | None, options: dict[str, Any]
+) -> PreTrainedModel:
+    """Load the base from the given folder or hub name; None: by its recorded name."""
+    if isinstance(base, str | Path):
+        return load_base(str(base), **options)
+    if base is not None:
+        raise InputError(f"base must be a model or its folder, got {type(base).__name__}")
     try:
         return load_base(name, revision, **options)
     except InputError as error:
         raise InputError(f"{error}; or say where the base is: base=FOLDER") from None
-
-
-def _recorded(settings: dict[str, Any], file: Path) -> tuple[str, str | None, str]:
-    """Name, revision and fingerprint of the base; InputError for another format."""
-    try:
-        if settings["format"] != 1:
-            raise InputError(f"{file}: format 1 is needed")
-        base = settings["base"]
-        return base["model"], base["revision"], base["fingerprint"]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{file}: incomplete: {error}") from None

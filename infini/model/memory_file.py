@@ -1,4 +1,4 @@
-"""What a model has read, its cache, as a safetensors file."""
+"""Save and load what a model has read: its cache, as a safetensors file."""
 
 import json
 from pathlib import Path
@@ -11,36 +11,60 @@ from infini.model.window.cache import WindowCache
 
 
 def save_memory(state: SegmentedCache | WindowCache, path: str | Path) -> None:
-    """Write what a model has read to a safetensors file, for the same memory layers anywhere.
+    """Save what a model has read, for the same memory layers anywhere.
 
-    state: the cache that the model returned (`past_key_values`, from transformers 5.24 `cache`);
-    path: the file. InputError: no such cache, or one that cannot be read back.
+    Args:
+        state: the cache that the model returned: `past_key_values` of its output, `cache` from
+            transformers 5.24 on.
+        path: the safetensors file to write.
+
+    Raises:
+        InputError: If `state` is no such cache or cannot be read back, or the file cannot be
+            written.
+
+    Examples:
+        >>> output = model(input_ids)
+        >>> infini.save_memory(output.past_key_values, "book.safetensors")
     """
     if not isinstance(state, SegmentedCache | WindowCache):
-        raise InputError("save_memory needs the cache that a model with memory returns")
-    tensors = state.tensors()
-    write_tensors(
-        Path(path), tensors, {"format": state.file_format, "fingerprint": state.fingerprint}
-    )
+        raise InputError(
+            "state must be the cache that a model with a memory returns, "
+            f"got a {type(state).__name__}"
+        )
+    metadata = {"format": state.file_format, "fingerprint": state.fingerprint}
+    write_tensors(Path(path), state.tensors(), metadata)
 
 
 def load_memory(path: str | Path, model: Any = None) -> SegmentedCache | WindowCache:
-    """Read a state back: the cache for what comes after the text it has read.
+    """Load what a model has read: the cache to continue with.
 
-    path: what `save_memory` wrote. For generate() it stands before the prompt: give only the new
-    tokens, as often as you like; or, as with any cache, all since the first of them. InputError
-    if the file is no such state, or other memory layers wrote it; with `model` now, else at the
-    first use.
+    Args:
+        path: a file that `save_memory` wrote.
+        model: the model that will continue, to check and move the cache to it now; None: at the
+            first use.
+
+    Returns:
+        The cache. For `generate` it stands before the prompt: give new tokens alone, any number of
+        times, or all tokens since the first of them, as with any cache.
+
+    Raises:
+        InputError: If the file is no saved memory, or memory layers other than the model's wrote
+            it.
+
+    Examples:
+        >>> memory = infini.load_memory("book.safetensors", model)
+        >>> model.generate(question, past_key_values=memory, max_new_tokens=20)
     """
     tensors, metadata = read_tensors(path)
-    kinds: dict[str, type[SegmentedCache | WindowCache]] = {
-        kind.file_format: kind for kind in (SegmentedCache, WindowCache)
+    cache_types: dict[str, type[SegmentedCache | WindowCache]] = {
+        cache_type.file_format: cache_type for cache_type in (SegmentedCache, WindowCache)
     }
-    if metadata.get("format") not in kinds:
+    if metadata.get("format") not in cache_types:
         raise InputError(f"{path}: not a memory that infini saved: {json.dumps(metadata)}")
     check_tensors_finite(tensors, str(path))
     try:
-        state = kinds[metadata["format"]].from_tensors(metadata["fingerprint"], tensors)
+        cache_type = cache_types[metadata["format"]]
+        state = cache_type.from_tensors(metadata["fingerprint"], tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a memory that infini saved: {error!r}") from None
     if model is not None:

@@ -104,7 +104,7 @@ def retrofit(
     else:
         assert isinstance(config, ParallelConfig | ReplaceConfig)
         config = install_segmented(model, config)
-    model.infini_config = {"format": 1, **config.to_dict(), "base": base}
+    model.infini_config = {**config.to_dict(), "base": base}
     model.trainable_before = trainable
     added = {id(parameter) for parameter in infini_parameters(model).values()}
     for parameter in model.parameters():

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from infini.errors import InputError
 from infini.evaluation.estimates import estimates_of
 from infini.files import read_json, read_yaml
-from infini.model.card import CARD, Release, render
+from infini.model.model_card import CARD_FILE, Release, render_card
 from infini.paths import Version
 from infini.report.cells import LEGEND
 from infini.report.page import ReportTable
@@ -61,7 +61,7 @@ def write_card(
     measured = _measured(params, block, version, figures, estimates_of(read_metrics("base", run)))
     about = _base_description(run, params)
     release = Release(licence, base, about, _training_data(params, block, figures), measured)
-    (folder / CARD).write_text(render(settings, _count_parameters(folder), release))
+    (folder / CARD_FILE).write_text(render_card(settings, _count_parameters(folder), release))
 
 
 def _check_settings(

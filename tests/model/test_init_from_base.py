@@ -11,7 +11,7 @@ from architectures import CONFIGS, L, text, tiny
 from infini.errors import InputError
 from infini.model.base import load_base
 from infini.model.modules import segmented_layers
-from infini.model.segmented.init_from_base import GATE
+from infini.model.segmented.init_from_base import GATE_INIT
 
 DATA_BASE = Path(infini.__file__).parents[1] / "data/base"
 
@@ -26,7 +26,7 @@ def test_a_taught_replacement_is_the_base_within_a_segment(name: str, segmented:
     torch.testing.assert_close(model(tokens[:, :L]).logits, within, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model(tokens).logits[:, :L], within, rtol=1e-5, atol=1e-5)
     for module in segmented_layers(model).values():
-        assert module.infini_attention.beta.tolist() == [GATE] * 4
+        assert module.infini_attention.beta.tolist() == [GATE_INIT] * 4
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -62,7 +62,7 @@ def test_what_a_layers_place_holds_is_told_apart(name: str, retrofitted: Retrofi
             own = dict(layer.named_parameters())
             assert own.keys() == dict(base[index].named_parameters()).keys()
             assert all(torch.equal(own[n], p) for n, p in base[index].named_parameters())
-    assert segmented_layers(beside)[2].weights() == {"alpha": pytest.approx(0.7)}
-    assert segmented_layers(taught)[1].weights() == {}
+    assert segmented_layers(beside)[2].learned_scalars() == {"alpha": pytest.approx(0.7)}
+    assert segmented_layers(taught)[1].learned_scalars() == {}
     assert {"layers.0.alpha", "layers.2.norm.bias"} < infini_parameters(beside).keys()
     assert not any("original" in key for key in infini_parameters(taught))

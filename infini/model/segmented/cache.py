@@ -1,7 +1,7 @@
-"""The state of a model with memory between two calls, as a Hugging Face cache.
+"""Cache of a segmented model: the memory, and the keys and values of the incomplete segment.
 
-The memory of our layers, and the keys and values of the segment begun for all others.
-Its size does not depend on how many tokens were read. It can be saved and read again.
+Its size does not depend on the number of tokens read, unless the other layers keep their full
+attention (`segmented=False`).
 """
 
 import torch
@@ -16,15 +16,16 @@ from infini.model.segmented.run import LayerStates
 
 
 class SegmentedCache(MemoryCache):
-    """A model's cache; every call that is given it moves it on, in place."""
+    """Cache of a segmented model; every call that it is given to advances it in place."""
 
     file_format = "infini-segmented-2"
 
     def __init__(self, fingerprint: str, base: DynamicCache | None = None):
         super().__init__(fingerprint)
         self.memory: LayerStates = {}
-        self.base_cache = base or DynamicCache()  # of the other layers
-        # Tokens of the segment begun, (B,); `token_mask`: its own columns of `base_cache`
+        # Keys and values of the other layers; `token_mask` (B, C) is about its columns
+        self.base_cache = base or DynamicCache()
+        # Tokens of the incomplete segment: (B,) int64, on the CPU
         self.pending = torch.zeros(0, dtype=torch.int64)
 
     def _set_batch_size(self, batch: int) -> None:
@@ -32,13 +33,19 @@ class SegmentedCache(MemoryCache):
         self.pending = torch.zeros(batch, dtype=torch.int64)
 
     def advance(self, counts: Tensor, width: int, segment_length: int) -> None:
-        """Count `width` new columns, `counts` (B,) of them tokens, and drop ended segments."""
+        """Count new columns of `base_cache`, and drop the columns of complete segments.
+
+        Args:
+            counts: new tokens of every sample, (B,) int64 on the CPU.
+            width: new columns, the most of any sample.
+            segment_length: tokens of a segment.
+        """
         real = torch.arange(width) < counts[:, None]  # (B, width)
         self.token_mask = torch.cat([self.token_mask, real], 1)
         self.pending = self.pending + counts
-        ended = self.pending == segment_length
-        self.pending[ended] = 0
-        self.token_mask[ended] = False
+        complete = self.pending == segment_length
+        self.pending[complete] = 0
+        self.token_mask[complete] = False
         if not self.token_mask.any():
             self.base_cache, self.token_mask = DynamicCache(), self.token_mask[:, :0]
             return
@@ -49,10 +56,10 @@ class SegmentedCache(MemoryCache):
                 layer.keys, layer.values = layer.keys[:, :, first:], layer.values[:, :, first:]
 
     def align(self) -> None:
-        """Move every sample's own columns of `base_cache` to the right, next to the new ones.
+        """Move every sample's tokens in `base_cache` to the right, next to the new tokens.
 
-        Bases with a window of their own, or with biases, count columns: those of other samples in
-        between would be distance.
+        Bases with a sliding window or attention biases measure distance in columns: columns
+        without a token in between would count.
         """
         if bool((self.token_mask[:, :-1] <= self.token_mask[:, 1:]).all()):
             return
@@ -67,12 +74,11 @@ class SegmentedCache(MemoryCache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors that it holds."""
+        """Bytes of the memory, and of cached keys and values."""
         own = sum(state.nbytes for state in self.memory.values())
         return own + sum(t.nbytes for t in _base_tensors(self.base_cache).values())
 
     def to(self, device: torch.device) -> "SegmentedCache":
-        """Move it, in place."""
         for index, state in self.memory.items():
             moved = MemoryState(*(tensor.to(device) for tensor in state))
             self.memory[index] = moved._replace(pending=state.pending)
@@ -81,36 +87,37 @@ class SegmentedCache(MemoryCache):
         return self
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that it holds, by name; InputError where that cannot be read back."""
+        """Return all tensors of the cache by name.
+
+        Raises:
+            InputError: If the base has sliding windows beside full attention: its cache cannot be
+                loaded again.
+        """
         if any(getattr(layer, "is_sliding", False) for layer in self.base_cache.layers):
             raise InputError(
-                "the state of a base with sliding windows and full attention is not saved"
+                "save_memory does not support a base with sliding windows with segmented=False"
             )
         memory = {
             f"memory.{index}.{name}": tensor
             for index, state in self.memory.items()
             for name, tensor in state._asdict().items()
         }
-        return (
-            memory
-            | _base_tensors(self.base_cache)
-            | {"pending": self.pending, "token_mask": self.token_mask}
-        )
+        own = {"pending": self.pending, "token_mask": self.token_mask}
+        return memory | _base_tensors(self.base_cache) | own
 
     @classmethod
     def from_tensors(cls, fingerprint: str, tensors: dict[str, Tensor]) -> "SegmentedCache":
-        """The inverse of `tensors`, for a model to check; KeyError where one is missing."""
-        state = cls(fingerprint)
-        state.pending, state.token_mask = tensors.pop("pending"), tensors.pop("token_mask")
+        cache = cls(fingerprint)
+        cache.pending, cache.token_mask = tensors.pop("pending"), tensors.pop("token_mask")
         fields: dict[int, dict[str, Tensor]] = {}
         layers: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
-            kind, index, field = name.split(".")
-            (fields if kind == "memory" else layers).setdefault(int(index), {})[field] = tensor
-        state.memory = {index: MemoryState(**fields[index]) for index in sorted(fields)}
-        for number, layer in sorted(layers.items()):
-            state.base_cache.update(layer["keys"], layer["values"], number)
-        return state
+            kind, number, field = name.split(".")
+            (fields if kind == "memory" else layers).setdefault(int(number), {})[field] = tensor
+        cache.memory = {index: MemoryState(**fields[index]) for index in sorted(fields)}
+        for index, layer in sorted(layers.items()):
+            cache.base_cache.update(layer["keys"], layer["values"], index)
+        return cache
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
@@ -119,10 +126,10 @@ class SegmentedCache(MemoryCache):
         self.base_cache.batch_select_indices(indices)
 
 
-def _base_tensors(base: DynamicCache) -> dict[str, Tensor]:
+def _base_tensors(cache: DynamicCache) -> dict[str, Tensor]:
     return {
         f"base.{index}.{name}": getattr(layer, name)
-        for index, layer in enumerate(base.layers)
+        for index, layer in enumerate(cache.layers)
         if layer.is_initialized
         for name in ("keys", "values")
     }

@@ -1,4 +1,4 @@
-"""In front of a decoder's class: any length by segments, or beside its full attention."""
+"""Decoder mixin of segmented models: texts of any length, in chunks, padded on either side."""
 
 from typing import Any
 
@@ -23,7 +23,11 @@ from infini.model.segmented.run import SegmentedRun, UsesRun, run_decoder, use_r
 
 
 class SegmentedDecoder(StatefulDecoder, UsesRun):
-    """In front of a decoder's class: any length by segments, or beside its full attention."""
+    """Mixin before a decoder's own class: reads by segments, or with its full attention too.
+
+    With `segmented=True` every layer sees one segment, and only the memory crosses segments. With
+    `segmented=False` the layers that are the base's own keep their full attention.
+    """
 
     retrofit_config: SegmentedConfig
     cache_type = SegmentedCache
@@ -37,11 +41,22 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the base's own; its cache is what an earlier call returned, moved on in place.
+        """Run the decoder on the next tokens of a batch of texts.
 
-        attention_mask: (B, past + T), zero on padding, on either side. In a segmented run
-        positions restart in every segment, whatever position_ids says. InputError for a call
-        that a memory cannot answer.
+        Args:
+            input_ids: tokens, (B, T).
+            attention_mask: (B, past + T) or, for the new tokens alone, (B, T); 0 on padding, on
+                either side.
+            position_ids: as the base's; ignored by segments, where positions restart.
+            inputs_embeds: embeddings instead of tokens, (B, T, d).
+            use_cache: whether to return a cache; a given one is advanced in place.
+            **kwargs: as the base's; the cache is what an earlier call of this model returned.
+
+        Returns:
+            As the base's; hidden states stand where their tokens are.
+
+        Raises:
+            InputError: If the model cannot answer the call.
         """
         given: dict[str, Any] = {
             "input_ids": input_ids,
@@ -49,28 +64,28 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        if self.run is not None:  # one of the passes below
+        if self.run is not None:  # called by one of the passes below
             return super().forward(**given, use_cache=use_cache, **kwargs)
         inputs = select_inputs(input_ids, inputs_embeds, kwargs)
         batch, tokens = inputs.shape[:2]
         packing = Packing.of(batch, tokens, mask_of_new_tokens(attention_mask, tokens))
         cache = self.prepare_cache(kwargs, use_cache, inputs, attention_mask)
         if self.retrofit_config.segmented:
-            out = self._segmented(inputs, packing, cache, kwargs)
+            out = self._read_by_segments(inputs, packing, cache, kwargs)
         else:
-            out = self._beside_full_attention(packing, cache, given | kwargs)
+            out = self._read_with_full_attention(packing, cache, given | kwargs)
         if cache is not None:
             cache.append(inputs)
         setattr(out, CACHE, cache)
         return out
 
-    def _beside_full_attention(
+    def _read_with_full_attention(
         self, packing: Packing, cache: SegmentedCache | None, given: dict[str, Any]
     ) -> Any:
-        """The base's own pass, its other layers as ever; `given`: its arguments.
+        """Run the base's own pass on its arguments, `given`.
 
-        A mask of new tokens alone, or none, is that of all tokens that the cache has read.
-        InputError for another of these than they were read with.
+        A mask of the new tokens alone, or none, is completed from the cache; InputError for a
+        mask that differs from the cache on tokens that were read.
         """
         states = {} if cache is None else cache.memory
         inputs = next(given[k] for k in ("inputs_embeds", "input_ids") if given[k] is not None)
@@ -78,52 +93,50 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
         mask = given["attention_mask"]
         if cache is not None:
             past = cache.token_mask.shape[1]
-            live = torch.cat(
-                [cache.token_mask, as_token_mask(mask_of_new_tokens(mask, tokens), batch, tokens)],
-                1,
-            )
+            new = as_token_mask(mask_of_new_tokens(mask, tokens), batch, tokens)
+            token_mask = torch.cat([cache.token_mask, new], 1)
             if past and (mask is None or mask.shape[1] < past + tokens):
-                positions = (live.cumsum(1) - 1).clamp(min=0)[:, past:]
-                given["attention_mask"] = live.long().to(inputs.device)
+                positions = (token_mask.cumsum(1) - 1).clamp(min=0)[:, past:]
+                given["attention_mask"] = token_mask.long().to(inputs.device)
                 given["position_ids"] = positions.to(inputs.device)
-            elif past and mask is not None and not torch.equal((mask != 0).cpu(), live):
+            elif past and mask is not None and not torch.equal((mask != 0).cpu(), token_mask):
                 raise InputError(
-                    f"attention_mask: of the {past} tokens that were read it says otherwise than "
-                    "when they were: it is needed as it was, or of the new tokens alone"
+                    f"attention_mask differs from the cache's on the {past} tokens that it has "
+                    "read: give it unchanged, or for the new tokens alone"
                 )
         run = SegmentedRun(packing, tokens, self.retrofit_config.segment_length, states)
         base = {CACHE: None if cache is None else cache.base_cache, "use_cache": cache is not None}
         with use_run(self, run):
             out = super().forward(**given, **base)
         if cache is not None:
-            cache.token_mask = live
+            cache.token_mask = token_mask
         return out
 
-    def _segmented(
+    def _read_by_segments(
         self, inputs: Tensor, packing: Packing, cache: SegmentedCache | None, kwargs: dict[str, Any]
     ) -> Any:
-        """A segmented run of a batch, padded on either side; hidden states in the same places."""
+        """Read a batch by segments; hidden states stand where their tokens are."""
         packed = packing.pack(inputs, 1)
         if cache is None:
             length = self.retrofit_config.segment_length
             out = run_decoder(self, packed, packing.lengths, length, {}, **kwargs)
         else:
-            out = self._continued(packed, packing.lengths, cache, kwargs)
+            out = self._continue_from_cache(packed, packing.lengths, cache, kwargs)
         out.last_hidden_state = packing.unpack(out.last_hidden_state, 1)
         if out.get("hidden_states") is not None:
             out.hidden_states = tuple(packing.unpack(h, 1) for h in out.hidden_states)
         return out
 
-    def _continued(
+    def _continue_from_cache(
         self, inputs: Tensor, lengths: Tensor, cache: SegmentedCache, kwargs: dict[str, Any]
     ) -> Any:
-        """A segmented run of packed inputs from where `cache` is; hidden states (B, T, d)."""
+        """Read packed inputs by segments, from the cache's incomplete ones on; (B, T, d)."""
         length, tokens = self.retrofit_config.segment_length, inputs.shape[1]
         parts = split(cache.pending, lengths, length)
         out: Any = None
-        hidden: list[list[Tensor]] = []  # by part: the last hidden state, then those of each layer
+        hidden: list[list[Tensor]] = []  # by part: the last hidden state, then every layer's
 
-        def keep(result: Any) -> Tensor:
+        def collect(result: Any) -> Tensor:
             nonlocal out
             out = result
             hidden.append([out.last_hidden_state, *(out.get("hidden_states") or ())])
@@ -131,14 +144,15 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
 
         def run_segments(part: Part) -> Tensor:
             rows = part.take(inputs, 1)
-            return keep(run_decoder(self, rows, part.counts, length, cache.memory, **kwargs))
+            return collect(run_decoder(self, rows, part.counts, length, cache.memory, **kwargs))
 
         def run_partial(part: Part) -> Tensor:
-            return keep(self._begun_segment(part.take(inputs, 1), part.counts, cache, kwargs))
+            rows = part.take(inputs, 1)
+            return collect(self._run_part_of_segment(rows, part.counts, cache, kwargs))
 
         last = run_parts(parts, tokens, 1, run_partial=run_partial, run_segments=run_segments)
         if last is None:
-            raise InputError("attention_mask: no real token in the batch")
+            raise InputError("attention_mask must have a token in the batch, got padding alone")
         out.last_hidden_state = last
         if len(hidden[0]) > 1:
             out.hidden_states = tuple(
@@ -147,16 +161,16 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
             )
         return out
 
-    def _begun_segment(
+    def _run_part_of_segment(
         self, inputs: Tensor, counts: Tensor, cache: SegmentedCache, kwargs: dict[str, Any]
     ) -> Any:
-        """Some more tokens of each sample's segment begun, the others' keys and values cached."""
+        """Read more tokens of every sample's incomplete segment, with the base's own cache."""
         length, tokens = self.retrofit_config.segment_length, inputs.shape[1]
         cache.align()
         positions = cache.pending[:, None] + torch.arange(tokens)  # (B, t)
         mask = None
         if not cache.token_mask.all():
-            # New padding is behind the real tokens: nothing to hide within this pass.
+            # New padding is behind the new tokens: causality hides it
             mask = torch.cat([cache.token_mask, torch.ones(positions.shape, dtype=torch.bool)], 1)
             mask = mask.long().to(inputs.device)
         with use_run(self, SegmentedRun(Packing(counts, None), tokens, length, cache.memory)):
@@ -172,7 +186,7 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
         return out
 
     def create_cache(self) -> SegmentedCache:
-        # Full attention keeps what the base itself would, segments plain keys and values.
+        # By segments: plain keys and values; with full attention: as the base caches them
         config = None if self.retrofit_config.segmented else self.config
         return SegmentedCache(self.fingerprint(), DynamicCache(config=config))
 

@@ -1,7 +1,8 @@
-"""The two ways a memory stands in a model: in a layer's place, or beside it.
+"""Decoder layers with Infini-attention: a layer's replacement, and an adapter in parallel to it.
 
-`InfiniLayer`: a copy of the layer whose attention is ours. `InfiniAdapter`: the layer
-itself, plus α times our attention of the same input. Both offer what `MemoryModule` has.
+`InfiniLayer` ("replace"): a copy of the layer whose attention is ours. `InfiniAdapter`
+("parallel"): the layer itself, plus α times our attention on the same input. Both are a
+`MemoryModule`, which keeps the original layer and hands the memory from call to call.
 """
 
 import copy
@@ -20,23 +21,34 @@ Compute = Callable[[Tensor, MemoryState | None], tuple[Any, MemoryState]]
 
 
 class MemoryModule(UsesRun):
-    """A module of ours in the place of a layer."""
+    """Base class of the modules that take the slot of a decoder layer."""
 
-    runs_original = True  # whether the layer that stood there is still run
-    gradient_checkpointing = False  # set by Hugging Face's gradient_checkpointing_enable
+    # Whether the original layer still runs
+    runs_original = True
+    # Set by transformers' gradient_checkpointing_enable
+    gradient_checkpointing = False
 
     def __init__(self, original: nn.Module, layer_index: int):
         super().__init__()
-        self.original = original  # what `remove` gives back
+        self.original = original  # `remove` puts it back
         self.layer_index = layer_index
 
     @property
     def infini_attention(self) -> InfiniAttention:
-        """The attention that has the memory."""
+        """Attention that has the memory."""
         raise NotImplementedError
 
-    def remember(self, compute: Compute, hidden_states: Tensor) -> Any:
-        """Run `compute` on the layer's memory so far, and keep the memory that it returns."""
+    def run_with_memory(self, compute: Compute, hidden_states: Tensor) -> Any:
+        """Run `compute` on the layer's memory so far, and store the memory that it returns.
+
+        Args:
+            compute: takes hidden states, (B·N, L, d), and the memory before them, None at first;
+                returns its output and the memory after them.
+            hidden_states: the layer's input, (B·N, L, d).
+
+        Returns:
+            The output of `compute`.
+        """
         state = None if self.run is None else self.run.states.get(self.layer_index)
         if self.gradient_checkpointing and self.training:
             out, state = checkpoint(compute, hidden_states, state, use_reentrant=False)
@@ -47,18 +59,18 @@ class MemoryModule(UsesRun):
         return out
 
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Those that the retrofit added, by name."""
+        """Yield the parameters that the retrofit added, with their names."""
         for name, parameter in self.named_parameters():
             if not name.startswith("original."):
                 yield name, parameter
 
-    def weights(self) -> dict[str, float]:
-        """Learnt scalars that a report shows."""
+    def learned_scalars(self) -> dict[str, float]:
+        """Return the learned scalars that a report shows, by name."""
         return {}
 
 
 class ReplacedAttention(nn.Module):
-    """Stands where a layer's attention stood; its `InfiniLayer` hands it the memory."""
+    """Module in the slot of a layer's attention; its `InfiniLayer` hands it the memory."""
 
     run: SegmentedRun | None = None
     state: MemoryState | None = None
@@ -69,48 +81,48 @@ class ReplacedAttention(nn.Module):
         self.layer_index = layer_index
 
     def forward(self, hidden_states: Tensor, *_: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        """Called like the attention it replaces; returns its output, and no weights."""
+        """Compute our attention, called like the one it replaces; (output, no weights)."""
         out, self.state = attend_documents(self.attention, hidden_states, self.run, self.state)
         for name in LAYER_CACHE_NAMES:
             if kwargs.get(name) is not None:
-                # We keep no keys here, but the base counts its cached tokens by any layer's.
+                # No keys to cache here, but the base may count its cached tokens by this layer
                 count = hidden_states.new_zeros(len(out), 1, out.shape[1], 1)
                 kwargs[name].update(count, count, self.layer_index)
         return out, None
 
 
 class InfiniLayer(MemoryModule):
-    """In the place of a layer: a copy of it, trainable, whose attention is ours."""
+    """Trainable copy of a decoder layer whose attention is ours; takes the layer's slot."""
 
     runs_original = False
 
     def __init__(self, original: nn.Module, attention: InfiniAttention, layer_index: int):
         super().__init__(original, layer_index)
         self.layer: nn.Module = copy.deepcopy(original)
-        self.place = attention_name(self.layer)
-        setattr(self.layer, self.place, ReplacedAttention(attention, layer_index))
+        self.attention_name = attention_name(self.layer)
+        setattr(self.layer, self.attention_name, ReplacedAttention(attention, layer_index))
 
     @property
     def infini_attention(self) -> InfiniAttention:
-        attention: InfiniAttention = getattr(self.layer, self.place).attention
+        attention: InfiniAttention = getattr(self.layer, self.attention_name).attention
         return attention
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        # `remember` checkpoints, with the memory's state: the layer itself must not.
+        # `run_with_memory` checkpoints, with the memory; the layer itself must not
         vars(self.layer)["gradient_checkpointing"] = False
-        run, replaced = self.run, getattr(self.layer, self.place)
+        run, replaced = self.run, getattr(self.layer, self.attention_name)
 
         def compute(hidden: Tensor, state: MemoryState | None) -> tuple[Any, Any]:
             replaced.run, replaced.state = run, state
             out = self.layer(hidden, *args, **kwargs)
-            after, replaced.run, replaced.state = replaced.state, None, None
-            return out, after
+            new_state, replaced.run, replaced.state = replaced.state, None, None
+            return out, new_state
 
-        return self.remember(compute, hidden_states)
+        return self.run_with_memory(compute, hidden_states)
 
 
 class InfiniAdapter(MemoryModule):
-    """Beside a layer: that layer, untouched, plus α · attention(norm(x))."""
+    """A decoder layer in parallel to our attention: layer(x) + α · attention(norm(x))."""
 
     gate_parameters = ("alpha",)  # trained at the gate learning rate
 
@@ -126,7 +138,7 @@ class InfiniAdapter(MemoryModule):
     def infini_attention(self) -> InfiniAttention:
         return self.attention
 
-    def weights(self) -> dict[str, float]:
+    def learned_scalars(self) -> dict[str, float]:
         return {"alpha": self.alpha.item()}
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -136,5 +148,5 @@ class InfiniAdapter(MemoryModule):
         def compute(hidden: Tensor, state: MemoryState | None) -> tuple[Tensor, MemoryState]:
             return attend_documents(self.attention, self.norm(hidden), run, state)
 
-        beside = self.alpha * self.remember(compute, hidden_states)
-        return (out[0] + beside, *out[1:]) if isinstance(out, tuple) else out + beside
+        added = self.alpha * self.run_with_memory(compute, hidden_states)
+        return (out[0] + added, *out[1:]) if isinstance(out, tuple) else out + added
