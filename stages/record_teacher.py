@@ -9,7 +9,7 @@ from infini.model.architectures import vocabulary_size
 from infini.model.base import load_base
 from infini.model.config import Base
 from infini.paths import DOCUMENTS, TEACHER
-from infini.training.teacher import record
+from infini.training.teacher import record_log_probs
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     processes.compute_in(base.precision)
     model = load_base(base.model, base.revision).to(processes.device())
     documents = Pieces.load(DOCUMENTS / "train.parquet").within(vocabulary_size(model))
-    record(model, documents, full).save(TEACHER)
+    record_log_probs(model, documents, full).save(TEACHER)
     watch.write()
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import infini
 import toy_artifacts
-from infini.corpus.inputs import contents
+from infini.corpus.inputs import file_hashes
 from infini.errors import InputError
 from infini.files import read_json, write_json
 from infini.model.architectures import cache_of
@@ -175,7 +175,7 @@ def test_a_base_that_lacks_weights_or_has_others_is_refused(
     artifacts: dict[str, Artifact],
 ) -> None:
     file = artifacts["base"].file
-    content, known = file.read_bytes(), contents("base")
+    content, known = file.read_bytes(), file_hashes("base")
     name, weight = next((k, v) for k, v in load_file(file).items() if "dense.weight" in k)
     saved_again(file, **{name: None})  # transformers would draw it at random
     assert "its weights lack" in outcome(artifacts["base"])
@@ -187,7 +187,7 @@ def test_a_base_that_lacks_weights_or_has_others_is_refused(
     flipped = bytearray(content)
     flipped[-1] ^= 1
     file.write_bytes(flipped)
-    assert contents("base") != known  # a dependency of every stage
+    assert file_hashes("base") != known  # a dependency of every stage
     torch.nn.init.zeros_((base := load_base("base")).get_input_embeddings().weight)
     with pytest.raises(InputError, match="made for another base"):
         infini.load("saved", base)

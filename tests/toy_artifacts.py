@@ -13,7 +13,7 @@ from torch import nn
 import infini
 from infini import params
 from infini.corpus.pieces import Pieces
-from infini.corpus.prepare import Piece, write
+from infini.corpus.prepare import Piece, write_pieces
 from infini.corpus.sources import read_texts
 from infini.errors import InputError
 from infini.files import read_json, read_table
@@ -39,7 +39,7 @@ def make(folder: Path, base_folder: Path) -> None:
     """One of everything in a folder, but for the checkpoint, whose place is where one works."""
     shutil.copytree(base_folder, folder / "base")
     pieces = [Piece(f"text {i}", 0, [(5 * i + j) % 300 for j in range(16)], 60) for i in range(12)]
-    write({"train": pieces}, folder / "samples")
+    write_pieces({"train": pieces}, folder / "samples")
     model = infini.retrofit(load_base(str(folder / "base")), layers=[1], segment_length=L, alpha=1)
     model.save_pretrained(folder / "saved")
     infini.remove(model)

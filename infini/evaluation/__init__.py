@@ -1,1 +1,1 @@
-"""What a model is worth on test text, and how sure that is."""
+"""Evaluation of models on test text: protocols, standard errors, baselines, cost."""

@@ -1,1 +1,1 @@
-"""The one training loop, and what is trained by it."""
+"""Training loop, and what is trained with it."""

@@ -1,8 +1,8 @@
-"""Training checkpoints: outside the stage's outputs, keyed by everything that decides the result.
+"""Training checkpoints, keyed by everything that decides a training's result.
 
-A killed stage finds its own checkpoint again and goes on to the same bits; any
-change of params, inputs or code gives another key. Safetensors and JSON only.
-Many nodes need this folder on a file system that all of them see.
+A killed stage finds its own checkpoint and continues to the same bits; any change of params,
+inputs or code gives another key. They lie outside the stage's outputs, as safetensors. Many nodes
+need this folder on a shared file system.
 """
 
 import hashlib
@@ -25,15 +25,21 @@ from infini.paths import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
-KEY = 16  # hexadecimal digits of a checkpoint's key
+KEY_DIGITS = 16  # hexadecimal
 
 
 def fingerprint(
     settings: Any, inputs: Iterable[str | Path], tensors: Mapping[str, Tensor] | None = None
 ) -> str:
-    """Hash of the settings, the input files (folders: every file below) and this package's code.
+    """Hash everything that decides a training's result, this package's code included.
 
-    tensors: what the training starts from, where settings and files do not tell.
+    Args:
+        settings: Settings, as JSON can hold them.
+        inputs: Input files, and folders, of which every file below counts.
+        tensors: What the training starts from, unless settings and files decide it.
+
+    Returns:
+        `KEY_DIGITS` hexadecimal digits.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode())
     code = Path(__file__).parents[1]
@@ -45,11 +51,11 @@ def fingerprint(
                 digest.update(file.read_bytes())
     if tensors:
         digest.update(save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}))
-    return digest.hexdigest()[:KEY]
+    return digest.hexdigest()[:KEY_DIGITS]
 
 
 class Checkpoint:
-    """One training's checkpoint: trained tensors, optimizer states and a JSON record."""
+    """Checkpoint of one training: tensors, optimizer states and a JSON record."""
 
     def __init__(self, name: str, key: str):
         self.name, self.path = name, CHECKPOINTS / f"{name}-{key}.safetensors"
@@ -57,7 +63,7 @@ class Checkpoint:
     def save(
         self, tensors: dict[str, Tensor], optimizers: list[Optimizer], record: dict[str, Any]
     ) -> None:
-        """Write atomically: a kill or a full disk (InputError) leaves the last good checkpoint."""
+        """Write atomically; InputError if the disk is full, the last checkpoint stays."""
         flat = {f"tensor/{name}": t.detach() for name, t in tensors.items()}
         flat["rng/cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
@@ -80,9 +86,11 @@ class Checkpoint:
     def load(
         self, tensors: dict[str, Tensor], optimizers: list[Optimizer]
     ) -> dict[str, Any] | None:
-        """Restore in place and return the record; None if there is no checkpoint, or a damaged one.
+        """Restore tensors and optimizers in place.
 
-        Training then starts over, to the same bits.
+        Returns:
+            The record; None without a checkpoint or with a damaged one: training starts over, to
+            the same bits.
         """
         if not self.path.exists():
             return None
@@ -111,8 +119,8 @@ class Checkpoint:
         return record
 
     def remove(self) -> None:
-        """This training is done: no checkpoint of it is needed, of whatever settings."""
-        for file in (self.path, *CHECKPOINTS.glob(f"{self.name}-{'[0-9a-f]' * KEY}.*")):
+        """Delete this training's checkpoints of all settings."""
+        for file in (self.path, *CHECKPOINTS.glob(f"{self.name}-{'[0-9a-f]' * KEY_DIGITS}.*")):
             file.unlink(missing_ok=True)
         if CHECKPOINTS.is_dir() and not any(CHECKPOINTS.iterdir()):
             shutil.rmtree(CHECKPOINTS)

@@ -1,7 +1,8 @@
-"""What the base itself says with full attention: its likeliest next tokens, recorded once.
+"""Teacher log-probabilities: the base's likeliest next tokens with full attention, recorded once.
 
-A memory learns to say the same without the attention. The 20 likeliest hold nearly all that a
-student can learn of a distribution (Cartridges, arXiv 2506.06266), at 120 bytes a token.
+A version with `objective: distillation` is trained to predict the same without that attention. The
+20 likeliest hold nearly all that a student can learn of a distribution (Cartridges, arXiv
+2506.06266), at 120 bytes per token.
 """
 
 from pathlib import Path
@@ -21,18 +22,29 @@ from infini.evaluation.perplexity import full_attention_states
 from infini.model.architectures import output_head
 from infini.model.tensor_files import read_tensors, write_tensors
 
-TOP = 20
+NUM_LIKELIEST = 20
 
 
 class Teacher(NamedTuple):
-    """Of documents: the likeliest tokens behind every position."""
+    """Likeliest next tokens after every position of n documents."""
 
-    log_probs: Tensor  # (n, T, TOP) float16
-    ids: Tensor  # (n, T, TOP) int32
+    log_probs: Tensor  # (n, T, NUM_LIKELIEST) float16
+    ids: Tensor  # (n, T, NUM_LIKELIEST) int32
 
     @classmethod
     def load(cls, file: Path, documents: int) -> "Teacher":
-        """Of the first so many documents; InputError where the file is no record of them."""
+        """Read the record of the first documents.
+
+        Args:
+            file: What `save` wrote.
+            documents: Number of documents.
+
+        Returns:
+            Their record.
+
+        Raises:
+            InputError: If the file is no record of so many documents.
+        """
         tensors, _ = read_tensors(file)
         try:
             teacher = cls(tensors["log_probs"][:documents], tensors["ids"][:documents])
@@ -43,27 +55,36 @@ class Teacher(NamedTuple):
             raise InputError(f"{file}: shapes differ: {shapes}; run stage record_teacher")
         if len(teacher.ids) < documents:
             raise InputError(
-                f"{file}: of {len(teacher.ids)} documents, {documents} are needed; "
+                f"{file}: must hold ≥ {documents} documents, got {len(teacher.ids)}; "
                 "run stage record_teacher"
             )
         return teacher
 
     def save(self, file: Path) -> None:
-        """Write it."""
+        """Write the record to a safetensors file."""
         write_tensors(file, self._asdict())
 
 
 @torch.no_grad()
-def record(base: PreTrainedModel, documents: Pieces, full: FullProtocol) -> Teacher:
-    """What the untouched base says, with as much attention as the protocol `full` gives it."""
-    head, found = output_head(base), []
+def record_log_probs(base: PreTrainedModel, documents: Pieces, full: FullProtocol) -> Teacher:
+    """Record the untouched base's log-probabilities.
+
+    Args:
+        base: The untouched base.
+        documents: Training documents.
+        full: Context and stride of its attention.
+
+    Returns:
+        The record.
+    """
+    head, parts = output_head(base), []
     for tokens in progress(documents.tokens.split(1), "teacher"):
         with processes.autocast():
             hidden = full_attention_states(base, tokens.to(base.device), full.context, full.stride)
-            parts = [
-                head(part).float().log_softmax(-1).topk(min(TOP, len(head.weight)), -1)
-                for part in hidden.split(LOGIT_CHUNK, 1)
+            likeliest = [
+                head(chunk).float().log_softmax(-1).topk(min(NUM_LIKELIEST, len(head.weight)), -1)
+                for chunk in hidden.split(LOGIT_CHUNK, 1)
             ]
-        log_probs, ids = (torch.cat(x, 1).cpu() for x in zip(*parts, strict=True))
-        found.append((log_probs.half(), ids.int()))
-    return Teacher(*(torch.cat(x) for x in zip(*found, strict=True)))
+        log_probs, ids = (torch.cat(x, 1).cpu() for x in zip(*likeliest, strict=True))
+        parts.append((log_probs.half(), ids.int()))
+    return Teacher(*(torch.cat(x) for x in zip(*parts, strict=True)))

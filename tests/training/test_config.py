@@ -22,7 +22,7 @@ from infini.training.config import DocumentRecipe
 from infini.training.long_context import DocumentBatch, Documents, train_on_documents
 from infini.training.loop import Loss
 from infini.training.seeds import TrainingRun
-from infini.training.teacher import record
+from infini.training.teacher import record_log_probs
 from toy import batch, long_recipe, some_pieces, window_recipe, write_documents
 
 L = 16
@@ -80,7 +80,7 @@ def test_answers_are_learnt_by_cross_entropy_beside_a_teacher(
     model: PreTrainedModel, facts: FactSampler
 ) -> None:
     text = some_pieces([300, 300], 300)
-    teacher = record(model, text, FullProtocol(context=64, stride=64))
+    teacher = record_log_probs(model, text, FullProtocol(context=64, stride=64))
     retrofit(model, "window", window=8, sinks=2)
     how = window_recipe(objective="distillation", question_share=0.5)
     taught = Documents(model, text, L, how, teacher, facts)
@@ -127,7 +127,7 @@ def test_answers_that_cost_more_than_what_a_teacher_says_are_no_divergence(
     write_documents([256] * 6)
     text = Pieces.load(DOCUMENTS / "train.parquet")
     # Windows of nearly all the text: what the base says is said at once
-    record(model, text, FullProtocol(context=64, stride=64)).save(TEACHER)
+    record_log_probs(model, text, FullProtocol(context=64, stride=64)).save(TEACHER)
     retrofit(model, "window", window=60, sinks=2)
     how = window_recipe(objective="distillation", question_share=0.5)
     fit = train_on_documents(model, how, L, RUN).fit

@@ -13,7 +13,7 @@ from infini.model.modules import infini_parameters
 from infini.model.retrofit import retrofit
 from infini.training.config import DocumentRecipe, LongRecipe
 from infini.training.long_context import Control, DocumentBatch, Documents, linear
-from infini.training.teacher import record
+from infini.training.teacher import record_log_probs
 from toy import batch, long_recipe, some_pieces, window_recipe
 
 L = 16
@@ -118,7 +118,7 @@ def test_a_control_of_an_even_batch_needs_no_companions(model: PreTrainedModel) 
 
 def test_distillation_follows_the_teacher_and_windows_are_drawn(model: PreTrainedModel) -> None:
     text = some_pieces([64, 64, 64, 64], 64)
-    teacher = record(model, text, FullProtocol(context=64, stride=64))
+    teacher = record_log_probs(model, text, FullProtocol(context=64, stride=64))
     retrofit(model, "window", window=8, sinks=2, retained=4)
     how = window_recipe(objective="distillation", windows=WINDOWS, batch_size=1)
     documents = Documents(model, text, L, how, teacher)

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from infini.errors import InputError
 from infini.evaluation.config import FullProtocol
-from infini.training.teacher import TOP, Teacher, record
+from infini.training.teacher import NUM_LIKELIEST, Teacher, record_log_probs
 from toy import some_pieces
 
 L = 24
@@ -16,31 +16,31 @@ L = 24
 
 def test_it_is_the_models_own_likeliest_tokens(model: PreTrainedModel) -> None:
     text = some_pieces([L, L, L], L)
-    teacher = record(model, text, FullProtocol(context=L, stride=L))
+    teacher = record_log_probs(model, text, FullProtocol(context=L, stride=L))
     with torch.no_grad():
         own = model(text.tokens).logits.log_softmax(-1)
-    expected, ids = own.topk(TOP, -1)
+    expected, ids = own.topk(NUM_LIKELIEST, -1)
     torch.testing.assert_close(teacher.log_probs.float(), expected, rtol=1e-2, atol=1e-2)
     assert (teacher.ids == ids).float().mean() > 0.99, "ties apart"
 
 
 def test_beyond_the_context_it_has_as_much_as_the_protocol_gives(model: PreTrainedModel) -> None:
     text = some_pieces([L], L)
-    teacher = record(model, text, FullProtocol(context=16, stride=8))
+    teacher = record_log_probs(model, text, FullProtocol(context=16, stride=8))
     with torch.no_grad():
-        first = model(text.tokens[:, :16]).logits.log_softmax(-1).topk(TOP, -1).values
-        second = model(text.tokens[:, 8:]).logits.log_softmax(-1).topk(TOP, -1).values
+        first = model(text.tokens[:, :16]).logits.log_softmax(-1).topk(NUM_LIKELIEST, -1).values
+        second = model(text.tokens[:, 8:]).logits.log_softmax(-1).topk(NUM_LIKELIEST, -1).values
     expected = torch.cat([first[:, :15], second[:, 7:]], 1)
     torch.testing.assert_close(teacher.log_probs.float(), expected, rtol=1e-2, atol=1e-2)
 
 
 def test_it_is_written_and_read(model: PreTrainedModel, tmp_path: Path) -> None:
-    teacher = record(model, some_pieces([L, L, L], L), FullProtocol(context=L, stride=L))
+    teacher = record_log_probs(model, some_pieces([L, L, L], L), FullProtocol(context=L, stride=L))
     teacher.save(tmp_path / "train.safetensors")
     again = Teacher.load(tmp_path / "train.safetensors", 2)
     assert torch.equal(again.ids, teacher.ids[:2])
     assert torch.equal(again.log_probs, teacher.log_probs[:2])
-    with pytest.raises(InputError, match="of 3 documents, 4 are needed"):
+    with pytest.raises(InputError, match="must hold ≥ 4 documents, got 3"):
         Teacher.load(tmp_path / "train.safetensors", 4)
     Teacher(teacher.log_probs[..., 0], teacher.ids).save(tmp_path / "train.safetensors")
     with pytest.raises(InputError, match=r"train.safetensors: shapes differ"):
