@@ -58,9 +58,9 @@ EXPECTED = {
     ("texts", "some/html"): NO_TEXT,
     ("texts", "some/500"): NO_TEXT,
     ("texts", "some/nothing"): NO_TEXT,
-    ("texts", "some/late"): "params.yaml: data.corpus: 'some/late': no row behind row 60 could be "
-    "read, nothing is written: run again (",
-    ("stage", "prepare_data"): "params.yaml: data.corpus: 'some/late': no row behind row 60",
+    ("texts", "some/late"): "params.yaml: data.corpus: 'some/late': row 61 could not be "
+    "read, nothing is written; run again (",
+    ("stage", "prepare_data"): "params.yaml: data.corpus: 'some/late': row 61 could",
 }
 
 

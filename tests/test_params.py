@@ -112,13 +112,33 @@ def check_error() -> str:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("data.corpus", "./nowhere", "data.corpus: sotu, kjv, a folder of .txt or .jsonl files or"),
-        ("data.corpus", "~/nowhere", "data.corpus: sotu, kjv, a folder of .txt or .jsonl files or"),
-        ("data.corpus", "params.yaml", "hub dataset's name is needed, got 'params.yaml'"),
-        ("data.corpus", "", "data.corpus: sotu, kjv, a folder of .txt or .jsonl files or a hub"),
-        ("data.corpus", "~nobody-here/text", "data.corpus: sotu, kjv, a folder of .txt or .jsonl"),
-        ("data.corpus", "x /" * 2000, "data.corpus: sotu, kjv, a folder of .txt or .jsonl files"),
-        ("data.corpus", "empty", "data.corpus: no .txt or .jsonl file in folder 'empty'"),
+        (
+            "data.corpus",
+            "./nowhere",
+            "data.corpus must be sotu, kjv, a folder of .txt or .jsonl files, or",
+        ),
+        (
+            "data.corpus",
+            "~/nowhere",
+            "data.corpus must be sotu, kjv, a folder of .txt or .jsonl files, or",
+        ),
+        ("data.corpus", "params.yaml", "hub dataset (owner/name), got 'params.yaml'"),
+        (
+            "data.corpus",
+            "",
+            "data.corpus must be sotu, kjv, a folder of .txt or .jsonl files, or a hub",
+        ),
+        (
+            "data.corpus",
+            "~nobody-here/text",
+            "data.corpus must be sotu, kjv, a folder of .txt or .jsonl",
+        ),
+        (
+            "data.corpus",
+            "x /" * 2000,
+            "data.corpus must be sotu, kjv, a folder of .txt or .jsonl files",
+        ),
+        ("data.corpus", "empty", "data.corpus: folder 'empty' has no .txt or .jsonl file"),
         ("base.model", "./nowhere", "base.model must be an existing folder or a hub name, got"),
         ("base.model", "~/nowhere", "base.model must be an existing folder or a hub name, got"),
         (
@@ -238,7 +258,7 @@ def test_command_exits_with_2_before_importing_torch(
     )  # fmt: skip
     assert time.process_time() - began < 2
     assert (done.returncode, done.stdout) == (2, "False\n")
-    assert done.stderr.startswith(f"error: params.yaml: {key}: ")
+    assert done.stderr.startswith(f"error: params.yaml: {key}")
     assert done.stderr.count("\n") == 1
 
 

@@ -1,1 +1,1 @@
-"""Text into samples and documents: sources, splits, pieces."""
+"""Text to samples and documents: sources, splits, pieces, synthetic retrieval questions."""

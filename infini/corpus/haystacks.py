@@ -1,8 +1,8 @@
-"""Facts hidden in a text and asked for: a pass key, or the codes of words.
+"""Synthetic retrieval questions: facts hidden in a text and asked for further on.
 
-The pass key is that of Infini-attention's § 4.3 (arXiv 2404.07143) after Mohtashami & Jaggi (arXiv
-2305.16300). Codes are recall of one pair among several (Zoology's, arXiv 2312.04927), in words.
-An evaluation asks at a test text's end, a document for training all along.
+A fact is a pass key (Infini-attention, arXiv 2404.07143, section 4.3, after Mohtashami & Jaggi,
+arXiv 2305.16300) or the code of a word (recall of one pair among several, as in Zoology, arXiv
+2312.04927). An evaluation asks at the end of a text, a training document all along.
 """
 
 from typing import NamedTuple
@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.errors import InputError
 
-DIGITS = 5  # of a number to be remembered
-SPACING = 128  # tokens of a training document to a fact, at the fewest
-WORDS = (
+DIGITS = 5  # of a pass key and of a code
+TOKENS_PER_FACT = 128  # of a training document, at least
+CODE_WORDS = (
     "acorn", "anchor", "apple", "arrow", "badger", "barrel", "basket", "beacon", "bell", "bottle",
     "bridge", "button", "candle", "canyon", "carpet", "castle", "cherry", "clock", "clover",
     "copper", "cotton", "cradle", "crystal", "desert", "dragon", "eagle", "engine", "falcon",
@@ -27,24 +27,24 @@ WORDS = (
 
 
 class Fact(NamedTuple):
-    """In tokens: (n,) each."""
+    """A statement, the question about it and the answer, as tokens: (n,) each."""
 
-    told: Tensor  # the sentences to be hidden
-    asked: Tensor  # the question, and what leads to the answer
+    statement: Tensor  # the sentences to hide
+    question: Tensor  # the question, and the words that lead to the answer
     answer: Tensor
 
     @property
     def size(self) -> int:
-        """Of all three."""
+        """Number of tokens of all three."""
         return sum(map(len, self))
 
 
-class Facts:
-    """Facts drawn at random, in a tokenizer's tokens."""
+class FactSampler:
+    """Facts drawn at random, in the tokens of a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.stop = self._ids(".")  # what ends an answer that is not the last
+        self.stop = self._ids(".")  # ends an answer that is not the last
 
     def _ids(self, text: str) -> Tensor:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -55,70 +55,87 @@ class Facts:
         return self._ids(f" {int(number)}")
 
     def pass_key(self, generator: Generator) -> Fact:
-        """The key, twice, after Mohtashami & Jaggi."""
+        """Draw a pass key; its statement says it twice."""
         key, lead = self._number(generator), self._ids(" The pass key is")
         parts = [lead, key, self._ids(". Remember it."), key, self._ids(" is the pass key.")]
         return Fact(torch.cat(parts), torch.cat([self._ids(" What is the pass key?"), lead]), key)
 
     def codes(self, count: int, generator: Generator) -> list[Fact]:
-        """The codes of so many words, at most `WORDS`, none twice."""
+        """Draw the codes of `count` different words, at most those of `CODE_WORDS`."""
         facts = []
-        for index in torch.randperm(len(WORDS), generator=generator)[:count].tolist():
-            word, code = WORDS[index], self._number(generator)
+        for index in torch.randperm(len(CODE_WORDS), generator=generator)[:count].tolist():
+            word, code = CODE_WORDS[index], self._number(generator)
             lead = self._ids(f" The code of {word} is")
-            asked = torch.cat([self._ids(f" What is the code of {word}?"), lead])
-            facts.append(Fact(torch.cat([lead, code, self.stop]), asked, code))
+            question = torch.cat([self._ids(f" What is the code of {word}?"), lead])
+            facts.append(Fact(torch.cat([lead, code, self.stop]), question, code))
         return facts
 
 
-def insert(filler: Tensor, parts: list[tuple[int, Tensor]]) -> tuple[Tensor, list[int]]:
-    """The filler with every part before its token of that number; where each part then starts.
+def insert_parts(filler: Tensor, parts: list[tuple[int, Tensor]]) -> tuple[Tensor, list[int]]:
+    """Insert parts into a text.
 
-    Parts of one place keep their order.
+    Args:
+        filler: tokens of the text, (n,).
+        parts: index of the token that the part goes before, and the part; those of one index keep
+            their order.
+
+    Returns:
+        The text with all parts, and the index at which each part starts in it.
     """
     pieces, starts, at, inserted = list[Tensor](), [0] * len(parts), 0, 0
-    for index in sorted(range(len(parts)), key=lambda i: parts[i][0]):
-        place, part = parts[index]
-        starts[index] = place + inserted
-        pieces += [filler[at:place], part]
-        at, inserted = place, inserted + len(part)
+    for number in sorted(range(len(parts)), key=lambda i: parts[i][0]):
+        index, part = parts[number]
+        starts[number] = index + inserted
+        pieces += [filler[at:index], part]
+        at, inserted = index, inserted + len(part)
     return torch.cat([*pieces, filler[at:]]), starts
 
 
-def questioned(
-    text: Tensor, facts: Facts, apart: int, generator: Generator
+def with_questions(
+    text: Tensor, sampler: FactSampler, min_distance: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """As many tokens: the text's first, in them facts and further on a question about each.
+    """Hide facts in a text and ask for each further on; the length stays.
 
-    Up to a fact for every `SPACING` tokens, half of the text at most; each at any place, its
-    question `apart` tokens later or more, near distances as likely as far ones (log-uniform).
-    Returns them, and which of them are answers. InputError: the text is too short.
+    There is at most one fact per `TOKENS_PER_FACT` tokens, and half of the text stays at least. A
+    statement is at a uniform position, its question at a log-uniform distance.
+
+    Args:
+        text: tokens of a document, (n,); its first ones remain.
+        sampler: draws the facts.
+        min_distance: tokens between a statement and its question, at least.
+        generator: decides everything random.
+
+    Returns:
+        The new text, (n,), and a mask of the answers' tokens, (n,) bool.
+
+    Raises:
+        InputError: the text is too short for one fact.
     """
-    most = min(max(1, len(text) // SPACING), len(WORDS))
+    most = min(max(1, len(text) // TOKENS_PER_FACT), len(CODE_WORDS))
     wanted = int(torch.randint(1, most + 1, (1,), generator=generator))
-    drawn = [facts.pass_key(generator), *facts.codes(wanted, generator)]
+    drawn = [sampler.pass_key(generator), *sampler.codes(wanted, generator)]
     order = torch.randperm(len(drawn), generator=generator).tolist()
-    chosen, left = list[Fact](), min(len(text) - apart, len(text) // 2)
+    chosen, left = list[Fact](), min(len(text) - min_distance, len(text) // 2)
     for fact in (drawn[i] for i in order):
-        size = fact.size + len(facts.stop)
+        size = fact.size + len(sampler.stop)
         if len(chosen) < wanted and size <= left:
             chosen.append(fact)
             left -= size
     if not chosen:
         raise InputError(
-            f"question_share: a document of {len(text)} tokens does not hold a fact and, {apart} tokens "
-            "later, its question; raise length, or lower the window"
+            f"question_share: a document of {len(text)} tokens is too short for a fact and, "
+            f"{min_distance} tokens later, its question; raise length, or lower the window"
         )
-    room = len(text) - sum(fact.size + len(facts.stop) for fact in chosen)
+    room = len(text) - sum(fact.size + len(sampler.stop) for fact in chosen)
     parts = list[tuple[int, Tensor]]()
     for fact in chosen:
-        place = int(torch.randint(room - apart + 1, (1,), generator=generator))
-        farther = torch.rand((), generator=generator).item()
-        distance = round(apart * ((room - place) / apart) ** farther)
-        question = torch.cat([fact.asked, fact.answer, facts.stop])
-        parts += [(place, fact.told), (place + distance, question)]
-    tokens, starts = insert(text[:room], parts)
+        index = int(torch.randint(room - min_distance + 1, (1,), generator=generator))
+        exponent = torch.rand((), generator=generator).item()
+        distance = round(min_distance * ((room - index) / min_distance) ** exponent)
+        question = torch.cat([fact.question, fact.answer, sampler.stop])
+        parts += [(index, fact.statement), (index + distance, question)]
+    tokens, starts = insert_parts(text[:room], parts)
     answers = torch.zeros(len(tokens), dtype=torch.bool)
     for fact, start in zip(chosen, starts[1::2], strict=True):
-        answers[start + len(fact.asked) :][: len(fact.answer)] = True
+        answers[start + len(fact.question) :][: len(fact.answer)] = True
     return tokens, answers

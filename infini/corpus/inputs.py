@@ -1,64 +1,60 @@
-"""What a run is given from outside, as far as it is on this machine: so that a change is seen."""
+"""Files that a run is given from outside: a corpus folder, a base folder, and their hashes."""
 
 import hashlib
 import os
 import re
 from pathlib import Path
 
-from infini.errors import InputError
+from infini.errors import InputError, shown
 
 SUFFIXES = (".txt", ".jsonl")  # in upper case too
-EMBEDDED = ("sotu", "kjv")
-HUB_NAME = re.compile(r"\w[\w.-]{0,95}(/[\w.-]{1,96})?")
-# names that 🤗 Datasets takes for its readers of local files: it would read what lies around
-READERS = (
-    "arrow", "audiofolder", "cache", "conll", "csv", "eval", "fasta", "fastq", "genbank",
-    "generator", "harbor", "hdf5", "iceberg", "imagefolder", "json", "lance", "meshfolder",
-    "mmcif", "niftifolder", "pandas", "parquet", "pdb", "pdffolder", "spark", "sql", "text",
-    "tsfile", "videofolder", "vortex", "webdataset", "xml",
-)  # fmt: skip
+EMBEDDED_CORPORA = ("sotu", "kjv")
+# 🤗 Datasets reads local files under a name without a slash ("json", "text")
+_HUB_DATASET = re.compile(r"\w[\w.-]{0,95}/[\w.-]{1,96}")
 
 
-def contents(name: str) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by its path in it; empty for what is no folder.
+def file_hashes(name: str) -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder by relative path, hidden ones left out.
 
-    Hidden files are nobody's input.
+    The dictionary is empty if `name` is no folder.
     """
-    folder, found = _folder(name), {}
-    for path in _visible(folder) if os.path.isdir(folder) else []:
+    folder, hashes = Path(os.path.expanduser(name)), {}
+    for path in _visible_files(folder) if os.path.isdir(folder) else []:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        found[str(path.relative_to(folder))] = digest
-    return found
+        hashes[str(path.relative_to(folder))] = digest
+    return hashes
 
 
 def text_files(corpus: str) -> list[Path] | None:
-    """The `.txt` and `.jsonl` files of a folder, in order; None: an embedded corpus or a hub name.
+    """Return the .txt and .jsonl files of a corpus folder, sorted.
 
-    InputError where it is none of these.
+    Args:
+        corpus: value of data.corpus.
+
+    Returns:
+        The files; None for an embedded corpus or a hub dataset.
+
+    Raises:
+        InputError: `corpus` is none of the three, or its folder has no such file.
     """
-    folder = _folder(corpus)
-    if corpus in EMBEDDED:
+    if corpus in EMBEDDED_CORPORA:
         return None
+    folder = Path(os.path.expanduser(corpus))
+    # os.path, because pathlib raises on a name that no file can have
     if corpus and os.path.isdir(folder):
-        if files := [file for file in _visible(folder) if file.suffix.lower() in SUFFIXES]:
+        if files := [file for file in _visible_files(folder) if file.suffix.lower() in SUFFIXES]:
             return files
-        raise InputError(f"data.corpus: no .txt or .jsonl file in folder {corpus!r}")
-    if os.path.exists(folder) or not HUB_NAME.fullmatch(corpus) or corpus in READERS:
+        raise InputError(f"data.corpus: folder {corpus!r} has no .txt or .jsonl file")
+    if os.path.exists(folder) or not _HUB_DATASET.fullmatch(corpus):
         raise InputError(
-            f"data.corpus: {', '.join(EMBEDDED)}, a folder of .txt or .jsonl files or a hub "
-            f"dataset's name is needed, got {corpus!r:.80}"
+            f"data.corpus must be {', '.join(EMBEDDED_CORPORA)}, a folder of .txt or .jsonl files, "
+            f"or a hub dataset (owner/name), got {shown(corpus)}"
         )
     return None
 
 
-def _folder(name: str) -> Path:
-    """Where a name would be, were it a folder's; os.path takes names that no file can have."""
-    return Path(os.path.expanduser(name))
-
-
-def _visible(folder: Path) -> list[Path]:
-    """The files below a folder, but for hidden ones."""
+def _visible_files(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.rglob("*"))

@@ -1,13 +1,14 @@
-"""Texts cut into pieces of one length: short samples and long documents, by split.
+"""Texts cut into pieces of equal length: short samples and long documents, by split.
 
-Prepared once as Parquet, one file a split.
+Stage prepare_data writes them once as Parquet, a file a split.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -17,20 +18,20 @@ from infini.corpus.pieces import train_val_sizes
 from infini.corpus.splits import SPLITS, Text, split_of
 from infini.errors import InputError
 
-CHARACTERS = 8  # that a token seldom has more of, on average
-MARGIN = 64  # last tokens of a part that may be others where its text goes on
+CHARACTERS_PER_TOKEN = 8  # an average that texts seldom exceed
+SPARE_TOKENS = 64  # at the end of a cut text, where tokens may differ from those of the whole
 
 
 class Piece(NamedTuple):
     """Consecutive tokens of one text."""
 
     text_id: str
-    start: int  # tokens before it in its text
+    start: int  # index of the first token in its text
     tokens: list[int]
-    bytes: int  # UTF-8 bytes of all its tokens but the first, which is never scored
+    bytes: int  # UTF-8 bytes of all tokens but the first, which is never scored
 
 
-class Encoded(NamedTuple):
+class EncodedText(NamedTuple):
     """A text and its tokens."""
 
     text: Text
@@ -38,24 +39,38 @@ class Encoded(NamedTuple):
     offsets: list[tuple[int, int]]  # characters of the text that each token covers
 
 
-def encode(text: Text, tokenizer: Tokenizer, enough: int) -> Encoded:
-    """A text's tokens, no special ones; of a very long text the first `enough` and their part."""
-    size = (enough + MARGIN) * CHARACTERS
+class Prepared(NamedTuple):
+    """Pieces that a corpus gave, and how much of it was read."""
+
+    samples: dict[str, list[Piece]]  # by split
+    documents: dict[str, list[Piece]]  # by split
+    counts: dict[str, dict[str, int]]  # texts, tokens and characters read, by split
+
+
+def encode_text(text: Text, tokenizer: Tokenizer, enough: int) -> EncodedText:
+    """Tokenize a text without special tokens.
+
+    Args:
+        text: the text.
+        tokenizer: a fast tokenizer.
+        enough: how many tokens are needed at most; of a much longer text only so many are read.
+    """
+    size = (enough + SPARE_TOKENS) * CHARACTERS_PER_TOKEN
     while True:
         encoded = tokenizer(
             text.text[:size], add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         if size >= len(text.text):
-            return Encoded(text, ids, offsets)
-        if len(ids) >= enough + MARGIN:
-            read = offsets[enough - 1][1]
-            return Encoded(text._replace(text=text.text[:read]), ids[:enough], offsets[:enough])
+            return EncodedText(text, ids, offsets)
+        if len(ids) >= enough + SPARE_TOKENS:
+            end = offsets[enough - 1][1]
+            return EncodedText(text._replace(text=text.text[:end]), ids[:enough], offsets[:enough])
         size *= 2
 
 
-def cut(encoded: Encoded, length: int, minimum: int) -> list[Piece]:
-    """A text's consecutive pieces of `length` tokens; the last one from `minimum` tokens on."""
+def cut_text(encoded: EncodedText, length: int, minimum: int) -> list[Piece]:
+    """Cut a text into consecutive pieces of `length` tokens; the last has at least `minimum`."""
     text, ids, offsets = encoded
     pieces = []
     for start in range(0, len(ids) - minimum + 1, length):
@@ -65,22 +80,14 @@ def cut(encoded: Encoded, length: int, minimum: int) -> list[Piece]:
     return pieces
 
 
-class Prepared(NamedTuple):
-    """What a corpus gave."""
-
-    samples: dict[str, list[Piece]]  # by split
-    documents: dict[str, list[Piece]]  # by split
-    counts: dict[str, dict[str, int]]  # by split: texts, tokens and characters read
-
-
-class Rounds:
-    """The pieces wanted of a split: every text's first, then every text's second, and so on."""
+class RoundRobin:
+    """Selection of `wanted` pieces: every text's first, then every text's second, and so on."""
 
     def __init__(self, wanted: int):
         self.wanted, self.rounds = wanted, list[list[Piece]]()
 
     def add(self, pieces: list[Piece]) -> None:
-        """Another text's; what cannot be wanted any more is dropped."""
+        """Add a text's pieces, and drop what can no longer be selected."""
         for number, piece in enumerate(pieces):
             if number == len(self.rounds):
                 self.rounds.append([])
@@ -95,21 +102,27 @@ class Rounds:
                 self.rounds.pop()
 
     @property
-    def enough(self) -> bool:
-        """Whether first pieces are all that is wanted."""
+    def full(self) -> bool:
+        """Whether first pieces alone fill the selection."""
         return bool(self.rounds) and len(self.rounds[0]) >= self.wanted
 
     def pieces(self) -> list[Piece]:
-        """In order, as many as wanted or fewer."""
+        """Return the selected pieces in order, at most `wanted`."""
         return list(chain.from_iterable(self.rounds))
 
 
 def prepare(texts: Iterable[Text], tokenizer: Tokenizer, data: Data) -> Prepared:
-    """Short samples and long documents by split, and what was read.
+    """Cut texts into short samples and long documents by split.
 
-    Each text gives its first piece before any gives its second. Reading stops as soon as
-    first pieces are enough, so that a streamed corpus is never read whole; of no text is more
-    read, and of no split more kept, than can be wanted.
+    Reading stops once every selection is full, so that a streamed corpus is never read whole.
+
+    Args:
+        texts: texts of a corpus.
+        tokenizer: a fast tokenizer, the base's.
+        data: section `data` of params.yaml.
+
+    Raises:
+        InputError: a split has too few texts.
     """
     quotas = {
         kind: dict(zip(("train", "val", "test"), (*train_val_sizes(total), test), strict=True))
@@ -122,14 +135,16 @@ def prepare(texts: Iterable[Text], tokenizer: Tokenizer, data: Data) -> Prepared
         "samples": (data.segment_length, data.segment_length // 2),
         "documents": (data.document_length, data.document_length),
     }
-    enough = max(n * lengths[kind][0] for kind, q in quotas.items() for n in q.values())
-    found = {kind: {split: Rounds(n) for split, n in q.items()} for kind, q in quotas.items()}
-    read = {split: Counter(texts=0, tokens=0, characters=0) for split in SPLITS}
+    enough = max(n * lengths[kind][0] for kind, quota in quotas.items() for n in quota.values())
+    selected = {
+        kind: {s: RoundRobin(n) for s, n in quota.items()} for kind, quota in quotas.items()
+    }
+    counts = {split: Counter(texts=0, tokens=0, characters=0) for split in SPLITS}
     skipped = 0
     for text in texts:
         split = split_of(text.id, data.shares)
-        encoded = encode(text, tokenizer, enough)
-        read[split].update(texts=1, tokens=len(encoded.ids), characters=len(encoded.text.text))
+        encoded = encode_text(text, tokenizer, enough)
+        counts[split].update(texts=1, tokens=len(encoded.ids), characters=len(encoded.text.text))
         if split == "base":
             continue
         if split == "test" and len(encoded.ids) >= data.document_length:
@@ -137,29 +152,45 @@ def prepare(texts: Iterable[Text], tokenizer: Tokenizer, data: Data) -> Prepared
             if skipped <= data.test.skip:
                 continue
         for kind, (length, minimum) in lengths.items():
-            found[kind][split].add(cut(encoded, length, minimum))
-        if all(rounds.enough for by_split in found.values() for rounds in by_split.values()):
+            selected[kind][split].add(cut_text(encoded, length, minimum))
+        if all(robin.full for by_split in selected.values() for robin in by_split.values()):
             break
-
-    kept: dict[str, dict[str, list[Piece]]] = {}
-    for kind, by_split in found.items():
-        kept[kind] = {}
-        for split, rounds in by_split.items():
-            pieces, wanted = rounds.pieces(), quotas[kind][split]
-            if len(pieces) < wanted:
+    pieces = {
+        kind: {split: robin.pieces() for split, robin in by_split.items()}
+        for kind, by_split in selected.items()
+    }
+    for kind, quota in quotas.items():
+        for split, wanted in quota.items():
+            if (found := len(pieces[kind][split])) < wanted:
                 raise InputError(
-                    f"params.yaml: data.{kind}: {data.corpus!r} has {len(pieces)} pieces of "
-                    f"{lengths[kind][0]} tokens for split {split!r}, {wanted} are needed; "
-                    f"lower data.{kind}, data.test.{kind} or data.test.skip, or change data.shares"
+                    f"params.yaml: data.{kind}: split {split!r} of {data.corpus!r} has {found} of "
+                    f"{wanted} pieces of {lengths[kind][0]} tokens; lower data.{kind}, "
+                    f"data.test.{kind} or data.test.skip, or change data.shares"
                 )
-            kept[kind][split] = pieces
-    counts = {split: dict(count) for split, count in read.items()}
-    return Prepared(kept["samples"], kept["documents"], counts)
+    counted = {split: dict(count) for split, count in counts.items()}
+    return Prepared(pieces["samples"], pieces["documents"], counted)
 
 
-def write(pieces: dict[str, list[Piece]], folder: Path) -> None:
-    """One Parquet file a split."""
+def write_pieces(pieces: dict[str, list[Piece]], folder: Path) -> None:
+    """Write pieces by split, one Parquet file a split."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in pieces.items():
         table = pd.DataFrame(rows, columns=Piece._fields)
         table.to_parquet(folder / f"{split}.parquet", write_page_checksum=True)
+
+
+def prepared_record(prepared: Prepared, segment_length: int) -> dict[str, Any]:
+    """Return what reports/prepared.json records.
+
+    Returns:
+        splits: texts, tokens, characters, samples and documents by split; padding_share: of the
+        training samples' tokens; sha256: hash of all pieces.
+    """
+    samples, documents, counts = prepared
+    for split, count in counts.items():
+        count["samples"] = len(samples.get(split, []))
+        count["documents"] = len(documents.get(split, []))
+    tokens = sum(len(piece.tokens) for piece in samples["train"])
+    digest = hashlib.sha256(repr((samples, documents)).encode()).hexdigest()
+    padding = 1 - tokens / (len(samples["train"]) * segment_length)
+    return {"splits": counts, "padding_share": round(padding, 4), "sha256": digest}

