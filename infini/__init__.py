@@ -1,13 +1,13 @@
-"""A constant-size long-term memory for pretrained language models (arXiv 2404.07143).
+"""A constant-size long-term memory for pretrained language models (arXiv 2404.07143, 2510.07318).
 
-`retrofit` puts it into a causal model of transformers, `model.save_pretrained` writes it, `load`
-brings it back, `remove` takes it out. What a model has read, its cache, `save_memory` writes and
-`load_memory` reads. `infini.memory` is the mathematics alone.
+`retrofit` puts the memory into a causal language model of transformers, `model.save_pretrained`
+saves it, `load` loads it again, `remove` takes it out. `save_memory` and `load_memory` save and
+load the cache, which holds what a model has read. `infini.memory` has the operations on tensors.
 
-The names below are there after `import infini`; each is imported when it is first used, so
-that nobody waits for what they do not use. transformers' Auto classes load saved models from then
-on, or at once where transformers was imported before; `register_auto_classes()` tells them so.
-InputError, a ValueError of `infini.errors`, is the user's mistake in one line.
+Every name below is imported when it is first used (PEP 562), so `import infini` imports neither
+torch nor transformers. The first use of a model function registers our classes with the Auto
+classes of transformers, as `register_auto_classes()` does. Invalid input raises `InputError`, a
+ValueError of `infini.errors`, with a message of one line.
 """
 
 import sys
@@ -35,7 +35,7 @@ __all__ = [
     "retrofit",
     "save_memory",
 ]
-_HOMES = {
+_MODULES = {
     "InfiniAttention": "infini.memory",
     "RetentionPolicy": "infini.memory.eviction",
     "load": "infini.model.loading",
@@ -51,11 +51,11 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name == "memory":
         return import_module("infini.memory")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'infini' has no attribute {name!r}")
-    if _HOMES[name].startswith("infini.model."):
+    if _MODULES[name].startswith("infini.model."):
         _register_auto_classes()
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def _register_auto_classes() -> None:

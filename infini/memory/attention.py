@@ -82,14 +82,15 @@ class InfiniAttention(nn.Module):
         InputError: An unknown choice, a size below 1, num_heads that does not divide hidden_size,
             key-value heads that do not divide num_heads, or an odd head width with "rope".
 
-    Example:
+    Examples:
         >>> attention = InfiniAttention(hidden_size=512, num_heads=8, segment_length=256)
         >>> out, state = attention(torch.randn(1, 1000, 512))
     """
 
     mode: MemoryMode = "own"
     """Whose memory is read: the sample's "own", another sample's ("swapped"), or none ("off")"""
-    gate_parameters = ("beta",)  # trained at the gate learning rate
+    gate_parameters = ("beta",)
+    """Names of the parameters that are trained at the gate learning rate."""
 
     def __init__(
         self,

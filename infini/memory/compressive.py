@@ -132,7 +132,7 @@ def compressive_memory(
     Raises:
         InputError: An unknown update, shapes that do not fit, or a state of other sizes.
 
-    Example:
+    Examples:
         >>> q = k = v = torch.randn(1, 4, 1000, 64)
         >>> out, state = compressive_memory(q, k, v, segment_length=256, update="delta")
     """

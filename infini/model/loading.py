@@ -34,7 +34,7 @@ def load(
         InputError: If the folder is no saved model, the base is missing or another one, or the
             tensors do not fit.
 
-    Example:
+    Examples:
         >>> model.save_pretrained("my-memory")
         >>> model = infini.load("my-memory")
         >>> model = infini.load("my-memory", base="path/to/the/base")  # if it has moved

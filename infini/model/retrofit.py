@@ -82,7 +82,7 @@ def retrofit(
         InputError: an option that does not exist or fit, a base that cannot have this memory. The
             model is unchanged then.
 
-    Example:
+    Examples:
         >>> model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
         >>> model = infini.retrofit(model, "window", window=256, sinks=4, retained=128)
         >>> model.generate(input_ids, max_new_tokens=20)  # of any length, in constant memory

@@ -140,7 +140,7 @@ def register_policy(name: str, factory: PolicyFactory | None = None) -> Any:
     Raises:
         InputError: `name` is registered for another policy already.
 
-    Example:
+    Examples:
         >>> @infini.register_policy("smallest_key_norm")
         ... class SmallestKeyNorm(infini.RetentionPolicy):
         ...     def score(self, pairs):

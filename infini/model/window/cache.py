@@ -80,8 +80,8 @@ class WindowCache(MemoryCache):
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
             if rest:
-                index, _, field = rest.partition(".")
-                by_layer[kind].setdefault(int(index), {})[field] = tensor
+                layer, _, field = rest.partition(".")
+                by_layer[kind].setdefault(int(layer), {})[field] = tensor
         cache.states = {
             index: WindowState.of_tensors(own) for index, own in sorted(by_layer["window"].items())
         }
