@@ -1,4 +1,4 @@
-"""The memory beside a window against a loop over tokens, in float64."""
+"""Associative memory against a loop over tokens, in float64."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def loop(memory: AssociativeMemory, update: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Token by token, by the rules as they are written: (B, H, T, V)."""
+    """Output token by token, by the equations: (B, H, T, V)."""
     p = {name: x.detach().double() for name, x in memory.named_parameters()}
 
     def sigmoid(name: str, x: Tensor, head: int) -> Tensor:
@@ -46,12 +46,12 @@ def qkv() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("update", ["linear", "delta", "gated_delta"])
-def test_reads_and_writes_are_those_of_a_loop(
+def test_associative_memory_equals_loop(
     update: WindowUpdate, qkv: tuple[Tensor, Tensor, Tensor]
 ) -> None:
     memory = AssociativeMemory(H, G, (D, V), update)
     empty = torch.zeros(B, G, D, V)
-    assert not memory(*qkv, empty)[0].any(), "untrained it adds nothing"
+    assert not memory(*qkv, empty)[0].any(), "untrained, the output is zero"
     for parameter in memory.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.5)
     out, after = memory(*qkv, empty)
@@ -63,12 +63,12 @@ def test_reads_and_writes_are_those_of_a_loop(
     torch.testing.assert_close(again, after)
 
 
-def test_what_is_not_written_leaves_the_memory_as_it_is(
+def test_write_mask_leaves_the_memory_unchanged(
     qkv: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     memory = AssociativeMemory(H, G, (D, V), "gated_delta")
-    matrix, written = torch.randn(B, G, D, V), torch.zeros(B, T, dtype=torch.bool)
-    assert torch.equal(memory(*qkv, matrix, written)[1], matrix)
-    written[:, :4] = True
+    matrix, mask = torch.randn(B, G, D, V), torch.zeros(B, T, dtype=torch.bool)
+    assert torch.equal(memory(*qkv, matrix, mask)[1], matrix)
+    mask[:, :4] = True
     _, after = memory(*(x[:, :, :4] for x in qkv), matrix)
-    torch.testing.assert_close(memory(*qkv, matrix, written)[1], after)
+    torch.testing.assert_close(memory(*qkv, matrix, mask)[1], after)

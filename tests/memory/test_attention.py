@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from infini.errors import InputError
-from infini.memory.attention import Heads, InfiniAttention
+from infini.memory.attention import HeadConfig, InfiniAttention
 from infini.memory.local import alibi_slopes
 from infini.memory.reference import local_loop, memory_loop, rotary_loop
 
@@ -21,14 +21,14 @@ KINDS = [
 def attention(local: str, position: str, update: str = "delta") -> InfiniAttention:
     torch.manual_seed(0)
     module = InfiniAttention(
-        HIDDEN, HEADS, L, update, local, position, heads=Heads(num_kv_heads=GROUPS)
+        HIDDEN, HEADS, L, update, local, position, heads=HeadConfig(num_kv_heads=GROUPS)
     ).double()
     torch.nn.init.normal_(module.beta)
     return module
 
 
 def loop(module: InfiniAttention, x: Tensor) -> Tensor:
-    """One sample without padding, (T, hidden)."""
+    """Output of one sample without padding, (T, hidden)."""
     q, k, v = (
         proj(x).unflatten(-1, (-1, module.head_dim)).transpose(0, 1)  # (H or G, T, D)
         for proj in (module.q_proj, module.k_proj, module.v_proj)
@@ -38,20 +38,20 @@ def loop(module: InfiniAttention, x: Tensor) -> Tensor:
         g = h // (HEADS // GROUPS)
         reads, _, _ = memory_loop(q[h], k[g], v[g], L, module.update)
         slope = alibi_slopes(HEADS)[h].item() if module.position == "alibi" else 0.0
-        turned = [q[h], k[g]]
+        rotated = [q[h], k[g]]
         if module.position == "rope":
-            turned = [rotary_loop(one, L) for one in turned]
+            rotated = [rotary_loop(one, L) for one in rotated]
         scale = 1 / math.sqrt(module.head_dim)
-        here = local_loop(*turned, v[g], L, module.local, slope, scale)
+        local = local_loop(*rotated, v[g], L, module.local, slope, scale)
         gate = torch.sigmoid(module.beta[h])
-        mixed = gate * reads + (1 - gate) * here
-        heads.append(torch.cat([here[:L], mixed[L:]]))  # nothing written yet in the first segment
+        mixed = gate * reads + (1 - gate) * local
+        heads.append(torch.cat([local[:L], mixed[L:]]))  # the memory is empty in the first segment
     return module.o_proj(torch.stack(heads, 1).flatten(1))
 
 
 @pytest.mark.parametrize(("local", "position"), KINDS)
 @pytest.mark.parametrize("update", ["linear", "delta"])
-def test_values_and_gradients_equal_the_loop_under_mixed_padding(
+def test_infini_attention_equals_loop_with_gradients(
     local: str, position: str, update: str
 ) -> None:
     exact = attention(local, position, update)
@@ -79,7 +79,7 @@ def test_values_and_gradients_equal_the_loop_under_mixed_padding(
 
 @pytest.mark.parametrize(("local", "position"), KINDS)
 @pytest.mark.parametrize("sizes", [[5, 11, 13], [1] * T, [8, 8, 13]])
-def test_chunks_equal_the_whole_and_causality_holds(
+def test_infini_attention_in_chunks_and_causality(
     local: str, position: str, sizes: list[int]
 ) -> None:
     module = attention(local, position)
@@ -102,7 +102,7 @@ def test_chunks_equal_the_whole_and_causality_holds(
 
 
 @pytest.mark.parametrize("local", ["softmax", "linear"])
-def test_gradcheck(local: str) -> None:
+def test_infini_attention_gradcheck(local: str) -> None:
     module = attention(local, "alibi")
     x = torch.randn(1, 2 * L + 3, HIDDEN, dtype=torch.float64, requires_grad=True)
     names = ["q_proj.weight", "k_proj.weight", "v_proj.weight", "beta"]
@@ -115,14 +115,14 @@ def test_gradcheck(local: str) -> None:
     assert torch.autograd.gradcheck(run, (x, *chosen), fast_mode=True)
 
 
-def test_empty_memory_leaves_the_local_output_undiluted() -> None:
+def test_empty_memory_gives_the_local_output() -> None:
     module, x = attention("softmax", "none"), torch.randn(1, L, HIDDEN, dtype=torch.float64)
     before, _ = module(x)
     module.beta.data.fill_(4.0)
     assert torch.equal(module(x)[0], before)
 
 
-def test_bfloat16_and_autocast() -> None:
+def test_infini_attention_bfloat16_and_autocast() -> None:
     module, x = attention("softmax", "rope").float(), torch.randn(1, T, HIDDEN)
     exact, _ = module(x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -136,11 +136,11 @@ def test_bfloat16_and_autocast() -> None:
     torch.testing.assert_close(low.float(), exact, rtol=0.05, atol=0.05)
 
 
-def test_heads_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="hidden_size 10 is not a multiple of num_heads 4"):
+def test_infini_attention_rejects_heads_that_do_not_divide() -> None:
+    with pytest.raises(ValueError, match="hidden_size must be a multiple of num_heads 4, got 10"):
         InfiniAttention(10, 4)
-    with pytest.raises(ValueError, match="num_heads 4 is not a multiple of num_kv_heads 3"):
-        InfiniAttention(16, 4, heads=Heads(num_kv_heads=3))
+    with pytest.raises(ValueError, match="num_heads must be a multiple of num_kv_heads 3, got 4"):
+        InfiniAttention(16, 4, heads=HeadConfig(num_kv_heads=3))
 
 
 @pytest.mark.parametrize(
@@ -152,31 +152,31 @@ def test_heads_that_do_not_fit_are_refused() -> None:
         *((bias, x) for bias in ("qkv_bias", "out_bias") for x in (1, None)),
     ],
 )
-def test_heads_that_are_none_are_refused(name: str, value: Any) -> None:
+def test_head_config_rejects_invalid_values(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"^{name} must be .*, got "):
-        Heads(**{name: value})
+        HeadConfig(**{name: value})
 
 
-def test_rotary_positions_need_an_even_head() -> None:
-    with pytest.raises(InputError, match='head_dim: position="rope" needs an even one, got 5'):
+def test_rope_rejects_odd_head_dim() -> None:
+    with pytest.raises(InputError, match='head_dim must be even with position="rope", got 5'):
         InfiniAttention(20, 4, position="rope")
     InfiniAttention(20, 4, position="alibi")
 
 
 @pytest.mark.parametrize("sizes", [(16, 0), (0, 2), (16, 2, 0), (16, 2, 4.0), (16, 2.0)])
-def test_sizes_that_are_no_positive_whole_numbers_are_refused(sizes: tuple[int, ...]) -> None:
+def test_infini_attention_rejects_invalid_sizes(sizes: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="must be "):
         InfiniAttention(*sizes)
 
 
-def test_hidden_states_of_another_shape_are_refused() -> None:
+def test_infini_attention_rejects_hidden_states_of_another_shape() -> None:
     for shape in ((3, 16), (2, 3, 8)):
-        with pytest.raises(InputError, match=r"hidden_states: \(batch, tokens, 16\) is needed"):
+        with pytest.raises(InputError, match=r"hidden_states must be \(batch, tokens, 16\), got"):
             InfiniAttention(16, 2, 4)(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("typo", [{"update": "dleta"}, {"local": "sofmax"}, {"position": "rop"}])
-def test_choices_that_do_not_exist_are_refused(typo: dict[str, str]) -> None:
+def test_infini_attention_rejects_unknown_choices(typo: dict[str, str]) -> None:
     ((name, value),) = typo.items()
     with pytest.raises(InputError, match=rf"^{name} must be one of .*, got '{value}'$"):
         InfiniAttention(16, 4, **typo)

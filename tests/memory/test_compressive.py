@@ -1,4 +1,4 @@
-"""The compressive memory against the paper's equations as a float64 loop."""
+"""Compressive memory against the paper's equations as a float64 loop."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def inputs(tokens: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Ten
 
 
 def mixed_padding(tokens: int) -> Tensor:
-    """No padding, padding on the left, padding on the right."""
+    """Mask without padding, with padding on the left, with padding on the right."""
     mask = torch.ones(B, tokens, dtype=torch.bool)
     mask[1, : tokens // 3] = False
     mask[2, tokens - tokens // 4 :] = False
@@ -31,7 +31,7 @@ def mixed_padding(tokens: int) -> Tensor:
 
 
 def loop(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, update: Update) -> tuple[Tensor, ...]:
-    """The reference on every head of every sample, padding left out."""
+    """Results of the reference on every head of every sample, without padding."""
     out = q.new_zeros(*q.shape[:3], V)
     matrix, normalizer = q.new_zeros(B, G, D, V), q.new_zeros(B, G, D)
     for b in range(B):
@@ -46,7 +46,7 @@ def loop(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, update: Update) -> tuple
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("tokens", [3, 8, 29, 40])
 @pytest.mark.parametrize("padded", [False, True])
-def test_values_state_and_gradients_equal_the_equations(
+def test_compressive_memory_equals_loop_with_gradients(
     update: Update, tokens: int, padded: bool
 ) -> None:
     mask = mixed_padding(tokens) if padded else torch.ones(B, tokens, dtype=torch.bool)
@@ -71,8 +71,8 @@ def test_values_state_and_gradients_equal_the_equations(
 
 
 @pytest.mark.parametrize("update", UPDATES)
-def test_gradcheck(update: Update) -> None:
-    """Of one head; what several of them share is compared with the loop's above."""
+def test_compressive_memory_gradcheck(update: Update) -> None:
+    # One head; several heads are compared with the loop above
     q, k, v = (x[:1, :1].detach().requires_grad_() for x in inputs(2 * L + 3))
     before = (x[:1, :1] for x in inputs(L + 2))
     start = compressive_memory(*before, segment_length=L, update=update)[1].detach()
@@ -89,7 +89,7 @@ def test_gradcheck(update: Update) -> None:
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("sizes", [[1] * 29, [5, 11, 13], [8, 16, 5], [3, 26], [29]])
-def test_any_chunks_equal_the_whole(update: Update, padded: bool, sizes: list[int]) -> None:
+def test_compressive_memory_in_any_chunks(update: Update, padded: bool, sizes: list[int]) -> None:
     q, k, v = inputs(29)
     mask = mixed_padding(29) if padded else torch.ones(B, 29, dtype=torch.bool)
     whole, expected = compressive_memory(q, k, v, segment_length=L, update=update, mask=mask)
@@ -107,7 +107,7 @@ def test_any_chunks_equal_the_whole(update: Update, padded: bool, sizes: list[in
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("sizes", [[1] * 29, [5, 11, 13], [7, 1, 21]])
-def test_gradients_through_chunks_equal_those_of_the_whole(
+def test_compressive_memory_gradients_in_any_chunks(
     update: Update, padded: bool, sizes: list[int]
 ) -> None:
     q, k, v = inputs(29)
@@ -126,7 +126,7 @@ def test_gradients_through_chunks_equal_those_of_the_whole(
     torch.testing.assert_close(got, expected)
 
 
-def test_causality_and_what_reaches_later_segments() -> None:
+def test_compressive_memory_causality_and_later_segments() -> None:
     q, k, v = inputs(40)
     out, _ = compressive_memory(q, k, v, segment_length=L)
     at = 2 * L + 1
@@ -141,7 +141,7 @@ def test_causality_and_what_reaches_later_segments() -> None:
     assert v.grad[:, :, :L].abs().min() > 0
 
 
-def test_bfloat16_accumulates_in_float32() -> None:
+def test_compressive_memory_accumulates_in_float32() -> None:
     q, k, v = (x.detach().bfloat16() for x in inputs(29))
     out, state = compressive_memory(q, k, v, segment_length=L)
     assert out.dtype == torch.bfloat16
@@ -150,7 +150,7 @@ def test_bfloat16_accumulates_in_float32() -> None:
     torch.testing.assert_close(state.matrix, exact.matrix)
 
 
-def test_autocast_leaves_the_memory_alone() -> None:
+def test_compressive_memory_ignores_autocast() -> None:
     q, k, v = inputs(29, torch.float32)
     expected, state = compressive_memory(q, k, v, segment_length=L)
     with torch.autocast("cpu", torch.bfloat16):
@@ -159,7 +159,7 @@ def test_autocast_leaves_the_memory_alone() -> None:
     assert torch.equal(state.matrix, cast.matrix)
 
 
-def test_the_state_has_one_size_and_its_samples_can_be_reordered() -> None:
+def test_memory_state_size_is_constant_and_select_reorders() -> None:
     def after(tokens: int) -> MemoryState:
         return compressive_memory(*inputs(tokens), segment_length=L)[1]
 
@@ -173,49 +173,51 @@ def test_the_state_has_one_size_and_its_samples_can_be_reordered() -> None:
     torch.testing.assert_close(got, expected[order])
 
 
-def test_a_state_of_other_segments_is_refused() -> None:
+def test_compressive_memory_rejects_state_of_another_segment_length() -> None:
     _, state = compressive_memory(*inputs(5), segment_length=L)
-    with pytest.raises(ValueError, match="segments of 8 tokens, not of 4"):
+    with pytest.raises(ValueError, match="segment_length must be 8, as in the state, got 4"):
         compressive_memory(*inputs(5), segment_length=4, state=state)
 
 
 @pytest.mark.parametrize(
-    ("of", "keep"),
+    ("name", "narrow"),
     [("q", (1, 3)), ("k", (0, 1)), ("k", (2, 5)), ("k", (3, 2)), ("v", (2, 5)), ("v", (1, 1))],
 )
-def test_queries_keys_and_values_must_belong_together(of: str, keep: tuple[int, int]) -> None:
+def test_compressive_memory_rejects_shapes_that_do_not_fit(
+    name: str, narrow: tuple[int, int]
+) -> None:
     given = dict(zip("qkv", inputs(13), strict=True))
-    given[of] = given[of].narrow(keep[0], 0, keep[1])
-    with pytest.raises(InputError, match=r"G divides H; got q \("):
+    given[name] = given[name].narrow(narrow[0], 0, narrow[1])
+    with pytest.raises(InputError, match=r"G dividing H; got q \("):
         compressive_memory(**given, segment_length=L)
 
 
-def test_a_state_of_another_batch_and_a_segment_of_nothing_are_refused() -> None:
+def test_compressive_memory_rejects_state_of_another_batch() -> None:
     q, k, v = inputs(5)
     _, state = compressive_memory(q, k, v, segment_length=L)
-    with pytest.raises(InputError, match=r"the state is of \(batch, heads, "):
+    with pytest.raises(InputError, match=r"state must be of \(batch, heads, "):
         compressive_memory(q[:1], k[:1], v[:1], segment_length=L, state=state)
     for length in (0, 1.5):
-        with pytest.raises(InputError, match="segment_length must be ≥ 1"):
+        with pytest.raises(InputError, match="segment_length must be (an integer )?≥ 1, got"):
             compressive_memory(q, k, v, segment_length=length)
 
 
-def test_blocks_of_segments_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compressive_memory_is_the_same_for_any_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = inputs(10 * L)
     for update in UPDATES:
         one = compressive_memory(q, k, v, segment_length=L, update=update)[0]
         one_grads = torch.autograd.grad(one.square().sum(), (q, k, v))
         with monkeypatch.context() as patch:
-            patch.setattr("infini.memory.buffers.BLOCK", {"cpu": 3 * B * H * L * D})
+            patch.setattr("infini.memory.buffers.BUFFER_ELEMENTS", {"cpu": 3 * B * H * L * D})
             other = compressive_memory(q, k, v, segment_length=L, update=update)[0]
             other_grads = torch.autograd.grad(other.square().sum(), (q, k, v))
         torch.testing.assert_close(other, one)
         torch.testing.assert_close(other_grads, one_grads)
 
 
-def test_wrong_calls_are_refused_in_one_line() -> None:
+def test_compressive_memory_rejects_invalid_options() -> None:
     with pytest.raises(InputError, match=r"^update must be one of 'linear', 'delta', got 'dleta'$"):
         compressive_memory(*inputs(5), segment_length=L, update="dleta")
     for mask in (torch.ones(B, 1), torch.ones(1, 5), torch.ones(B, 5, 1)):
-        with pytest.raises(InputError, match=r"^mask: \(3, 5\), samples and tokens, is needed"):
+        with pytest.raises(InputError, match=r"^mask must be \(3, 5\), samples and tokens, got"):
             compressive_memory(*inputs(5), segment_length=L, mask=mask)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from infini.memory.local import (
-    CHUNK,
+    LINEAR_CHUNK_SIZE,
     RotaryEmbedding,
     alibi_slopes,
+    apply_rotary,
     linear_attention,
-    rotate,
     softmax_attention,
 )
 from infini.memory.reference import local_loop, rotary_loop, sigma
@@ -29,7 +29,7 @@ def inputs(rows: int, tokens: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("slopes", [None, alibi_slopes(HEADS)])
-def test_chunked_linear_attention_equals_the_loop(slopes: Tensor | None) -> None:
+def test_linear_attention_equals_loop(slopes: Tensor | None) -> None:
     q, k, v = (torch.randn(1, h, 150, 4, dtype=torch.float64) for h in (HEADS, GROUPS, GROUPS))
     out = linear_attention(q, k, v, None, slopes)
     for h in range(HEADS):
@@ -41,7 +41,7 @@ def test_chunked_linear_attention_equals_the_loop(slopes: Tensor | None) -> None
 
 @pytest.mark.parametrize("scale", [None, 0.3])
 @pytest.mark.parametrize("slopes", [None, alibi_slopes(HEADS)])
-def test_softmax_attention_equals_the_loop(slopes: Tensor | None, scale: float | None) -> None:
+def test_softmax_attention_equals_loop(slopes: Tensor | None, scale: float | None) -> None:
     q, k, v = inputs(1, 11)
     out = softmax_attention(q, k, v, None, scale, slopes)
     for h in range(HEADS):
@@ -53,27 +53,27 @@ def test_softmax_attention_equals_the_loop(slopes: Tensor | None, scale: float |
 
 @pytest.mark.parametrize("attention", [softmax_attention, linear_attention])
 @pytest.mark.parametrize("slopes", [None, alibi_slopes(HEADS)])
-def test_queries_at_given_slots_get_what_they_get_in_the_whole_segment(
+def test_local_attention_at_slots_equals_whole_segment(
     attention: Callable[..., Tensor], slopes: Tensor | None
 ) -> None:
-    q, k, v = inputs(2, CHUNK + 9)
+    q, k, v = inputs(2, LINEAR_CHUNK_SIZE + 9)
     whole = attention(q, k, v, None, slopes=slopes)
-    at = torch.tensor([[3, 4, 5], [70, 71, 72]])  # of each row
-    chosen = at[:, None, :, None].expand(-1, HEADS, -1, D)
-    out = attention(q.gather(2, chosen), k, v, at, slopes=slopes)
-    torch.testing.assert_close(out, whole.gather(2, chosen))
-    same = attention(q[:, :, 3:6], k, v, at[:1], slopes=slopes)  # one row of slots for all
+    slots = torch.tensor([[3, 4, 5], [70, 71, 72]])  # of each row
+    index = slots[:, None, :, None].expand(-1, HEADS, -1, D)
+    out = attention(q.gather(2, index), k, v, slots, slopes=slopes)
+    torch.testing.assert_close(out, whole.gather(2, index))
+    same = attention(q[:, :, 3:6], k, v, slots[:1], slopes=slopes)  # one row of slots for all
     torch.testing.assert_close(same, whole[:, :, 3:6])
 
 
-def test_alibi_slopes_of_eight_heads_are_the_papers() -> None:
+def test_alibi_slopes_of_eight_heads() -> None:
     assert alibi_slopes(8).tolist() == [2.0**-n for n in range(1, 9)]
 
 
-def test_rotary_turns_the_first_dimensions_and_leaves_the_rest() -> None:
+def test_apply_rotary_leaves_further_dimensions() -> None:
     q, _, _ = inputs(1, 11)
     cos, sin = RotaryEmbedding(2)(q, torch.arange(11)[None])
-    out = rotate(q, cos, sin)
+    out = apply_rotary(q, cos, sin)
     assert torch.equal(out[..., 2:], q[..., 2:])
     expected = rotary_loop(q[0, 1, :, :2], 11)
     torch.testing.assert_close(out[0, 1, :, :2], expected, rtol=1e-5, atol=1e-5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from infini.memory.packing import Packing, Part, drive, gather, join, split
+from infini.memory.packing import Packing, Part, gather, join, run_parts, split
 
 T, L = 21, 8
 PENDING = torch.tensor([0, 3, 7, 5])
@@ -12,13 +12,13 @@ LENGTHS = torch.tensor([21, 18, 1, 0])
 
 
 def tokens(axis: int) -> Tensor:
-    """(B, T, 2) or (B, 3, T, 2), no element zero."""
+    """Tensor of (B, T, 2) or (B, 3, T, 2), no element zero."""
     shape = (4, T, 2) if axis == 1 else (4, 3, T, 2)
     return torch.arange(1, 1 + torch.Size(shape).numel()).view(shape)
 
 
 def real(x: Tensor, lengths: Tensor, axis: int) -> Tensor:
-    """x, zero behind each sample's tokens."""
+    """Return x, zero behind each sample's tokens."""
     x = x.movedim(axis, 1).clone()
     for sample, length in zip(x, lengths.tolist(), strict=True):
         sample[length:] = 0
@@ -31,33 +31,33 @@ def bounds(part: Part) -> list[tuple[int, int]]:
 
 def test_split_at_odd_lengths() -> None:
     parts = split(PENDING, LENGTHS, L)
-    assert bounds(parts.begun) == [(0, 0), (0, 5), (0, 1), (0, 0)]
-    assert bounds(parts.whole) == [(0, 16), (5, 8), (1, 0), (0, 0)]
-    assert bounds(parts.rest) == [(16, 5), (13, 5), (1, 0), (0, 0)]
-    assert (parts.begun.counts + parts.whole.counts + parts.rest.counts).equal(LENGTHS)
+    assert bounds(parts.head) == [(0, 0), (0, 5), (0, 1), (0, 0)]
+    assert bounds(parts.body) == [(0, 16), (5, 8), (1, 0), (0, 0)]
+    assert bounds(parts.tail) == [(16, 5), (13, 5), (1, 0), (0, 0)]
+    assert (parts.head.counts + parts.body.counts + parts.tail.counts).equal(LENGTHS)
     assert [part.width for part in parts] == [5, 16, 5]
 
 
 @pytest.mark.parametrize("length", range(1, 2 * L + 2))
 @pytest.mark.parametrize("pending", range(L))
-def test_split_of_one_sample_ends_parts_at_its_boundaries(pending: int, length: int) -> None:
+def test_split_cuts_at_segment_boundaries(pending: int, length: int) -> None:
     parts = split(torch.tensor([pending]), torch.tensor([length]), L)
-    at, used = pending, []
-    for part, name in zip(parts, ("begun", "whole", "rest"), strict=True):
+    position, nonempty = pending, []
+    for part, name in zip(parts, ("head", "body", "tail"), strict=True):
         count = int(part.counts[0])
-        assert int(part.starts[0]) == at - pending
+        assert int(part.starts[0]) == position - pending
         if count:
-            used.append(part)
-            segments = {position // L for position in range(at, at + count)}
-            if name == "whole":
-                assert at % L == 0
+            nonempty.append(part)
+            segments = {i // L for i in range(position, position + count)}
+            if name == "body":
+                assert position % L == 0
                 assert count == L * len(segments)
             else:
                 assert len(segments) == 1
                 assert count < L
-        at += count
-    assert at == pending + length
-    assert parts.used == used
+        position += count
+    assert position == pending + length
+    assert parts.nonempty == nonempty
 
 
 @pytest.mark.parametrize("axis", [1, 2])
@@ -73,24 +73,24 @@ def test_split_of_one_sample_ends_parts_at_its_boundaries(pending: int, length: 
 )
 def test_join_is_the_inverse_of_take(axis: int, pending: Tensor, lengths: Tensor) -> None:
     x = tokens(axis)
-    taken = [(part, part.take(x, axis)) for part in split(pending, lengths, L).used]
+    taken = [(part, part.take(x, axis)) for part in split(pending, lengths, L).nonempty]
     assert [piece.shape[axis] for _, piece in taken] == [part.width for part, _ in taken]
     assert torch.equal(join(taken, T, axis), real(x, lengths, axis))
 
 
 @pytest.mark.parametrize("axis", [1, 2])
-def test_drive_runs_the_parts_in_order_and_joins_them(axis: int) -> None:
+def test_run_parts_runs_in_order_and_joins(axis: int) -> None:
     x, parts, calls = tokens(axis), split(PENDING, LENGTHS, L), []
 
-    def begun(part: Part) -> Tensor:
+    def run_partial(part: Part) -> Tensor:
         calls.append(part)
         return -part.take(x, axis)
 
-    def whole(part: Part) -> Tensor:
+    def run_segments(part: Part) -> Tensor:
         calls.append(part)
         return 2 * part.take(x, axis)
 
-    out = drive(parts, T, axis, begun=begun, whole=whole)
+    out = run_parts(parts, T, axis, run_partial=run_partial, run_segments=run_segments)
     assert [id(part) for part in calls] == [id(part) for part in parts]
     sign = torch.full((4, T), -1)
     sign[0, :16] = 2
@@ -100,23 +100,23 @@ def test_drive_runs_the_parts_in_order_and_joins_them(axis: int) -> None:
     assert torch.equal(out, real(x, LENGTHS, axis) * sign.view(shape))
 
 
-def test_drive_skips_empty_parts() -> None:
+def test_run_parts_skips_empty_parts() -> None:
     def never(part: Part) -> Tensor:
         raise AssertionError(part)
 
     x, none = tokens(1), torch.zeros(4, dtype=torch.int64)
     parts = split(none, torch.full((4,), 16), L)
-    assert [id(part) for part in parts.used] == [id(parts.whole)]
-    out = drive(parts, 16, 1, begun=never, whole=lambda part: part.take(x, 1))
+    assert [id(part) for part in parts.nonempty] == [id(parts.body)]
+    out = run_parts(parts, 16, 1, run_partial=never, run_segments=lambda part: part.take(x, 1))
     assert out is not None
     assert torch.equal(out, x[:, :16])
-    assert split(none, none, L).used == []
-    assert drive(split(none, none, L), T, 1, begun=never, whole=never) is None
+    assert split(none, none, L).nonempty == []
+    assert run_parts(split(none, none, L), T, 1, run_partial=never, run_segments=never) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
 @pytest.mark.parametrize("axis", [1, 2])
-def test_packing_puts_real_tokens_first_and_back(axis: int, dtype: torch.dtype) -> None:
+def test_pack_and_unpack(axis: int, dtype: torch.dtype) -> None:
     x = tokens(axis)
     mask = torch.ones(4, T, dtype=torch.bool)
     mask[1, :6] = False
@@ -132,7 +132,7 @@ def test_packing_puts_real_tokens_first_and_back(axis: int, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(4, T), torch.arange(T).expand(4, T) < 5])
-def test_nothing_moves_where_padding_is_behind_already(mask: Tensor | None) -> None:
+def test_pack_moves_nothing_if_padding_is_at_the_end(mask: Tensor | None) -> None:
     packing, x = Packing.of(4, T, mask), tokens(1)
     assert packing.order is None
     assert packing.lengths.tolist() == [T if mask is None else int(mask[0].sum())] * 4
@@ -140,7 +140,7 @@ def test_nothing_moves_where_padding_is_behind_already(mask: Tensor | None) -> N
     assert packing.unpack(x, 1) is x
 
 
-def test_gather_picks_by_sample() -> None:
+def test_gather_indexes_by_sample() -> None:
     index = torch.tensor([[2, 0], [1, 1], [5, 20], [0, 3]])
     x = tokens(2)
     expected = torch.stack([x[b][:, index[b]] for b in range(4)])

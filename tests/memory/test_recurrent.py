@@ -1,4 +1,4 @@
-"""The recurrent memory against its rule as a float64 loop, token by token."""
+"""Recurrent memory against its equations as a float64 loop over tokens."""
 
 import pytest
 import torch
@@ -6,37 +6,39 @@ from torch import Tensor
 
 from infini.choices import Update
 from infini.memory.recurrent import RecurrentState, recurrent_memory
-from memory.toy_recurrent import UPDATES, B, H, V, assert_close_to_the_loop, inputs, mixed_padding
+from memory.toy_recurrent import UPDATES, B, H, V, assert_close_to_loop, inputs, mixed_padding
 
 
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("decays", [False, True])
 @pytest.mark.parametrize("delay", [1, 3, 40, 300])
 @pytest.mark.parametrize("tokens", [1, 3, 31, 32, 33])
-def test_values_state_and_gradients_equal_the_rule(
+def test_recurrent_memory_equals_loop_with_gradients(
     update: Update, decays: bool, delay: int, tokens: int
 ) -> None:
     leaves = inputs(tokens, torch.float32, decays)
-    assert_close_to_the_loop(leaves, inputs(tokens, decays=decays), delay, update)
+    assert_close_to_loop(leaves, inputs(tokens, decays=decays), delay, update)
 
 
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize(
     ("tokens", "delay"), [(63, 1), (64, 40), (65, 3), (129, 1), (129, 3), (200, 3), (200, 64)]
 )
-def test_long_texts_equal_the_rule(update: Update, tokens: int, delay: int) -> None:
+def test_recurrent_memory_of_long_texts_equals_loop(
+    update: Update, tokens: int, delay: int
+) -> None:
     for decays in (False, True):
         leaves = inputs(tokens, torch.float32, decays)
-        assert_close_to_the_loop(leaves, inputs(tokens, decays=decays), delay, update)
+        assert_close_to_loop(leaves, inputs(tokens, decays=decays), delay, update)
 
 
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("decays", [False, True])
 @pytest.mark.parametrize("delay", [1, 4])
-def test_gradcheck(
+def test_recurrent_memory_gradcheck(
     update: Update, decays: bool, delay: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infini.memory.chunks.CHUNK", 3)
+    monkeypatch.setattr("infini.memory.chunks.CHUNK_SIZE", 3)
 
     def small(tokens: int, decays: bool) -> list[Tensor]:  # one sample, 2 query heads, 1 group
         q, *rest = (x.detach()[:1] for x in inputs(tokens, decays=decays))
@@ -73,7 +75,7 @@ def in_pieces(
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("delay", [1, 6, 100])
 @pytest.mark.parametrize("sizes", [[1] * 75, [5, 11, 59], [32, 43]])
-def test_any_pieces_equal_the_whole(
+def test_recurrent_memory_in_any_chunks(
     update: Update, decays: bool, padded: bool, delay: int, sizes: list[int]
 ) -> None:
     leaves = inputs(75, decays=decays)
@@ -103,9 +105,7 @@ def test_pending_tokens_keep_their_decays() -> None:
 
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("delay", [1, 2, 33])
-def test_a_token_reaches_exactly_the_reads_from_delay_tokens_later_on(
-    update: Update, delay: int
-) -> None:
+def test_delay_decides_which_reads_see_a_token(update: Update, delay: int) -> None:
     leaves, at = [x.detach() for x in inputs(100)], 40
     leaves[4] = leaves[4].clamp_min(-0.1)
     out, _ = recurrent_memory(*leaves, delay=delay, update=update)
@@ -121,7 +121,7 @@ def test_a_token_reaches_exactly_the_reads_from_delay_tokens_later_on(
     assert out[:, :, delay].abs().min() > 0
 
 
-def test_bfloat16_accumulates_in_float32() -> None:
+def test_recurrent_memory_accumulates_in_float32() -> None:
     leaves = [x.detach().bfloat16().requires_grad_() for x in inputs(70)]
     out, state = recurrent_memory(*leaves, delay=4)
     assert out.dtype == torch.bfloat16
@@ -136,19 +136,19 @@ def test_bfloat16_accumulates_in_float32() -> None:
         assert torch.equal(one.grad, other.grad.bfloat16())
 
 
-def test_autocast_leaves_the_memory_alone() -> None:
+def test_recurrent_memory_ignores_autocast() -> None:
     leaves = inputs(70, torch.float32)
     expected, state = recurrent_memory(*leaves, delay=4)
-    wanted = torch.autograd.grad(expected.sum(), leaves)
+    expected_gradients = torch.autograd.grad(expected.sum(), leaves)
     with torch.autocast("cpu", torch.bfloat16):
         out, cast = recurrent_memory(*leaves, delay=4)
         got = torch.autograd.grad(out.sum(), leaves)
     assert torch.equal(out, expected)
     assert torch.equal(state.matrix, cast.matrix)
-    assert all(map(torch.equal, got, wanted))
+    assert all(map(torch.equal, got, expected_gradients))
 
 
-def test_the_state_has_one_size_and_its_samples_can_be_reordered() -> None:
+def test_recurrent_state_size_is_constant_and_select_reorders() -> None:
     def after(tokens: int) -> RecurrentState:
         return recurrent_memory(*inputs(tokens), delay=9)[1]
 
@@ -163,18 +163,18 @@ def test_the_state_has_one_size_and_its_samples_can_be_reordered() -> None:
     torch.testing.assert_close(got, expected[order])
 
 
-def test_no_tokens_change_nothing() -> None:
+def test_recurrent_memory_of_no_tokens() -> None:
     _, state = recurrent_memory(*inputs(20), delay=3)
     out, same = recurrent_memory(*(x[:, :, :0] for x in inputs(20)), delay=3, state=state)
     assert out.shape == (B, H, 0, V)
     torch.testing.assert_close(tuple(same), tuple(state))
 
 
-def test_a_delay_below_one_or_not_the_states_is_refused() -> None:
-    with pytest.raises(ValueError, match="delay 0"):
+def test_recurrent_memory_rejects_invalid_options() -> None:
+    with pytest.raises(ValueError, match="delay must be ≥ 1, got 0"):
         recurrent_memory(*inputs(5), delay=0)
     _, state = recurrent_memory(*inputs(5), delay=3)
-    with pytest.raises(ValueError, match="of delay 3, not of 1"):
+    with pytest.raises(ValueError, match="delay must be 3, as in the state, got 1"):
         recurrent_memory(*inputs(5), state=state)
     with pytest.raises(TypeError, match="segment_length"):
         recurrent_memory(*inputs(5), segment_length=3)

@@ -137,9 +137,9 @@ def test_rotate_none_takes_queries_and_keys_as_they_are() -> None:
     )
 
 
-@pytest.mark.parametrize("use", ["off", "swapped"])
+@pytest.mark.parametrize("mode", ["off", "swapped"])
 @torch.no_grad()
-def test_memory_mode_off_and_swapped(use: MemoryMode) -> None:
+def test_memory_mode_off_and_swapped(mode: MemoryMode) -> None:
     """Against a token at a time, the pairs put in place by hand before each."""
     qkv, case, retained = tokens(80), ReferenceCache(5, 2, 4), with_random_bias(4)
     state, expected = None, []
@@ -149,12 +149,12 @@ def test_memory_mode_off_and_swapped(use: MemoryMode) -> None:
         own = state.retained
         assert own is not None
         put = RetainedState(*(x.flip(0) for x in own))
-        if use == "off":
+        if mode == "off":
             put = own._replace(positions=torch.full_like(own.positions, -1))
         expected.append(step((q, k, v), state._replace(retained=put), chunk, case, retained)[0])
         state = step((q, k, v), state, chunk, case, retained)[1]
     own_pairs, after = streamed(qkv, [80], case, retained)
-    retained.use = use
+    retained.mode = mode
     out, same = streamed(qkv, [50, 30], case, retained)
     torch.testing.assert_close(out, torch.cat(expected, 1), **CLOSE)
     assert not torch.allclose(out, own_pairs)

@@ -1,4 +1,4 @@
-"""Chunks of a stream are nowhere to be seen: any decay, any key, any holder."""
+"""Streaming memory in chunks: any chunk size, decay and key."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from memory.toy_recurrent import UPDATES, B, D, G, V, inputs, loop
 
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("decays", [False, True])
-def test_chunks_and_blocks_change_nothing(
+def test_stream_memory_is_the_same_for_any_chunk_size(
     update: Update, decays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leaves = inputs(150, decays=decays)
@@ -25,13 +25,13 @@ def test_chunks_and_blocks_change_nothing(
 
     expected = run()
     for chunk, block in ((1, 1), (7, 1000), (64, 2**20), (1000, 1)):
-        monkeypatch.setattr("infini.memory.chunks.CHUNK", chunk)
-        monkeypatch.setattr("infini.memory.chunks.BLOCK", {"cpu": block})
+        monkeypatch.setattr("infini.memory.chunks.CHUNK_SIZE", chunk)
+        monkeypatch.setattr("infini.memory.chunks.BUFFER_ELEMENTS", {"cpu": block})
         torch.testing.assert_close(run(), expected)
 
 
 @pytest.mark.parametrize("decay", [-1e-4, -30.0, -1e4, -torch.inf])
-def test_weak_and_strong_decays(decay: float) -> None:
+def test_stream_memory_with_weak_and_strong_decays(decay: float) -> None:
     leaves, exact = inputs(70, torch.float32), inputs(70)
     for x in (*leaves, *exact):
         x.requires_grad_(False)
@@ -43,11 +43,11 @@ def test_weak_and_strong_decays(decay: float) -> None:
     (gradient,) = torch.autograd.grad(out.sum(), leaves[4])
     assert gradient.isfinite().all()
     if decay > -torch.inf:
-        (wanted,) = torch.autograd.grad(expected.sum(), exact[4])
-        torch.testing.assert_close(gradient.double(), wanted, rtol=1e-5, atol=1e-5)
+        (expected_gradient,) = torch.autograd.grad(expected.sum(), exact[4])
+        torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-5, atol=1e-5)
 
 
-def test_a_key_written_again_and_again() -> None:
+def test_stream_memory_with_one_key_written_repeatedly() -> None:
     # the powers of a Neumann series would grow to 1e18 here
     leaves, exact = inputs(129, torch.float32, False), inputs(129, decays=False)
     for x in (leaves, exact):
@@ -60,8 +60,8 @@ def test_a_key_written_again_and_again() -> None:
 
 
 @pytest.mark.parametrize("update", UPDATES)
-def test_a_window_that_its_holder_feeds(update: Update) -> None:
-    """The tokens that leave a window of 12, kept by the caller, are those of delay 12."""
+def test_stream_memory_behind_a_window_equals_recurrent_memory(update: Update) -> None:
+    """Tokens that leave a window of 12, held by the caller, are those of delay 12."""
     window, tokens = 12, 75
     q, *rest = inputs(tokens)
     expected, _ = recurrent_memory(q, *rest, delay=window, update=update)

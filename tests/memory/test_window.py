@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from infini.memory.local import rotate
+from infini.memory.local import apply_rotary
 from infini.memory.window import ChunkInfo, WindowState, window_attention
 from memory.toy_window import ROTARY, B, D, G, H, V, softmax, tokens, turn
 
 
 def loop(q: Tensor, k: Tensor, v: Tensor, W: int, S: int, sliding_window: int | None) -> Tensor:
-    """(B, T, H, V), token by token, by distances alone."""
+    """Output token by token, by distances alone: (B, T, H, V)."""
     out = torch.zeros(*q.shape[:3], V, dtype=q.dtype)
     for t in range(q.shape[2]):
         edge = min(t, W + S - 1)
@@ -65,10 +65,10 @@ def test_window_attention_of_many_blocks() -> None:
     torch.testing.assert_close(single, whole)
 
 
-def test_turn_equals_rotate() -> None:
+def test_turn_equals_apply_rotary() -> None:
     q, positions = tokens(7)[0], torch.arange(7)[None]
     torch.testing.assert_close(
-        turn(q, positions), rotate(q, *ROTARY(q, positions)), rtol=1e-5, atol=1e-6
+        turn(q, positions), apply_rotary(q, *ROTARY(q, positions)), rtol=1e-5, atol=1e-6
     )
 
 

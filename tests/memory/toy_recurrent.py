@@ -1,4 +1,4 @@
-"""Inputs of the recurrent memory, and its rule as a float64 loop over every head."""
+"""Inputs of the recurrent memory, and its reference on every head."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ UPDATES = ["linear", "delta"]
 def inputs(
     tokens: int, dtype: torch.dtype = torch.float64, decays: bool = True
 ) -> tuple[Tensor, ...]:
-    """q, k, v, beta and, if decays, the logarithms of decays from nearly 1 to nearly 0."""
+    """Random q, k, v, beta and, with `decays`, log decays of nearly 1 to nearly 0."""
     generator = torch.Generator().manual_seed(tokens)
 
     def normal(*shape: int) -> Tensor:
@@ -29,7 +29,7 @@ def inputs(
 
 
 def mixed_padding(tokens: int) -> Tensor:
-    """No padding, padding on the left, padding on the right."""
+    """Mask without padding, with padding on the left, with padding on the right."""
     mask = torch.ones(B, tokens, dtype=torch.bool)
     mask[1, : tokens // 3] = False
     mask[2, tokens - tokens // 4 :] = False
@@ -39,7 +39,7 @@ def mixed_padding(tokens: int) -> Tensor:
 def loop(
     leaves: tuple[Tensor, ...], delay: int, update: Update, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The reference on every head of every sample, padding left out: reads, matrix."""
+    """Reads and matrix by the reference on every head of every sample, without padding."""
     q, k, v, beta, *decay = leaves
     decays = decay[0] if decay else torch.zeros_like(beta)
     out, matrix = q.new_zeros(*q.shape[:3], V), q.new_zeros(B, G, D, V)
@@ -54,10 +54,10 @@ def loop(
     return out, matrix
 
 
-def assert_close_to_the_loop(
+def assert_close_to_loop(
     leaves: tuple[Tensor, ...], exact: tuple[Tensor, ...], delay: int, update: Update
 ) -> None:
-    """Reads, matrix and all gradients, to 1e-5."""
+    """Compare reads, matrix and all gradients with the loop, to 1e-5."""
     padding = mixed_padding(exact[0].shape[2]) if delay == 3 else None
     expected = loop(exact, delay, update, padding)
     out, state = recurrent_memory(*leaves, delay=delay, update=update, mask=padding)

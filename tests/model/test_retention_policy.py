@@ -1,0 +1,44 @@
+"""A retention policy of the user's own, through `retrofit`."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import infini
+from architectures import text, tiny
+from infini.memory.eviction import HeldPairs, block_layout, selection
+from infini.model.architectures import CACHE, cache_of
+
+OPTIONS = {"window": 7, "sinks": 3, "retained": 5}
+
+
+class SmallestKeyNorm(infini.RetentionPolicy):
+    """Retain the pairs with the smallest keys, which attract attention (arXiv 2406.11430)."""
+
+    def score(self, pairs: HeldPairs) -> Tensor:
+        return -pairs.keys.norm(dim=-1)
+
+
+@torch.no_grad()
+def test_user_policy_in_chunks_equals_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_layout, "RETENTION_BLOCK", 8)
+    tokens = text(2, 90)
+    default = infini.retrofit(tiny("llama"), "window", **OPTIONS)(tokens).logits
+
+    def fail(*_: object) -> None:
+        raise AssertionError("attention weights are computed")
+
+    monkeypatch.setattr(selection, "_AttentionWeights", fail)
+    model = infini.retrofit(tiny("llama"), "window", **OPTIONS, policy=SmallestKeyNorm())
+    whole = model(tokens, use_cache=False).logits
+    assert not torch.allclose(default, whole)
+    for chunks in ([40, 50], [5, 1, 1, 3, 1, 70, 9], [1] * 90):
+        cache, logits = None, []
+        for chunk in tokens.split(chunks, 1):
+            out = model(chunk, **{CACHE: cache}, use_cache=True)
+            cache = cache_of(out)
+            logits.append(out.logits)
+        torch.testing.assert_close(torch.cat(logits, 1), whole, rtol=1e-4, atol=1e-5)
+    retained = cache.states[0].retained
+    assert retained.positions.ge(OPTIONS["sinks"]).all()
+    assert retained.policy_state.nbytes == retained.block_attention.nbytes == 0
