@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from infini import params, processes
-from infini.console.stage import run as run_stage
+from infini.console.stage import run_stage
 from infini.console.stopwatch import Stopwatch
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
@@ -230,7 +230,7 @@ def main(name: str) -> None:
     except InputError as error:
         raise InputError(f"{PARAMS}: audits.{name}.{error}") from None
     base = params.get("base", Base)
-    processes.compute_in(base.precision)
+    processes.set_precision(base.precision)
     length = params.get("data.segment_length", int)
     tokenizer = load_tokenizer(base.model, base.revision)
     text = HeldOutText(params.get("evaluate", Evaluate), length, tokenizer)

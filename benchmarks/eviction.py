@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=2)
     documents = parser.parse_args().documents
     base = params.get("base", Base)
-    processes.compute_in(base.precision)
+    processes.set_precision(base.precision)
     model, length = load_base(base.model, base.revision), params.get("data.segment_length", int)
     text = Pieces.load(DOCUMENTS / "val.parquet", documents)
 

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from infini import params, processes
-from infini.console import stage
+from infini.console.stage import run_stage
 from infini.model.base import load_base
 from infini.model.config import Base
 from infini.model.retrofit import retrofit_with_seed
@@ -14,7 +14,7 @@ from infini.training.seeds import TrainingResult, TrainingRun, train_seeds
 
 def main(version: str, step: Literal["finetune", "control"] = "finetune") -> None:
     base = params.get("base", Base)
-    processes.compute_in(base.precision)
+    processes.set_precision(base.precision)
     length = params.get("data.segment_length", int)
     recipe = params.get(f"adapters.{version}", Adapter)
     control = step == "control"
@@ -29,4 +29,4 @@ def main(version: str, step: Literal["finetune", "control"] = "finetune") -> Non
 
 
 if __name__ == "__main__":
-    stage.run(main, parallel=True)
+    run_stage(main, parallel=True)

@@ -4,7 +4,7 @@ DVC does not look into a folder that a param names: later stages depend on these
 """
 
 from infini import params
-from infini.console.stage import run
+from infini.console.stage import run_stage
 from infini.corpus.inputs import file_hashes
 from infini.files import write_json
 from infini.model.config import Base
@@ -22,4 +22,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -5,7 +5,7 @@ import logging
 import pandas as pd
 
 from infini import params
-from infini.console.stage import run
+from infini.console.stage import run_stage
 from infini.console.stopwatch import Stopwatch
 from infini.corpus.config import Data
 from infini.evaluation.config import FullProtocol
@@ -50,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

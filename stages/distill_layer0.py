@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from infini import params, processes
-from infini.console import stage
+from infini.console.stage import run_stage
 from infini.model.base import load_base
 from infini.model.config import Base
 from infini.model.retrofit import retrofit_with_seed
@@ -15,7 +15,7 @@ from infini.training.seeds import TrainingResult, TrainingRun, save_untrained, t
 
 def main(version: str) -> None:
     base = params.get("base", Base)
-    processes.compute_in(base.precision)
+    processes.set_precision(base.precision)
     length = params.get("data.segment_length", int)
     place = params.get(f"replacements.{version}.layer", ReplaceConfig)
     recipe = params.get_optional(f"replacements.{version}.distill", Recipe)
@@ -36,4 +36,4 @@ def main(version: str) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, parallel=True)
+    run_stage(main, parallel=True)

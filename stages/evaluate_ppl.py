@@ -1,7 +1,7 @@
 """Score the untouched base, or a version with every seed, by every protocol on test text."""
 
 from infini import params, processes
-from infini.console.stage import run
+from infini.console.stage import run_stage
 from infini.console.stopwatch import Stopwatch
 from infini.evaluation.config import Evaluate
 from infini.evaluation.evaluate import evaluate_base, evaluate_seeds, write_evaluations
@@ -15,7 +15,7 @@ def main(version: str) -> None:
     options = {} if version == "base" else params.version_options(version)
     watch = Stopwatch(f"{version}-evaluate")
     base, seed = params.get("base", Base), params.get("seed", int)
-    processes.compute_in(base.precision)
+    processes.set_precision(base.precision)
     length = params.get("data.segment_length", int)
     tokenizer = load_tokenizer(base.model, base.revision)
     text = HeldOutText(params.get("evaluate", Evaluate), length, tokenizer)
@@ -31,4 +31,4 @@ def main(version: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main, parallel=True)
+    run_stage(main, parallel=True)

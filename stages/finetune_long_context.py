@@ -1,7 +1,7 @@
 """Finetune a distilled version on long documents, the Infini layer only."""
 
 from infini import params, processes
-from infini.console import stage
+from infini.console.stage import run_stage
 from infini.model.base import load_base
 from infini.model.config import Base
 from infini.model.loading import load
@@ -12,7 +12,7 @@ from infini.training.seeds import TrainingResult, TrainingRun, train_seeds
 
 def main(version: str) -> None:
     base = params.get("base", Base)
-    processes.compute_in(base.precision)
+    processes.set_precision(base.precision)
     length = params.get("data.segment_length", int)
     recipe = params.get(f"replacements.{version}.finetune", LongRecipe)
 
@@ -25,4 +25,4 @@ def main(version: str) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, parallel=True)
+    run_stage(main, parallel=True)

@@ -1,7 +1,7 @@
 """Measure what every version's memory costs against the base's full cache; on demand."""
 
 from infini import params
-from infini.console.stage import run
+from infini.console.stage import run_stage
 from infini.console.stopwatch import Stopwatch
 from infini.evaluation.config import Cost
 from infini.evaluation.cost import measure_costs
@@ -24,4 +24,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

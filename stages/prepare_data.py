@@ -3,7 +3,7 @@
 import logging
 
 from infini import params
-from infini.console.stage import run
+from infini.console.stage import run_stage
 from infini.console.stopwatch import Stopwatch
 from infini.corpus.config import Data
 from infini.corpus.prepare import prepare, prepared_record, write_pieces
@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from infini import params, processes
-from infini.console.stage import run
+from infini.console.stage import run_stage
 from infini.console.stopwatch import Stopwatch
 from infini.corpus.config import Shares
 from infini.corpus.sources import base_texts, read_texts
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, parallel=True)
+    run_stage(main, parallel=True)

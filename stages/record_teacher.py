@@ -1,7 +1,7 @@
 """Record what the untouched base says of the training documents, with full attention."""
 
 from infini import params, processes
-from infini.console.stage import run
+from infini.console.stage import run_stage
 from infini.console.stopwatch import Stopwatch
 from infini.corpus.pieces import Pieces
 from infini.evaluation.config import FullProtocol
@@ -15,7 +15,7 @@ from infini.training.teacher import record_log_probs
 def main() -> None:
     watch = Stopwatch("record_teacher")
     base, full = params.get("base", Base), params.get("evaluate.full", FullProtocol)
-    processes.compute_in(base.precision)
+    processes.set_precision(base.precision)
     model = load_base(base.model, base.revision).to(processes.device())
     documents = Pieces.load(DOCUMENTS / "train.parquet").within(vocabulary_size(model))
     record_log_probs(model, documents, full).save(TEACHER)
@@ -23,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -1,7 +1,7 @@
-"""Stages killed and on a full disk, for tests/test_faults.py; a script of its own.
+"""Script of tests/test_faults.py: stages killed and on a full disk.
 
-`python faults.py STAGES`, as JSON: module, words, outputs of each. Everything is imported once,
-and every attempt is a fork, in which nothing has run yet. Prints a line of JSON for every stage.
+`python faults.py STAGES`, as JSON: module, words and outputs of each. Modules are imported once,
+and every attempt is a fork of this process. Prints a line of JSON per stage.
 """
 
 import hashlib
@@ -16,24 +16,24 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from infini.console.stage import run
+from infini.console.stage import run_stage
 
 MOMENTS = 20
-LIMITS = (0, 1_000, 10_000, 50_000)  # bytes of a file that the disk still takes
-OTHERWISE = ("costs.csv",)  # hold times
+LIMITS = (0, 1_000, 10_000, 50_000)  # largest file that the disk takes, in bytes
+WITH_TIMES = ("costs.csv",)  # files whose content differs from run to run
 
 
 class End(NamedTuple):
-    """How an attempt ended."""
+    """End of an attempt."""
 
-    code: int  # negative: the signal
-    said: str  # on stderr
+    code: int  # exit code; negative: the signal
+    errors: str  # stderr
 
 
 def attempt(
     module: str, words: list[str], *, kill: float | None = None, limit: int | None = None
 ) -> End:
-    """The stage in a fork: killed after so many seconds, or with files of `limit` bytes at most."""
+    """Run a stage in a fork: killed after `kill` seconds, or with files of ≤ `limit` bytes."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -44,22 +44,22 @@ def attempt(
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         _stage(module, words)
-    os.setpgid(child, child)  # whoever comes first: a kill may be sooner than the child's own
+    os.setpgid(child, child)  # here too: the kill may come before the child's own call
     os.close(writer)
     if kill is not None:
         time.sleep(kill)
         os.killpg(child, signal.SIGKILL)
     with open(reader, "rb") as stream:
-        said = stream.read().decode()
-    return End(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said)
+        errors = stream.read().decode()
+    return End(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), errors)
 
 
 def _stage(module: str, words: list[str]) -> None:
-    """What `python -m MODULE WORDS` does; never returns."""
+    """Do what `python -m MODULE WORDS` does; never returns."""
     sys.argv = [module, *words]
     code = 1
     try:
-        run(importlib.import_module(module).main)
+        run_stage(importlib.import_module(module).main)
         code = 0
     except SystemExit as ended:
         code = int(ended.code or 0)
@@ -70,42 +70,42 @@ def _stage(module: str, words: list[str]) -> None:
         os._exit(code)
 
 
-def outputs(places: list[Path]) -> dict[str, str]:
-    """SHA-256 of every file in these places; of what holds times, that it is there."""
-    files = [file for p in places for file in ([p] if p.is_file() else sorted(p.rglob("*")))]
+def hash_files(paths: list[Path]) -> dict[str, str]:
+    """Return SHA-256 of every file in these paths; of nothing for files with times."""
+    files = [file for p in paths for file in ([p] if p.is_file() else sorted(p.rglob("*")))]
     return {
-        str(file): hashlib.sha256(b"" if file.name in OTHERWISE else file.read_bytes()).hexdigest()
+        str(file): hashlib.sha256(b"" if file.name in WITH_TIMES else file.read_bytes()).hexdigest()
         for file in files
         if file.is_file()
     }
 
 
-def clear(places: list[Path]) -> None:
-    """As DVC does before it runs a stage."""
-    for place in places:
-        if place.is_dir():
-            shutil.rmtree(place)
-        place.unlink(missing_ok=True)
+def remove_outputs(paths: list[Path]) -> None:
+    """Remove a stage's outputs, as DVC does before it runs the stage."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
 
 
-def faults(module: str, words: list[str], places: list[Path]) -> dict[str, object]:
-    """A stage undisturbed, killed, on a full disk, and undisturbed again; its outputs stay."""
+def run_with_faults(module: str, words: list[str], paths: list[Path]) -> dict[str, object]:
+    """Run a stage undisturbed, killed, on a full disk, and undisturbed again; outputs stay."""
     importlib.import_module(module)
-    clear(places)
+    remove_outputs(paths)
     began = time.perf_counter()
     whole = attempt(module, words)
     seconds = time.perf_counter() - began
-    assert whole.code == 0, whole.said
-    right, killed, full, wrong = outputs(places), [], [], []
+    assert whole.code == 0, whole.errors
+    right, killed, full, wrong = hash_files(paths), [], [], []
     for moment in range(MOMENTS):
-        clear(places)
+        remove_outputs(paths)
         killed.append(attempt(module, words, kill=seconds * (moment + 0.5) / MOMENTS))
     for limit in LIMITS:
-        clear(places)
+        remove_outputs(paths)
         full.append(attempt(module, words, limit=limit))
-        if not full[-1].code and outputs(places) != right:
+        if not full[-1].code and hash_files(paths) != right:
             wrong.append(limit)
-    clear(places)
+    remove_outputs(paths)
     again = attempt(module, words)
     return {
         "killed": killed,
@@ -113,11 +113,11 @@ def faults(module: str, words: list[str], places: list[Path]) -> dict[str, objec
         "wrong": wrong,
         "again": again,
         "files": len(right),
-        "same": outputs(places) == right,
+        "same": hash_files(paths) == right,
         "left": [str(file) for file in Path(".checkpoints").rglob("*")],
     }
 
 
 if __name__ == "__main__":
-    for module, words, places in json.loads(sys.argv[1]):
-        print(json.dumps(faults(module, words, list(map(Path, places)))), flush=True)
+    for module, words, paths in json.loads(sys.argv[1]):
+        print(json.dumps(run_with_faults(module, words, list(map(Path, paths)))), flush=True)

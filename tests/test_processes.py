@@ -81,14 +81,14 @@ def figures() -> dict[str, float]:
 SEVERAL = """
 import importlib
 from infini import processes
-from infini.console.stage import run
+from infini.console.stage import run_stage
 
 def main(version):
     for name in {stages}:
         importlib.import_module("stages." + name).main(version)
         processes.accelerator().wait_for_everyone()  # the first of them has written its files
 
-run(main, parallel=True)
+run_stage(main, parallel=True)
 """
 
 
@@ -146,7 +146,7 @@ def training(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 KILLED = """
 import os, signal
-from infini.console.stage import run
+from infini.console.stage import run_stage
 from infini.training import checkpoint
 from stages.distill_layer0 import main
 
@@ -162,7 +162,7 @@ def killed(after, written):
         if not after:
             os.kill(os.getpid(), signal.SIGKILL)
     checkpoint.os.replace = instead
-    run(main)
+    run_stage(main)
 
 for after, written in ((1, True), (5, False), (9, True)):
     child = os.fork()  # as good as a new one: nothing has run here
@@ -170,7 +170,7 @@ for after, written in ((1, True), (5, False), (9, True)):
         killed(after, written)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert len([name for name in os.listdir(".checkpoints") if name.endswith(".safetensors")]) == 1
-run(main)
+run_stage(main)
 """
 
 
@@ -187,6 +187,6 @@ def test_a_stage_killed_again_and_again_ends_with_the_same_bits(prepared: Path) 
     for file in outputs:
         file.unlink()
     Path("killed.py").write_text(KILLED)
-    assert "goes on in epoch 15" in run("killed", "v2", "")
+    assert "continues in epoch 15" in run("killed", "v2", "")
     assert {file: file.read_bytes() for file in outputs} == expected
     assert not Path(".checkpoints").exists()

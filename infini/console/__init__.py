@@ -1,1 +1,1 @@
-"""What a person sees of a run: bars, live curves, signals, the frame of a stage's script."""
+"""Console of a run: progress bars, live curves, signals, the entry point of a stage's script."""

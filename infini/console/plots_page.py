@@ -1,17 +1,17 @@
-"""The page around `dvc plots show`: Vega within it, where DVC's own fetches it from a network.
+"""HTML page for `dvc plots show` with Vega inside; DVC's own fetches Vega from a network.
 
-`make setup` runs this and tells DVC of the file. `dvc config plots.html_template` is the option.
+The Makefile runs this module; DVC's option `plots.html_template` names the page.
 """
 
 from pathlib import Path
 
 import vl_convert
 
-FILE = Path(".dvc/plots/page.html")
+PLOTS_PAGE = Path(".dvc/plots/page.html")
 VEGA_LITE = "5.21"  # DVC's templates and ours are of version 5
 
 # DVC fills in the names in braces.
-PAGE = """<!doctype html>
+HTML = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -32,12 +32,12 @@ VEGA
 """
 
 
-def write(file: Path = FILE) -> None:
-    """Vega, Vega-Lite and vega-embed in a page."""
+def write_plots_page(file: Path = PLOTS_PAGE) -> None:
+    """Write the page with Vega, Vega-Lite and vega-embed in it."""
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(PAGE.replace("VEGA", script), encoding="utf-8")
+    file.write_text(HTML.replace("VEGA", script), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write()
+    write_plots_page()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a training to stop at the next safe place; asked twice, at once."""
+"""Ctrl-C and SIGTERM: the first asks a training to stop and save, the second ends it at once."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -7,12 +7,12 @@ from typing import Any
 
 
 class Stopped(Exception):
-    """A training was asked to stop, and saved where it is."""
+    """A training has saved its state and stopped, as a signal asked it to."""
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within it the signals only set what the yielded function returns."""
+    """Yield a function that returns whether a signal has arrived in this block."""
     requested = False
 
     def request(number: int, frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""How long a stage takes: a line for the user, and a file that nothing depends on."""
+"""Duration of a stage: a log line, and a file that no stage depends on."""
 
 import logging
 import time
@@ -12,15 +12,15 @@ log = logging.getLogger(__name__)
 
 
 class Stopwatch:
-    """Wall time of a stage, from when it is made."""
+    """Measures the wall time of a stage from its construction on."""
 
     def __init__(self, name: str):
         self.name = name
         self.start = time.perf_counter()
-        self.startup = time.time() - psutil.Process().create_time()  # imports, mostly
+        self.startup = time.time() - psutil.Process().create_time()  # mostly imports
 
     def write(self, **more: float) -> None:
-        """Seconds since the start, and of the imports before it, to data/times/<name>.json."""
+        """Write seconds since the start, and of the start-up, to data/times/<name>.json."""
         seconds = round(time.perf_counter() - self.start, 1)
         log.info("%s: %.1f s", self.name, seconds)
         content = {"seconds": seconds, "startup": round(self.startup, 1), **more}

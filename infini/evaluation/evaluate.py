@@ -85,7 +85,7 @@ def evaluate_base(base: PreTrainedModel, text: HeldOutText) -> Evaluation:
     text.check(base)
     bytes_per_token, sizes = token_bytes(base, text), text.recipes.window.sizes
     state = {size: window_bytes(base, text, size) for size in sizes}
-    processes.deal_out(frozen_layers(base))
+    processes.shard_layers(frozen_layers(base))
     losses = text.tables(
         {
             "short": text.short(base),
@@ -154,7 +154,7 @@ def evaluate_version(
     with loaded(version.model_folder("finetune"), base) as model:
         state = max_state_bytes(model, text)
         added, gates, weights = added_parameters(model), _gates(model), _weights(model)
-        processes.deal_out(frozen_layers(model))
+        processes.shard_layers(frozen_layers(model))
         by_window = bool(window_layers(model))
         scores = _scores(model, text, in_full)
         questions = score_retrieval(model, text.haystacks) if in_full else pd.DataFrame()
@@ -267,7 +267,7 @@ def _distilled(
 ) -> tuple[Metrics, Metrics]:
     """Return metrics by protocol before the long documents, and those of the distillation."""
     with loaded(version.model_folder("distill"), base) as model:
-        processes.deal_out(frozen_layers(model))
+        processes.shard_layers(frozen_layers(model))
         scores = {
             "short": text.short(model),
             "documents": text.documents(model),

@@ -79,6 +79,6 @@ def mean_squared_error(layer: nn.Module, data: LayerData) -> float:
     """Return the mean of `squared_error` over all real tokens of `data`."""
     total = data.inputs.new_zeros(())
     batches = torch.arange(len(data)).split(BATCH_TOKENS // data.mask.shape[1] or 1)
-    for chosen in processes.share(batches):
+    for chosen in processes.local_share(batches):
         total += squared_error(layer, data, chosen)
-    return processes.total(total).item() / int(data.mask.sum())
+    return processes.all_reduce(total).item() / int(data.mask.sum())

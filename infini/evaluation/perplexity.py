@@ -147,8 +147,8 @@ def _score(
     scored = torch.zeros(pieces.tokens.shape, dtype=torch.bool)
     rows = list(torch.arange(len(pieces)).split(max(1, BATCH_TOKENS // nats.shape[1])))
     # A sharded base needs equally many batches in every process: surplus ones are dropped.
-    surplus = -len(rows) % processes.count()
-    mine = processes.share([*rows, *[rows[0][:0]] * surplus])
+    surplus = -len(rows) % processes.num_processes()
+    mine = processes.local_share([*rows, *[rows[0][:0]] * surplus])
     for scored_rows in progress(mine, title):
         indices = scored_rows if len(scored_rows) else rows[0]
         if even and len(indices) % 2:

@@ -47,7 +47,8 @@ class Score:
     def of_all_processes(self) -> "Score":
         """Sum the rows of all processes; each has zeros in the others' rows."""
         nats, scored = (
-            processes.total(x.to(processes.device())).cpu() for x in (self.nats, self.scored.long())
+            processes.all_reduce(x.to(processes.device())).cpu()
+            for x in (self.nats, self.scored.long())
         )
         return Score(nats, scored.bool(), self.bytes, self.texts)
 

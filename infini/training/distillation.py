@@ -33,7 +33,7 @@ def distillation_loss(layer: nn.Module, data: LayerData, chosen: Tensor) -> Iter
     """Yield the one loss of a batch of samples."""
     tokens = int(data.mask[chosen].sum())
     with processes.autocast():
-        total = squared_error(layer, data, processes.share(chosen))
+        total = squared_error(layer, data, processes.local_share(chosen))
     yield Loss(total, tokens, tokens)
 
 

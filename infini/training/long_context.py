@@ -192,7 +192,7 @@ def own_rows(chosen: Tensor) -> tuple[Tensor, bool]:
 
     A process without a document reads another's, since all processes step together.
     """
-    own = processes.share(chosen)
+    own = processes.local_share(chosen)
     return (own, False) if len(own) else (chosen[:1], True)
 
 
@@ -238,7 +238,7 @@ def train_on_documents(
         inputs, teacher = [DOCUMENTS, TEACHER], Teacher.load(TEACHER, len(train))
     if recipe.length is not None:
         train = train.shortened(recipe.length)
-    processes.deal_out(frozen_layers(model))
+    processes.shard_layers(frozen_layers(model))
     facts = None
     if recipe.question_share:
         name, commit = model.name_or_path, getattr(model.config, "_commit_hash", None)

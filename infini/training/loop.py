@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from infini import processes
-from infini.console.live import LiveCurves, ProgressView, Watcher
+from infini.console.live import LiveCurves, ProgressView, TrainingCallback
 from infini.console.signals import Stopped, stop_requests
 from infini.errors import InputError
 from infini.training.checkpoint import Checkpoint
@@ -152,14 +152,14 @@ def fit(task: Task[B], checkpoint: Checkpoint) -> Fit:
     training = _Training(task, checkpoint)
     training.resume()
     with ExitStack() as stack:
-        watchers: list[Watcher] = []
+        callbacks: list[TrainingCallback] = []
         if processes.is_main():
             sizes = sum(task.steps), training.steps_done, len(task.steps)
-            watchers.append(stack.enter_context(ProgressView(task.title, *sizes)))
-            watchers.append(stack.enter_context(LiveCurves(task.title, *sizes)))
+            callbacks.append(stack.enter_context(ProgressView(task.title, *sizes)))
+            callbacks.append(stack.enter_context(LiveCurves(task.title, *sizes)))
         stop_requested = stack.enter_context(stop_requests())
         while not training.done:
-            training.run_epoch(watchers, stop_requested)
+            training.run_epoch(callbacks, stop_requested)
     training.keep_best()
     return training.fit
 
@@ -205,11 +205,13 @@ class _Training(Generic[B]):
             record = {"fit": vars(self.fit), "epoch": vars(self.epoch)}
             self.checkpoint.save(self.stored, self.task.optimizers, record)
 
-    def run_epoch(self, watchers: list[Watcher], stop_requested: Callable[[], bool]) -> None:
+    def run_epoch(
+        self, callbacks: list[TrainingCallback], stop_requested: Callable[[], bool]
+    ) -> None:
         """Run the batches left of the present epoch."""
         number = len(self.fit.curve) + 1
         for batch in self.task.batches(number)[self.epoch.batches :]:
-            stop = self._run_batch(batch, watchers, stop_requested)
+            stop = self._run_batch(batch, callbacks, stop_requested)
             self.epoch.batches += 1
             if stop or time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
                 self.save()
@@ -217,11 +219,11 @@ class _Training(Generic[B]):
                 raise Stopped(
                     f"{self.task.title}: saved in epoch {number}, step {self.epoch.steps}"
                 )
-        self._end_epoch(number, watchers)
+        self._end_epoch(number, callbacks)
         self.save()
 
     def _run_batch(
-        self, batch: B, watchers: list[Watcher], stop_requested: Callable[[], bool]
+        self, batch: B, callbacks: list[TrainingCallback], stop_requested: Callable[[], bool]
     ) -> bool:
         """Run a batch's losses and steps; return whether any process should stop."""
         total, count, stop = torch.zeros((), device=self.parameters[0].device), 0, False
@@ -236,8 +238,8 @@ class _Training(Generic[B]):
             self._check(whole / count, loss.kind)
             self._take_step()
             self.epoch.add(whole, count)
-            for watcher in watchers:
-                watcher.took_step(whole / count, count)
+            for callback in callbacks:
+                callback.on_step_end(whole / count, count)
             total, count, stop = torch.zeros_like(total), 0, stop or stops > 0
         return stop
 
@@ -263,7 +265,7 @@ class _Training(Generic[B]):
             optimizer.step()
             optimizer.zero_grad()
 
-    def _end_epoch(self, number: int, watchers: list[Watcher]) -> None:
+    def _end_epoch(self, number: int, callbacks: list[TrainingCallback]) -> None:
         """Validate, keep the best weights, start the next epoch."""
         task, fit = self.task, self.fit
         val_loss = task.validate() if task.validate else math.nan
@@ -276,8 +278,8 @@ class _Training(Generic[B]):
             for name, tensor in task.trained.items():
                 self.best[name].copy_(tensor.detach())
         fit.stopped_early = task.patience is not None and number - fit.best_epoch >= task.patience
-        for watcher in watchers:
-            watcher.ended_epoch(row, fit.best)
+        for callback in callbacks:
+            callback.on_epoch_end(row, fit.best)
         self.epoch = Epoch()
 
     def keep_best(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Nearly the nearest orthogonal matrix: singular values in about [0.7, 1.2]; (m, n)."""
+    """Approximate the nearest orthogonal matrix, (m, n); singular values end in about [0.7, 1.2]."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
@@ -24,7 +24,7 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for 2-D weights; everything else belongs to AdamW."""
+    """Muon optimizer of 2-D weights."""
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take a step."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

@@ -1,4 +1,4 @@
-"""The embedded base: a byte-level BPE and a GPT-NeoX in Pythia's proportions.
+"""Pretraining of the embedded base: a byte-level BPE and a GPT-NeoX in Pythia's proportions.
 
 Parallel residual, rotary over 25 % of a head, untied head (arXiv 2304.01373,
 section 2). Documents are laid end to end with an end-of-text token between them.
@@ -23,7 +23,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def train_tokenizer(texts: list[Text], vocab_size: int, context: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: any text encodes, and decodes to the same bytes."""
+    """Train a byte-level BPE, which decodes any text to the same bytes."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -44,7 +44,7 @@ def train_tokenizer(texts: list[Text], vocab_size: int, context: int) -> PreTrai
 
 
 def new_model(recipe: Pretrain) -> GPTNeoXForCausalLM:
-    """Random weights; both projections into the residual stream start at zero."""
+    """Build the model; both projections into the residual stream start at zero."""
     model = GPTNeoXForCausalLM(
         GPTNeoXConfig(
             vocab_size=recipe.vocab_size,
@@ -67,7 +67,7 @@ def new_model(recipe: Pretrain) -> GPTNeoXForCausalLM:
 
 
 def token_stream(texts: list[Text], tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """All texts as one stream of token ids, each opened by the end-of-text token."""
+    """Concatenate texts as token ids, (N,), an end-of-text token before each."""
     ids: list[int] = []
     for encoded in tokenizer([t.text for t in texts], verbose=False)["input_ids"]:
         ids += [tokenizer.eos_token_id, *encoded]
@@ -75,7 +75,7 @@ def token_stream(texts: list[Text], tokenizer: PreTrainedTokenizerFast) -> Tenso
 
 
 def sequences(stream: Tensor, length: int, seed: int) -> Tensor:
-    """The stream cut into rows of `length` from a random offset, shuffled; (rows, length)."""
+    """Cut the stream into rows from a random offset and shuffle them: (rows, length)."""
     generator = torch.Generator().manual_seed(seed)
     offset = int(torch.randint(length, (1,), generator=generator))
     rows = (len(stream) - offset) // length
@@ -84,7 +84,7 @@ def sequences(stream: Tensor, length: int, seed: int) -> Tensor:
 
 
 def optimizers(model: GPTNeoXForCausalLM, recipe: Pretrain) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embedding, head, norms and biases."""
+    """Return Muon for the layers' matrices, AdamW for embedding, head, norms and biases."""
     matrices = [p for p in model.gpt_neox.layers.parameters() if p.ndim == 2]
     hidden = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in hidden]
@@ -102,8 +102,8 @@ def optimizers(model: GPTNeoXForCausalLM, recipe: Pretrain) -> list[torch.optim.
     return [Muon(matrices, lr=recipe.lr, weight_decay=recipe.weight_decay), adamw]
 
 
-def cosine(step: int, total: int, warmup: int) -> float:
-    """Linear warm-up over `warmup` steps, then a cosine down to 2 % of the peak."""
+def cosine_schedule(step: int, total: int, warmup: int) -> float:
+    """Return the factor of the learning rates: linear warm-up, then a cosine down to 2 %."""
     if step < warmup:
         return (step + 1) / warmup
     share = (step - warmup) / max(1, total - warmup)
@@ -111,27 +111,27 @@ def cosine(step: int, total: int, warmup: int) -> float:
 
 
 def next_token_loss(model: GPTNeoXForCausalLM, tokens: Tensor) -> Iterator[Loss]:
-    """The one loss of a batch of (rows, length) tokens."""
-    count, mine = tokens[:, 1:].numel(), processes.share(tokens.to(model.device))
-    if not len(mine):
+    """Yield the one loss of a batch of (rows, length) tokens."""
+    count, own = tokens[:, 1:].numel(), processes.local_share(tokens.to(model.device))
+    if not len(own):
         yield Loss(next(model.parameters()).sum() * 0.0, count, count)
         return
-    mean = model(mine, labels=mine, use_cache=False).loss
-    yield Loss(mean * mine[:, 1:].numel(), count, count)
+    mean = model(own, labels=own, use_cache=False).loss
+    yield Loss(mean * own[:, 1:].numel(), count, count)
 
 
 @torch.no_grad()
 def validation_loss(model: GPTNeoXForCausalLM, rows: Tensor, batch_tokens: int) -> float:
-    """Mean next-token loss in nats over (rows, length)."""
+    """Return the mean next-token loss in nats of (rows, length) tokens."""
     scored = [
         loss for tokens in batches(rows, batch_tokens) for loss in next_token_loss(model, tokens)
     ]
-    total = processes.total(torch.stack([loss.total for loss in scored]).sum())
+    total = processes.all_reduce(torch.stack([loss.total for loss in scored]).sum())
     return total.item() / sum(loss.items for loss in scored)
 
 
 def batches(rows: Tensor, batch_tokens: int) -> Sequence[Tensor]:
-    """(rows, length) tokens, `batch_tokens` at a time."""
+    """Split (rows, length) tokens into batches of `batch_tokens`."""
     return rows.split(batch_tokens // rows.shape[1])
 
 
@@ -142,16 +142,27 @@ def pretrain(
     validation: list[Text],
     checkpoint: Checkpoint,
 ) -> tuple[GPTNeoXForCausalLM, PreTrainedTokenizerFast, Fit]:
-    """Train tokenizer and model on `texts` (corpus → its base documents)."""
+    """Train tokenizer and model.
+
+    Args:
+        recipe: Settings.
+        seed: Seed of weights and order.
+        texts: Documents of split `base`, by corpus.
+        validation: Documents of split `val`.
+        checkpoint: Where to continue from and save to.
+
+    Returns:
+        Model, tokenizer and the course of the training.
+    """
     torch.manual_seed(seed)
     everything = [text for corpus in texts.values() for text in corpus]
     tokenizer = train_tokenizer(everything, recipe.vocab_size, recipe.context)
-    streams = {corpus: token_stream(found, tokenizer) for corpus, found in texts.items()}
+    streams = {corpus: token_stream(documents, tokenizer) for corpus, documents in texts.items()}
     held_out = sequences(token_stream(validation, tokenizer), recipe.context, seed)[:32]
 
     phases = [phase for phase in recipe.phases for _ in range(phase.epochs)]
     text = [torch.cat([streams[corpus] for corpus in phase.corpora]) for phase in phases]
-    # One context less than there is: every epoch starts at another offset.
+    # A context less, since every epoch starts at another offset.
     steps = [(len(stream) - recipe.context) // recipe.batch_tokens for stream in text]
 
     def epoch_batches(epoch: int) -> Sequence[Tensor]:
@@ -170,7 +181,7 @@ def pretrain(
         lambda tokens: next_token_loss(model, tokens),
         steps,
         validate=lambda: validation_loss(model, held_out, recipe.batch_tokens),
-        schedule=lambda step: cosine(step, total, recipe.warmup),
+        schedule=lambda step: cosine_schedule(step, total, recipe.warmup),
         clip=1.0,
     )
     return model, tokenizer, fit(task, checkpoint)

@@ -1,4 +1,4 @@
-"""What is seen of a training: lines, a bar, and curves in files."""
+"""Display of a running training: log lines, a bar, and live curves in files."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from infini.console.live import LiveCurves, ProgressView
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """A clock that the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.now = 1000.0
@@ -22,7 +22,7 @@ class Clock:
 
 @pytest.fixture
 def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """In a folder of its own, off a terminal."""
+    """Run in a folder of its own, without a terminal."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(live, "on_terminal", lambda: False)
     return Clock(monkeypatch)
@@ -31,10 +31,10 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
 def take_steps(view: ProgressView | LiveCurves, clock: Clock, count: int, seconds: float) -> None:
     for _ in range(count):
         clock.now += seconds
-        view.took_step(0.5, 100)
+        view.on_step_end(0.5, 100)
 
 
-def test_an_epoch_is_a_line_with_a_mark_behind_the_best(
+def test_progress_view_logs_epochs_and_marks_the_best(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -42,32 +42,32 @@ def test_an_epoch_is_a_line_with_a_mark_behind_the_best(
     worse = {"epoch": 2, "train_loss": 1 / 3, "val_loss": 0.75}
     with ProgressView("v2 distill", steps=20, done=0, epochs=2) as view:
         take_steps(view, clock, 4, 2.0)
-        view.ended_epoch(best, best)
+        view.on_epoch_end(best, best)
         take_steps(view, clock, 4, 6.0)
-        view.ended_epoch(worse, best)
+        view.on_epoch_end(worse, best)
     assert caplog.messages == [
         "v2 distill: epoch 1/2 train=0.5 val=0.25 * (50 tokens/s, 00:32 left)",
         "v2 distill: epoch 2/2 train=0.333333 val=0.75 (25 tokens/s, 00:48 left)",
     ]
 
 
-def test_without_validation_no_epoch_is_marked(
+def test_progress_view_marks_no_epoch_without_validation(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     row = {"epoch": 1, "train_loss": 0.5, "val_loss": math.nan}
     with ProgressView("v1", steps=4, done=0, epochs=5) as view:
         take_steps(view, clock, 4, 1.0)
-        view.ended_epoch(row, row)
+        view.on_epoch_end(row, row)
         clock.now += live.LINE_SECONDS + 1
-        view.took_step(0.125, 100)
+        view.on_step_end(0.125, 100)
     assert caplog.messages == [
         "v1: epoch 1/5 train=0.5 (100 tokens/s)",
         "v1: step 5/4 loss 0.125, 14 tokens/s",
     ]
 
 
-def test_within_an_epoch_a_line_comes_at_most_every_line_seconds(
+def test_progress_view_logs_steps_every_line_seconds(
     clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -79,7 +79,7 @@ def test_within_an_epoch_a_line_comes_at_most_every_line_seconds(
             "v1: step 11/100 loss 0.5, 10 tokens/s, 14:50 left",
             "v1: step 15/100 loss 0.5, 10 tokens/s, 14:10 left",
         ]
-        view.ended_epoch(best, best)
+        view.on_epoch_end(best, best)
         caplog.clear()
         take_steps(view, clock, 4, 10.0)  # from the epoch's own line on
         assert caplog.messages == [
@@ -87,7 +87,7 @@ def test_within_an_epoch_a_line_comes_at_most_every_line_seconds(
         ]
 
 
-def test_a_terminal_has_a_bar_and_no_lines(
+def test_progress_view_draws_a_bar_on_terminal(
     clock: Clock,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
@@ -103,7 +103,7 @@ def test_a_terminal_has_a_bar_and_no_lines(
         take_steps(view, clock, 1, 1.0)
         assert (view.bar.n, view.bar.total) == (9, 20)
         assert view.bar.postfix == "loss 0.5, 100 tokens/s"
-        view.ended_epoch(best, best)
+        view.on_epoch_end(best, best)
         take_steps(view, clock, 6, 1.0)
     shown = capsys.readouterr().err
     assert "v2 distill:  15%" in shown  # as it began
@@ -116,12 +116,12 @@ def points(file: str) -> list[list[str]]:
     return [line.split("\t") for line in Path(f"live/{file}.tsv").read_text().splitlines()]
 
 
-def test_curves_are_files_while_a_training_runs(clock: Clock) -> None:
+def test_live_curves_are_deleted_at_the_end(clock: Clock) -> None:
     row = {"epoch": 1, "train_loss": 0.75, "val_loss": math.nan}
     with LiveCurves("v2 finetune seed 0", steps=20, done=7, epochs=2) as curves:
         take_steps(curves, clock, 5, 0.4)  # a point is due after a second
-        curves.ended_epoch(row, row)
-        curves.ended_epoch(row | {"val_loss": 0.5}, row)
+        curves.on_epoch_end(row, row)
+        curves.on_epoch_end(row | {"val_loss": 0.5}, row)
         folder = "v2-finetune-seed-0/plots/metrics"
         assert points(f"{folder}/step loss") == [["step", "step loss"], ["10", "0.5"]]
         assert points(f"{folder}/train_loss")[1:] == [["12", "0.75"], ["12", "0.75"]]
@@ -132,7 +132,7 @@ def test_curves_are_files_while_a_training_runs(clock: Clock) -> None:
     assert not Path("live").exists()
 
 
-def test_curves_of_another_training_stay(clock: Clock) -> None:
+def test_live_curves_of_another_training_stay(clock: Clock) -> None:
     Path("live/other").mkdir(parents=True)
     with LiveCurves("v1", steps=4, done=0, epochs=1) as curves:
         take_steps(curves, clock, 1, 2.0)
@@ -147,13 +147,13 @@ def interrupted(clock: Clock) -> None:
         raise KeyboardInterrupt
 
 
-def test_curves_stay_after_a_failure(clock: Clock) -> None:
+def test_live_curves_stay_after_failure(clock: Clock) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted(clock)
     assert points("v1/plots/metrics/step loss")[1:] == [["1", "0.5"], ["2", "0.5"]]
 
 
-def test_a_run_that_goes_on_draws_further(clock: Clock) -> None:
+def test_live_curves_continue(clock: Clock) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted(clock)
     curves = LiveCurves("v1", steps=4, done=2, epochs=1)

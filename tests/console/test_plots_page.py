@@ -1,4 +1,4 @@
-"""The page of `dvc plots show`: our template in DVC's own renderer, with Vega and no network."""
+"""Page of `dvc plots show`: DVC's renderer with our template and Vega inside."""
 
 from pathlib import Path
 
@@ -30,16 +30,16 @@ def curves() -> VegaRenderer:
     return VegaRenderer(ROWS, "loss.csv", x="epoch", y="loss", y_label="nats", **settings)
 
 
-def test_the_template_has_a_panel_a_revision_and_a_line_a_curve() -> None:
+def test_curves_template_has_a_panel_per_revision_and_a_line_per_curve() -> None:
     svg = vl_convert.vegalite_to_svg(curves().get_filled_template())
     for text in ("HEAD", "workspace", "v1", "v2", "train", "val", "nats", "Loss"):
         assert f">{text}<" in svg
     assert svg.count('aria-roledescription="line mark"') == 8  # revision × version × split
 
 
-def test_the_page_fetches_nothing_and_draws(tmp_path: Path) -> None:
+def test_plots_page_draws_without_network(tmp_path: Path) -> None:
     frame, file = tmp_path / "page.html", tmp_path / "index.html"
-    plots_page.write(frame)
+    plots_page.write_plots_page(frame)
     render_html([curves()], file, frame)
     text = file.read_text()
     assert text.count("<script>") == 1

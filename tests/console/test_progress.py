@@ -17,14 +17,14 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_is_where_errors_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_terminal_is_about_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert not on_terminal()
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert on_terminal()
 
 
-def test_off_a_terminal_one_line_says_what_runs(
+def test_progress_logs_its_title_without_terminal(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -35,7 +35,7 @@ def test_off_a_terminal_one_line_says_what_runs(
     assert stream.getvalue() == ""
 
 
-def test_off_a_terminal_lines_say_how_long_the_rest_takes(
+def test_progress_logs_time_left_without_terminal(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -49,7 +49,7 @@ def test_off_a_terminal_lines_say_how_long_the_rest_takes(
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_without_a_title_nothing_is_said(
+def test_progress_without_title_is_silent(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, terminal: bool
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -60,7 +60,7 @@ def test_without_a_title_nothing_is_said(
     assert stream.getvalue() == ""
 
 
-def test_on_a_terminal_a_bar_runs_and_vanishes(
+def test_progress_draws_a_vanishing_bar_on_terminal(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -78,8 +78,8 @@ def test_on_a_terminal_a_bar_runs_and_vanishes(
 
 @pytest.fixture
 def levels() -> Iterator[None]:
-    """What `configure_logging` changes for a whole process is put back."""
-    noisy = [logging.getLogger(name) for name in ("httpx", "datasets", "fsspec")]
+    """Restore what `configure_logging` changes for the process."""
+    noisy = [logging.getLogger(name) for name in ("httpx", "datasets", "fsspec", "huggingface_hub")]
     before = [logger.level for logger in (logging.root, *noisy)]
     bars = transformers_logging.is_progress_bar_enabled()
     yield
@@ -90,13 +90,13 @@ def levels() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("levels")
-def test_logging_is_plain_lines_on_stderr_and_noise_is_left_out(
+def test_configure_logging_writes_plain_lines_to_stderr(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(logging.root, "handlers", [])  # as a new process has it
+    monkeypatch.setattr(logging.root, "handlers", [])
     configure_logging()
     logging.getLogger("infini.any").info("a line")
-    logging.getLogger("infini.any").debug("nobody asked")
+    logging.getLogger("infini.any").debug("hidden")
     for noisy in ("httpx", "datasets", "fsspec"):
         logging.getLogger(noisy).info("noise")
         logging.getLogger(noisy).warning("%s warns", noisy)
@@ -107,7 +107,7 @@ def test_logging_is_plain_lines_on_stderr_and_noise_is_left_out(
 
 @pytest.mark.usefixtures("levels")
 @pytest.mark.parametrize("terminal", [False, True])
-def test_transformers_draws_bars_on_a_terminal_alone(
+def test_configure_logging_disables_bars_of_transformers_without_terminal(
     monkeypatch: pytest.MonkeyPatch, terminal: bool
 ) -> None:
     monkeypatch.setattr(module, "on_terminal", lambda: terminal)

@@ -1,4 +1,4 @@
-"""A signal asks a training to stop; asked twice, it stops at once."""
+"""Signals: the first requests a stop, the second has its usual effect."""
 
 import signal
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ KINDS = [signal.SIGINT, signal.SIGTERM]
 
 
 class Handled(Exception):
-    """What the handlers of before raise."""
+    """Raised by the handlers set before."""
 
 
 def handle(number: int, frame: object) -> None:
@@ -20,7 +20,7 @@ def handle(number: int, frame: object) -> None:
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    """Handlers of the test's own: the default of SIGTERM would end it."""
+    """Replace the default handlers: that of SIGTERM would end the test."""
     before = {kind: signal.signal(kind, handle) for kind in KINDS}
     yield
     for kind, handler in before.items():
@@ -33,41 +33,41 @@ def handlers() -> list[object]:
 
 @pytest.mark.parametrize("second", KINDS)
 @pytest.mark.parametrize("first", KINDS)
-def test_the_first_signal_asks_and_any_second_has_its_old_effect(
+def test_stop_requests_first_signal_requests_second_acts(
     first: signal.Signals, second: signal.Signals
 ) -> None:
-    with stop_requests() as asked:
-        assert not asked()
+    with stop_requests() as requested:
+        assert not requested()
         signal.raise_signal(first)
-        assert asked()
+        assert requested()
         with pytest.raises(Handled, match=second.name):
             signal.raise_signal(second)
-        assert asked()
+        assert requested()
     assert handlers() == [handle, handle]
 
 
-def test_the_second_ctrl_c_is_a_keyboard_interrupt() -> None:
+def test_stop_requests_second_ctrl_c_is_keyboard_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with stop_requests() as asked:
+    with stop_requests() as requested:
         signal.raise_signal(signal.SIGINT)
-        assert asked()
+        assert requested()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("signals", [[], KINDS[:1]])
-def test_the_old_handlers_are_back_however_it_ends(signals: list[signal.Signals]) -> None:
+def test_stop_requests_restores_handlers_after_error(signals: list[signal.Signals]) -> None:
     def stop() -> None:
-        with stop_requests() as asked:
+        with stop_requests() as requested:
             assert handle not in handlers()
             for kind in signals:
                 signal.raise_signal(kind)
-            assert asked() == bool(signals)
+            assert requested() == bool(signals)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         stop()
     assert handlers() == [handle, handle]
-    with stop_requests() as asked:
-        assert not asked()  # each block has a flag of its own
+    with stop_requests() as requested:
+        assert not requested()  # each block has a flag of its own
     assert handlers() == [handle, handle]

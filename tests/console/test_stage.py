@@ -1,9 +1,9 @@
-"""The frame of a stage's script: its words, its exit codes, its launcher."""
+"""Entry point of a stage's script: arguments, exit codes, launcher."""
 
-import ast
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -14,23 +14,23 @@ import torch
 
 from infini.console import stage
 from infini.console.signals import Stopped
-from infini.console.stage import help_first, run
+from infini.console.stage import run_stage
 from infini.errors import InputError
 
 ROOT = Path(stage.__file__).parents[2]
 TWO = "accelerate launch --num_processes 2"
 
 
-class Became(Exception):
-    """What the process would have become."""
+class Replaced(Exception):
+    """Raised in place of replacing the process; has the command."""
 
 
 @pytest.fixture(autouse=True)
 def configured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Started as `python -m stages.toy v1 more` on a machine without accelerators."""
+    """Start as `python -m stages.toy v1 more` on a machine without accelerators."""
 
-    def become(program: str, words: list[str]) -> None:
-        raise Became(program, *words)
+    def replace(program: str, words: list[str]) -> None:
+        raise Replaced(program, *words)
 
     main = ModuleType("__main__")
     main.__spec__ = ModuleSpec("stages.toy", None)
@@ -38,34 +38,48 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setattr(sys, "argv", ["toy.py", "v1", "more"])
     monkeypatch.setattr(os, "environ", {})
-    monkeypatch.setattr(os, "execvp", become)
+    monkeypatch.setattr(os, "execvp", replace)
     monkeypatch.setattr(os, "_exit", lambda code: calls.append(f"exit {code}"))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(stage, "configure_logging", lambda: calls.append("logging"))
     return calls
 
 
-def fail(error: BaseException) -> None:
-    raise error
+def failing(error: BaseException) -> Callable[..., None]:
+    """Return a stage that raises an error."""
+
+    def main(version: str, step: str) -> None:
+        raise error
+
+    return main
 
 
-def test_a_stage_gets_the_command_lines_words_once_logging_is_set_up(
+def record(calls: list[str]) -> Callable[..., None]:
+    """Return a stage that records its arguments."""
+
+    def main(version: str, step: str) -> None:
+        calls.extend((version, step))
+
+    return main
+
+
+def test_run_stage_passes_arguments_after_logging_setup(
     configured: list[str],
 ) -> None:
-    run(lambda *words: configured.extend(words))
+    run_stage(record(configured))
     assert configured == ["logging", "v1", "more"]
 
 
 @pytest.mark.parametrize(
     ("argv", "code", "shown"),
     [
-        (["--help"], 0, "usage: python -m stages.toy [-h] version [step]"),
+        (["--help"], 0, "usage: python -m stages.toy [-h] version [{distill}]"),
         ([], 2, "the following arguments are required: version"),
         (["v1", "distill", "more"], 2, "unrecognized arguments: more"),
         (["v1", "finetune"], 2, "argument step: invalid choice: 'finetune' (choose from "),
     ],
 )
-def test_help_and_a_wrong_number_of_words_end_before_any_work(
+def test_run_stage_rejects_wrong_arguments_before_any_work(
     argv: list[str],
     code: int,
     shown: str,
@@ -78,49 +92,18 @@ def test_help_and_a_wrong_number_of_words_end_before_any_work(
 
     monkeypatch.setattr(sys, "argv", ["toy.py", *argv])
     with pytest.raises(SystemExit) as ended:
-        run(main, parallel=True)
+        run_stage(main, parallel=True)
     assert ended.value.code == code
-    said = capsys.readouterr()
-    assert shown in said.out + said.err
+    printed = capsys.readouterr()
+    assert shown in printed.out + printed.err
     if not code:
-        assert "The frame of a stage's script" in said.out  # main's module says what it does
+        assert "Entry point of a stage's script" in printed.out
     assert not configured
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "stages").glob("[a-z]*.py")), ids=lambda f: f.stem)
-def test_every_stages_help_is_its_docstring_and_waits_for_nothing(file: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", f"stages.{file.stem}", "--help"],
-        cwd=ROOT, env={"COLUMNS": "400"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    script = ast.parse(file.read_text())
-    (main,) = (n.args for n in script.body if isinstance(n, ast.FunctionDef) and n.name == "main")
-    first = len(main.args) - len(main.defaults)
-    words = [a.arg if i < first else f"[{a.arg}]" for i, a in enumerate(main.args)]
-    usage = " ".join([f"usage: python -m stages.{file.stem} [-h]", *words])
-    assert (done.returncode, done.stdout.splitlines()[0]) == (0, usage)
-    assert " ".join((ast.get_docstring(script) or "none").split()) in done.stdout
-    assert "infini.console.stage" in done.stderr
-    assert "torch" not in done.stderr
-
-
-def test_no_other_words_and_no_other_start_are_help(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "toy.py").write_text("def main(version): ...")
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "stages.toy", "--help"])
-    for argv in (["-m", "v1"], ["toy.py", "--help"]):
-        monkeypatch.setattr(sys, "argv", argv)
-        help_first(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["-m", "--help"])
-    help_first(tmp_path / "elsewhere")  # Python says that there is none
-    with pytest.raises(SystemExit):
-        help_first(tmp_path)
-
-
-def test_the_users_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_input_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        run(lambda *_: fail(InputError("params.yaml: a.b: wrong")))
+        run_stage(failing(InputError("params.yaml: a.b: wrong")))
     assert ended.value.code == 2
     assert capsys.readouterr() == ("", "error: params.yaml: a.b: wrong\n")
 
@@ -139,11 +122,11 @@ def test_the_users_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
         ),
     ],
 )
-def test_a_full_disk_and_a_read_only_folder_are_one_line(
+def test_os_error_is_one_line(
     error: OSError, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        run(lambda *_: fail(error))
+        run_stage(failing(error))
     assert ended.value.code == 2
     message = capsys.readouterr().err
     assert shown in message
@@ -153,47 +136,47 @@ def test_a_full_disk_and_a_read_only_folder_are_one_line(
 @pytest.mark.parametrize(
     ("error", "shown"),
     [
-        (Stopped("v1: saved in epoch 2"), "v1: saved in epoch 2; run again to go on\n"),
+        (Stopped("v1: saved in epoch 2"), "v1: saved in epoch 2; run again to continue\n"),
         (KeyboardInterrupt(), ""),
     ],
 )
-def test_an_interrupted_stage_ends_with_130(
+def test_interrupted_stage_exits_with_130(
     error: BaseException, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        run(lambda *_: fail(error))
+        run_stage(failing(error))
     assert ended.value.code == 130
     assert capsys.readouterr() == ("", shown)
 
 
-def test_our_own_mistake_keeps_its_traceback() -> None:
+def test_other_errors_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
-        run(lambda *_: fail(ZeroDivisionError()))
+        run_stage(failing(ZeroDivisionError()))
 
 
 @pytest.mark.parametrize(
     ("error", "code", "shown"),
     [
         ("InputError('wrong')", 2, "error: wrong\n"),
-        ("Stopped('saved')", 130, "saved; run again to go on\n"),
+        ("Stopped('saved')", 130, "saved; run again to continue\n"),
         ("KeyboardInterrupt", 130, ""),
     ],
 )
 @pytest.mark.parametrize("launched", [False, True])
-def test_what_a_shell_sees(
+def test_exit_code_of_process(
     tmp_path: Path, error: str, code: int, shown: str, launched: bool
 ) -> None:
-    """One of several processes ends without the interpreter's shutdown, where threads crash."""
+    """A launched process ends without the interpreter's shutdown."""
     (tmp_path / "toy.py").write_text(
         "import atexit\n"
         "from infini.console.signals import Stopped\n"
-        "from infini.console.stage import run\n"
+        "from infini.console.stage import run_stage\n"
         "from infini.errors import InputError\n"
-        "def main(*words):\n"
-        "    print('said')\n"
+        "def main():\n"
+        "    print('output')\n"
         f"    raise {error}\n"
         "atexit.register(print, 'shut down')\n"
-        "run(main, parallel=True)\n"
+        "run_stage(main, parallel=True)\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "toy"],
@@ -203,14 +186,14 @@ def test_what_a_shell_sees(
         text=True,
         check=False,
     )
-    said = "said\n" if launched else "said\nshut down\n"
-    assert (done.returncode, done.stdout, done.stderr) == (code, said, shown)
+    output = "output\n" if launched else "output\nshut down\n"
+    assert (done.returncode, done.stdout, done.stderr) == (code, output, shown)
 
 
 @pytest.mark.parametrize(
     ("launch", "accelerator", "added"),
     [
-        (TWO, False, ["--multi_gpu"]),  # or it would start one process
+        (TWO, False, ["--multi_gpu"]),
         (TWO, True, []),
         (f"{TWO} --use_fsdp", False, []),
         (f"{TWO} --use_fsdp", True, []),
@@ -218,7 +201,7 @@ def test_what_a_shell_sees(
         ("'a launcher' --name 'of mine'", False, []),
     ],
 )
-def test_a_parallel_stage_becomes_its_launcher(
+def test_parallel_stage_is_replaced_by_its_launcher(
     monkeypatch: pytest.MonkeyPatch,
     configured: list[str],
     launch: str,
@@ -227,9 +210,9 @@ def test_a_parallel_stage_becomes_its_launcher(
 ) -> None:
     os.environ["INFINI_LAUNCH"] = launch
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
-    with pytest.raises(Became) as became:
-        run(lambda *words: configured.extend(words), parallel=True)
-    program, *words = became.value.args
+    with pytest.raises(Replaced) as replaced:
+        run_stage(record(configured), parallel=True)
+    program, *words = replaced.value.args
     own = launch.split() if "'" not in launch else ["a launcher", "--name", "of mine"]
     assert program == own[0]
     assert words == [*own, *added, "-m", "stages.toy", "v1", "more"]
@@ -246,21 +229,21 @@ def test_a_parallel_stage_becomes_its_launcher(
         ({}, True),
     ],
 )
-def test_nothing_is_launched(
+def test_stage_runs_without_launcher(
     configured: list[str], environment: dict[str, str], parallel: bool
 ) -> None:
     os.environ.update(environment)
-    run(lambda *words: configured.extend(words), parallel=parallel)
+    run_stage(record(configured), parallel=parallel)
     assert configured == ["logging", "v1", "more"]
 
 
-def test_a_process_that_the_launcher_started_ends_at_once(configured: list[str]) -> None:
+def test_launched_process_exits_at_once(configured: list[str]) -> None:
     os.environ.update({"INFINI_LAUNCH": TWO, "RANK": "0"})
-    run(lambda *words: configured.extend(words), parallel=True)
+    run_stage(record(configured), parallel=True)
     assert configured == ["logging", "v1", "more", "exit 0"]
 
 
-def test_ctrl_c_while_a_script_imports_is_no_traceback() -> None:
+def test_ctrl_c_during_imports_prints_no_traceback() -> None:
     code = (
         "import stages, os, signal, time; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell may ignore it
@@ -270,4 +253,4 @@ def test_ctrl_c_while_a_script_imports_is_no_traceback() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == -2
-    assert done.stderr == "stopped by SIGINT; run again to go on\n"
+    assert done.stderr == "stopped by SIGINT; run again to continue\n"

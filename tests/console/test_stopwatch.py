@@ -1,4 +1,4 @@
-"""How long a stage takes, on screen and in a file."""
+"""Duration of a stage, logged and written to a file."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from infini.console import stopwatch
 from infini.console.stopwatch import Stopwatch
 
 
-def test_seconds_startup_and_more_are_written(
+def test_stopwatch_writes_seconds_and_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -31,7 +31,7 @@ def test_seconds_startup_and_more_are_written(
     assert caplog.messages == ["v1-distill: 61.3 s"]
 
 
-def test_startup_is_since_the_process_began(
+def test_stopwatch_startup_is_since_process_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
