@@ -111,7 +111,7 @@ wheel-test: setup-test
 docs: setup-test
 	rm -rf .pages && mkdir .pages
 	git ls-files -co --exclude-standard '*.md' '*.svg' constraints.txt | xargs cp --parents -t .pages
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Every stage killed at twenty moments and on a full disk, DVC killed and run twice at once.
 test-faults: setup-test
