@@ -43,36 +43,42 @@ def retrofit(
     """Put a memory into `model`, in place; exactly the added parameters are trainable afterwards.
 
     Args:
-        model: a causal language model of transformers, without a memory.
-        method: where the memory goes.
-            "window": every layer attends to the first `sinks` and the last `window` tokens; the
-            chosen layers have a memory of what has left the window (the shape of
-            arXiv 2510.07318), a matrix and evicted key-value pairs that are retained.
-            "parallel": layer(x) + α · attention(norm(x)), the attention of arXiv 2404.07143.
-            "replace": a copy of the layer whose attention is that of arXiv 2404.07143.
-        layers: decoder layers that get a memory, counted from 0. None: all ("window") or the
+        model: Causal language model of transformers, without a memory.
+        method: Where the memory goes.
+
+            - `"window"`: every layer attends to the first `sinks` and the last `window` tokens;
+              the chosen layers have a memory of what has left the window (the shape of
+              arXiv 2510.07318): a matrix, and evicted key-value pairs that are retained.
+            - `"parallel"`: layer(x) + α · attention(norm(x)), the attention of arXiv 2404.07143.
+            - `"replace"`: a copy of the layer whose attention is that of arXiv 2404.07143.
+        layers: Decoder layers that get a memory, counted from 0. None: all ("window") or the
             first ("parallel", "replace"). [] ("window"): none, the plain sliding window.
-        segment_length: tokens of a segment ("parallel", "replace"; 256), at most the base's
+        segment_length: Tokens of a segment ("parallel", "replace"; 256), at most the base's
             context.
-        **options: further options of the method, by name. All methods:
-            update: write rule of the memory, "delta" (default) or "linear"; "window" also has
-            "gated_delta" and "none" (no matrix).
-            "window" (`infini.model.window.config.WindowConfig`):
-            window: last tokens that are attended to exactly (256);
-            sinks: first tokens of a text that are always attended to (4), `window` + `sinks` at
-            most the base's context;
-            retained: evicted key-value pairs that each key-value head retains (0);
-            policy: which pairs those are: the name of a registered `infini.RetentionPolicy` or an
-            instance of one ("decayed_attention").
-            "parallel" and "replace" (`infini.model.segmented.config`):
-            local: attention within a segment, "softmax" (default) or "linear";
-            position: positions of the local attention, "none", "alibi" or "rope"; None (default):
-            the base's own with init="teacher", else "none";
-            segmented: True (default): every layer sees one segment, only the memory crosses
-            segments; False: the other layers keep their full attention.
-            "parallel": alpha: initial value of α (0.0, which is the base).
-            "replace": init: initial weights, "teacher" (default): those of the layer, which is
-            the base within a segment; "random": fresh ones.
+        **options: Further options of the method, by name.
+
+            - `update`: write rule of the memory, "delta" (default) or "linear"; "window" also has
+              "gated_delta" and "none" (no matrix).
+
+            With "window":
+
+            - `window`: last tokens that are attended to exactly (256).
+            - `sinks`: first tokens of a text that are always attended to (4); `window` + `sinks`
+              at most the base's context.
+            - `retained`: evicted key-value pairs that each key-value head retains (0).
+            - `policy`: retention policy that selects these pairs, a registered name or an
+              instance of `infini.RetentionPolicy` ("decayed_attention").
+
+            With "parallel" and "replace":
+
+            - `local`: attention within a segment, "softmax" (default) or "linear".
+            - `position`: positions of the local attention, "none", "alibi" or "rope"; None
+              (default): the base's own with init="teacher", else "none".
+            - `segmented`: True (default): every layer sees one segment, only the memory crosses
+              segments; False: the other layers keep their full attention.
+            - `alpha` ("parallel"): initial value of α (0.0, which is the base).
+            - `init` ("replace"): initial weights, "teacher" (default): those of the layer, which
+              is the base within a segment; "random": fresh ones.
 
     Returns:
         `model` itself, still of its own class, with `model.infini_config`: the options and the
