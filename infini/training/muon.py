@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Approximate the nearest orthogonal matrix, (m, n); singular values end in about [0.7, 1.2]."""
+    """Approximate the nearest orthogonal matrix, (m, n); singular values end in [0.7, 1.2]."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)

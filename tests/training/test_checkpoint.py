@@ -1,4 +1,4 @@
-"""A checkpoint is found again by what decides the result, the package's code included."""
+"""Checkpoints and their keys."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from infini.training.checkpoint import Checkpoint, fingerprint
 PACKAGE = Path(infini.__file__).parent
 
 
-def test_the_key_follows_settings_and_inputs(tmp_path: Path) -> None:
+def test_fingerprint_changes_with_settings_and_inputs(tmp_path: Path) -> None:
     (tmp_path / "in").write_text("a")
     first = fingerprint({"lr": 1.0}, [tmp_path / "in"])
     assert fingerprint({"lr": 1.0}, [tmp_path / "in"]) == first
@@ -21,7 +21,7 @@ def test_the_key_follows_settings_and_inputs(tmp_path: Path) -> None:
     assert fingerprint({"lr": 1.0}, [tmp_path / "in"]) != first
 
 
-def test_a_training_that_is_done_leaves_no_checkpoint_of_other_settings(
+def test_remove_deletes_checkpoints_of_all_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -39,8 +39,10 @@ def test_a_training_that_is_done_leaves_no_checkpoint_of_other_settings(
     assert not Path(".checkpoints").exists()
 
 
-@pytest.mark.parametrize("changed", ["memory/kernel.py", "model/segments.py", "training/loop.py"])
-def test_the_key_follows_the_code_of_every_folder(
+@pytest.mark.parametrize(
+    "changed", ["memory/segment_scan.py", "model/modules.py", "training/loop.py"]
+)
+def test_fingerprint_changes_with_the_code(
     changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ignored = shutil.ignore_patterns("__pycache__")

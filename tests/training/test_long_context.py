@@ -1,4 +1,4 @@
-"""Losses of long documents: every token once, gradients through the memory as asked for."""
+"""Training on long documents: losses, gradients through the memory, controls, batches."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from infini.model.forward import forward_documents, memory_mode
 from infini.model.modules import infini_parameters
 from infini.model.retrofit import retrofit
 from infini.training.config import DocumentRecipe, LongRecipe
-from infini.training.long_context import Control, DocumentBatch, Documents, linear
+from infini.training.long_context import Control, DocumentBatch, Documents, linear_schedule
 from infini.training.teacher import record_log_probs
 from toy import batch, long_recipe, some_pieces, window_recipe
 
@@ -20,17 +20,16 @@ L = 16
 WINDOWS = [8, 32, 62]
 
 
-def told(batches: list[DocumentBatch]) -> list[tuple[list[int], int | None, int | None]]:
-    """All that is in them."""
+def contents(batches: list[DocumentBatch]) -> list[tuple[list[int], int | None, int | None]]:
     return [(one.rows.tolist(), one.window, one.question_seed) for one in batches]
 
 
-def gradients(model: PreTrainedModel, how: LongRecipe) -> tuple[float, list[bool], torch.Tensor]:
+def gradients(model: PreTrainedModel, recipe: LongRecipe) -> tuple[float, list[bool], torch.Tensor]:
     text = some_pieces([64, 64], 64)
     model.zero_grad()
     total, count, steps = 0.0, 0, []
     for row in (0, 1):
-        for loss in Documents(model, text, L, how).losses(batch(row)):
+        for loss in Documents(model, text, L, recipe).losses(batch(row)):
             (loss.total / loss.step_items).backward()
             total, count = total + loss.total.item(), count + loss.items
             steps.append(loss.step)
@@ -40,7 +39,7 @@ def gradients(model: PreTrainedModel, how: LongRecipe) -> tuple[float, list[bool
     return total / count, steps, flat
 
 
-def test_document_losses_cover_every_token_whatever_the_chunks(model: PreTrainedModel) -> None:
+def test_losses_cover_every_token_in_any_chunks(model: PreTrainedModel) -> None:
     torch.manual_seed(0)
     retrofit(model, "parallel", layers=[0], segment_length=L, alpha=1.0)
     whole, steps, exact = gradients(model, long_recipe())
@@ -49,14 +48,14 @@ def test_document_losses_cover_every_token_whatever_the_chunks(model: PreTrained
     assert steps == [False, True, False, True]
     segments, steps, detached = gradients(model, long_recipe(update="segment", bptt_segments=0))
     assert steps == [True] * 8
-    # No optimizer runs here: the values agree, the gradients through the memory do not.
+    # Without optimizer steps values agree; gradients through the memory do not.
     assert pairs == pytest.approx(whole, rel=1e-5)
     assert segments == pytest.approx(whole, rel=1e-5)
     assert not torch.allclose(truncated, exact, rtol=1e-3)
     assert not torch.allclose(detached, exact, rtol=1e-3)
 
 
-def test_gradient_of_a_document_is_that_of_its_mean_loss(model: PreTrainedModel) -> None:
+def test_losses_have_the_gradient_of_the_mean(model: PreTrainedModel) -> None:
     retrofit(model, "parallel", layers=[0], segment_length=L, alpha=1.0)
     how = long_recipe(bptt_segments=0)
     _, _, weighted = gradients(model, how)
@@ -70,7 +69,7 @@ def test_gradient_of_a_document_is_that_of_its_mean_loss(model: PreTrainedModel)
     torch.testing.assert_close(flat, weighted)
 
 
-def test_a_control_scores_a_document_with_the_next_ones_memory(model: PreTrainedModel) -> None:
+def test_control_reads_the_next_documents_memory(model: PreTrainedModel) -> None:
     torch.manual_seed(0)
     retrofit(model, "parallel", layers=[0], segment_length=L, alpha=1.0)
     text = some_pieces([64, 64, 64], 64)
@@ -85,7 +84,7 @@ def test_a_control_scores_a_document_with_the_next_ones_memory(model: PreTrained
     assert not torch.allclose(own.total, loss.total, rtol=1e-5)
 
 
-def test_a_window_is_trained_on_whole_documents(model: PreTrainedModel) -> None:
+def test_losses_of_a_window_cover_whole_documents(model: PreTrainedModel) -> None:
     retrofit(model, "window", window=8, sinks=2)
     text = some_pieces([64, 64], 64)
     recipe = long_recipe().model_dump(exclude={"update", "bptt_segments"})
@@ -93,30 +92,30 @@ def test_a_window_is_trained_on_whole_documents(model: PreTrainedModel) -> None:
     assert documents.steps == 2
     (loss,) = documents.losses(batch(1))
     loss.total.backward()
-    expected = perplexity.documents(model, text, L).nats[1].sum()
+    expected = perplexity.score_documents(model, text, L).nats[1].sum()
     torch.testing.assert_close(loss.total.detach(), expected)
     assert any(p.grad is not None and p.grad.any() for p in infini_parameters(model).values())
 
 
-def test_a_control_is_validated_with_another_documents_memory(model: PreTrainedModel) -> None:
+def test_control_validates_with_another_documents_memory(model: PreTrainedModel) -> None:
     torch.manual_seed(0)
     retrofit(model, "parallel", layers=[0], segment_length=L, alpha=1.0)
     train, val = some_pieces([64, 64], 64), some_pieces([64, 64], 64, seed=1)
     control = Control(model, train, L, long_recipe())
-    both = perplexity.documents(model, val, L, "swapped")
+    both = perplexity.score_documents(model, val, L, "swapped")
     assert control.validate(val) == pytest.approx(both.mean)
-    beside = perplexity.documents(model, val.first(1) + train.first(1), L, "swapped")
-    assert control.validate(val.first(1)) == pytest.approx(beside.nats[0].sum().item() / 63)
+    pair = perplexity.score_documents(model, val.first(1) + train.first(1), L, "swapped")
+    assert control.validate(val.first(1)) == pytest.approx(pair.nats[0].sum().item() / 63)
 
 
-def test_a_control_of_an_even_batch_needs_no_companions(model: PreTrainedModel) -> None:
+def test_paired_rows_of_an_even_batch_are_empty(model: PreTrainedModel) -> None:
     text = some_pieces([64, 64, 64], 64)
     control = Control(model, text, L, long_recipe())
     assert control.paired_rows(torch.tensor([2])).tolist() == [0]
     assert control.paired_rows(torch.tensor([2, 0])).tolist() == []
 
 
-def test_distillation_follows_the_teacher_and_windows_are_drawn(model: PreTrainedModel) -> None:
+def test_losses_by_teacher_and_drawn_windows(model: PreTrainedModel) -> None:
     text = some_pieces([64, 64, 64, 64], 64)
     teacher = record_log_probs(model, text, FullProtocol(context=64, stride=64))
     retrofit(model, "window", window=8, sinks=2, retained=4)
@@ -128,30 +127,32 @@ def test_distillation_follows_the_teacher_and_windows_are_drawn(model: PreTraine
         next(documents.losses(batch(row, window=size))).total.item()
         for row, size in ((0, 62), (1, 8))
     )
-    assert model.get_decoder().infini["window"] == 8, "its own again"
-    assert abs(whole) < 0.05, "a window over all the text says what the teacher says"
+    assert model.get_decoder().retrofit_config.window == 8, "restored"
+    assert abs(whole) < 0.05, "a window over the whole text agrees with the teacher"
     assert windowed > 10 * abs(whole)
 
 
-def test_the_linear_schedule_rises_and_falls_to_a_tenth() -> None:
-    factors = [linear(10, step) for step in range(10)]
+def test_linear_schedule() -> None:
+    factors = [linear_schedule(10, step) for step in range(10)]
     assert factors[:2] == [0.5, 1.0]
     assert factors == sorted(factors[:2]) + sorted(factors[2:], reverse=True)
     assert factors[-1] == pytest.approx(0.1)
-    assert linear(1, 0) == 1.0
+    assert linear_schedule(1, 0) == 1.0
 
 
-def test_batches_are_a_function_of_the_seed(model: PreTrainedModel) -> None:
+def test_batches_depend_on_the_seed_alone(model: PreTrainedModel) -> None:
     text = some_pieces([64] * 5, 64)
     how = window_recipe(windows=WINDOWS, batch_size=2, question_share=0.5)
     first, again = (
         [Documents(model, text, L, how).batches(seed) for seed in range(8)] for _ in range(2)
     )
-    assert list(map(told, first)) == list(map(told, again))
+    assert list(map(contents, first)) == list(map(contents, again))
     assert all(sorted(torch.cat([one.rows for one in e]).tolist()) == [*range(5)] for e in first)
     plain = Documents(model, text, L, window_recipe(windows=WINDOWS, batch_size=2))
     for seed, epoch in enumerate(first):
-        without = [(rows, window, None) for rows, window, _ in told(epoch)]
-        assert told(plain.batches(seed)) == without, "the others and their windows stay"
+        without = [(rows, window, None) for rows, window, _ in contents(epoch)]
+        assert contents(plain.batches(seed)) == without, (
+            "rows and windows are the same without questions"
+        )
     seeds = [one.question_seed for epoch in first for one in epoch if one.question_seed is not None]
-    assert len(set(seeds)) == len(seeds), "everywhere other facts"
+    assert len(set(seeds)) == len(seeds), "no two batches have the same facts"

@@ -1,4 +1,4 @@
-"""The one loop: early stopping, best weights, resuming to the same bits."""
+"""Training loop: early stopping, best weights, resuming to the same bits."""
 
 import math
 import os
@@ -7,22 +7,26 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from infini.console.signals import Stopped
 from infini.errors import InputError
 from infini.model import tensor_files as tensors
+from infini.model.modules import infini_parameters, parameter_groups
+from infini.model.retrofit import retrofit
 from infini.training import loop as training
 from infini.training.checkpoint import Checkpoint
 from infini.training.loop import Fit, Loss, Task, adamw, fit
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -47,7 +51,7 @@ def quadratic(
     task = Task(
         "quadratic",
         trained,
-        [adamw(trained, 0.1, 0.1)],
+        [adamw(trained, {}, 0.1, 0.1)],
         lambda epoch: [(epoch, i) for i in range(4)],
         losses,
         [4] * epochs,
@@ -63,7 +67,7 @@ def _raise(kind: type[BaseException]) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["every batch", "every epoch"])
-def test_a_killed_run_continues_to_the_same_bits(
+def test_killed_training_resumes_to_the_same_bits(
     seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", seconds)
@@ -77,7 +81,7 @@ def test_a_killed_run_continues_to_the_same_bits(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
+def test_signal_saves_and_stops(number: signal.Signals) -> None:
     handlers = signal.getsignal(number)
     _, expected = quadratic(6)
     Checkpoint("quadratic", "key").remove()
@@ -88,20 +92,20 @@ def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
     assert torch.equal(got, expected)
 
 
-def test_a_clock_that_jumps_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_ignores_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     _, expected = quadratic(6)
     Checkpoint("quadratic", "key").remove()
     times = cycle([0.0, 4e9, 1.0, -5.0])
     monkeypatch.setattr(time, "time", lambda: next(times))
     with pytest.raises(KeyboardInterrupt):
         quadratic(6, fail_in=4)
-    (kept,) = Path(".checkpoints").iterdir()
-    os.utime(kept, (4e9, 4e9))
+    (file,) = Path(".checkpoints").iterdir()
+    os.utime(file, (4e9, 4e9))
     _, got = quadratic(6)
     assert torch.equal(got, expected)
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     _, expected = quadratic(6)
     Checkpoint("quadratic", "key").remove()
     real = tensors.save_file
@@ -131,14 +135,14 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf, 11.0])
-def test_a_diverging_loss_stops_with_its_place_and_keeps_the_best(factor: float) -> None:
+def test_diverging_loss_stops_and_keeps_the_best_weights(factor: float) -> None:
     weight = nn.Parameter(torch.tensor(1.0))
-    kept = Checkpoint("diverges", "key")
+    checkpoint = Checkpoint("diverges", "key")
 
     def losses(batch: tuple[int, int]) -> Iterator[Loss]:
         yield Loss(weight * 0 + (factor if batch == (2, 1) else 1.0), 1, 1)
 
-    optimizer = adamw({"w": weight}, 0.1, 0.1)
+    optimizer = adamw({"w": weight}, {}, 0.1, 0.1)
     task = Task(
         "diverges",
         {"w": weight},
@@ -148,22 +152,40 @@ def test_a_diverging_loss_stops_with_its_place_and_keeps_the_best(factor: float)
         [2, 2],
     )
     with pytest.raises(
-        InputError, match=rf"the loss is {factor:g} in epoch 2, step 1 .*{kept.path}"
+        InputError, match=rf"the loss is {factor:g} in epoch 2, step 1 .*{checkpoint.path}"
     ):
-        fit(task, kept)
-    assert "tensor/best.w" in load_file(kept.path)
+        fit(task, checkpoint)
+    assert "tensor/best.w" in load_file(checkpoint.path)
 
 
-def test_gates_have_their_own_rate_and_no_decay() -> None:
-    gates = ["alpha", "attention.beta", "memory.gate.bias", "memory.decay.bias", "kept.bias"]
-    weights = ["attention.q_proj.weight", "attention.q_proj.bias", "memory.gate.weight"]
-    names = [f"layers.0.{name}" for name in gates + weights]
-    groups = adamw({n: nn.Parameter(torch.ones(1)) for n in names}, 0.1, 0.5).param_groups
-    assert [(len(g["params"]), g["lr"]) for g in groups] == [(3, 0.1), (5, 0.5)]
-    assert groups[1]["weight_decay"] == 0
+GATES = {
+    "replace": ["layer.attention.attention.beta"],
+    "parallel": ["attention.beta", "alpha"],
+    "window": ["memory.beta.bias", "memory.gate.bias", "memory.decay.bias", "retained.bias"],
+}
 
 
-def test_the_schedule_multiplies_the_rates_and_gradients_are_clipped() -> None:
+@pytest.mark.parametrize("method", GATES)
+def test_gates_have_their_own_learning_rate_and_no_weight_decay(
+    model: PreTrainedModel, method: str
+) -> None:
+    options: dict[str, Any] = {
+        "replace": {"layers": [0], "segment_length": 16},
+        "parallel": {"layers": [0], "segment_length": 16},
+        "window": {"layers": [0], "window": 8, "retained": 4, "update": "gated_delta"},
+    }
+    retrofit(model, method, **options[method])
+    weights, gates = parameter_groups(model)
+    assert {name.removeprefix("layers.0.") for name in gates} == set(GATES[method])
+    assert weights
+    assert weights | gates == infini_parameters(model)
+    slow, fast = adamw(weights, gates, 0.1, 0.5).param_groups
+    assert [*map(id, slow["params"])] == [*map(id, weights.values())]
+    assert [*map(id, fast["params"])] == [*map(id, gates.values())]
+    assert (slow["lr"], fast["lr"], fast["weight_decay"]) == (0.1, 0.5, 0)
+
+
+def test_schedule_scales_learning_rates_and_gradients_are_clipped() -> None:
     weight = nn.Parameter(torch.tensor([3.0, 4.0]))
     optimizer = torch.optim.SGD([weight], lr=0.5)
 

@@ -1,4 +1,4 @@
-"""The embedded base: its stage at toy size, its sequences, its optimizer."""
+"""Pretraining of the embedded base: stage, sequences, optimizer."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from infini.training.muon import Muon, orthogonalise
-from infini.training.pretraining import cosine, sequences
+from infini.training.pretraining import cosine_schedule, sequences
 from stages import pretrain_base
 from toy import read_params, write_params
 
 
-def test_the_stage_writes_a_base_that_learned(project: Path) -> None:
+def test_pretrain_base_stage_writes_a_trained_base(project: Path) -> None:
     content = read_params()
     content["pretrain"] |= {
         "vocab_size": 300,
@@ -40,7 +40,7 @@ def test_the_stage_writes_a_base_that_learned(project: Path) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_sequences_cover_the_stream_once_from_another_offset_each_epoch() -> None:
+def test_sequences_cover_the_stream_once_per_epoch() -> None:
     stream = torch.arange(1000)
     first, second = sequences(stream, 16, seed=1), sequences(stream, 16, seed=2)
     for rows in (first, second):
@@ -49,7 +49,7 @@ def test_sequences_cover_the_stream_once_from_another_offset_each_epoch() -> Non
     assert first.min() != second.min()
 
 
-def test_orthogonalise_keeps_directions_and_evens_out_lengths() -> None:
+def test_orthogonalise_preserves_singular_vectors() -> None:
     torch.manual_seed(0)
     matrix = torch.randn(24, 8) @ torch.diag(torch.logspace(0, -1.5, 8))
     got = orthogonalise(matrix)
@@ -57,11 +57,11 @@ def test_orthogonalise_keeps_directions_and_evens_out_lengths() -> None:
     assert values.min() > 0.5
     assert values.max() < 1.3
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    aligned = u.T @ got @ v.T  # diagonal if the singular vectors are kept
+    aligned = u.T @ got @ v.T  # diagonal if the singular vectors are the same
     assert (aligned - torch.diag(aligned.diag())).abs().max() < 1e-3
 
 
-def test_muon_steps_by_its_rate_whatever_the_gradients_size() -> None:
+def test_muon_step_size_is_independent_of_the_gradients_scale() -> None:
     moves = []
     for scale in (1e-3, 1e3):
         weight = torch.nn.Parameter(torch.zeros(8, 8))
@@ -72,8 +72,8 @@ def test_muon_steps_by_its_rate_whatever_the_gradients_size() -> None:
     assert 0.01 < moves[0].square().mean().sqrt() < 0.03  # about 0.2 × the rate, as AdamW's
 
 
-def test_the_schedule_warms_up_and_comes_down() -> None:
-    rates = [cosine(step, total=100, warmup=10) for step in range(101)]
+def test_cosine_schedule() -> None:
+    rates = [cosine_schedule(step, total=100, warmup=10) for step in range(101)]
     assert rates[0] == 0.1
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)

@@ -1,4 +1,4 @@
-"""Every seed's model and curves are written; checkpoints go when all are done."""
+"""Training with several seeds: models, records, curves, checkpoints."""
 
 import json
 from pathlib import Path
@@ -14,27 +14,27 @@ from infini.training.loop import Fit
 from infini.training.seeds import TrainingResult, TrainingRun, train_seeds
 
 
-def test_every_seed_is_written_and_checkpoints_go_last(
+def test_train_seeds_writes_all_seeds_and_then_removes_checkpoints(
     model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     retrofit(model, segment_length=16)
-    kept: list[int] = []  # checkpoints there as each seed begins
+    counts: list[int] = []  # of checkpoints when each seed starts
 
-    def train(job: TrainingRun) -> TrainingResult:
-        kept.append(len(list(CHECKPOINTS.glob("*"))))
-        checkpoint = Checkpoint(job.name, "key")
+    def train(run: TrainingRun) -> TrainingResult:
+        counts.append(len(list(CHECKPOINTS.glob("*"))))
+        checkpoint = Checkpoint(run.checkpoint_name, "key")
         checkpoint.save({}, [], {})
         curve = [
-            {"epoch": epoch, "train_loss": job.seed / epoch, "val_loss": 2.0} for epoch in (1, 2)
+            {"epoch": epoch, "train_loss": run.seed / epoch, "val_loss": 2.0} for epoch in (1, 2)
         ]
         return TrainingResult(
-            model, Fit(curve, best_epoch=2, seconds=4.0 + job.seed), 9, 1, checkpoint
+            model, Fit(curve, best_epoch=2, seconds=4.0 + run.seed), 9, 1, checkpoint
         )
 
     train_seeds("v1", "finetune", [0, 6], train)
     folder = Path("reports/training/v1")
-    assert kept == [0, 1]
+    assert counts == [0, 1]
     assert not CHECKPOINTS.exists()
     assert {str(file) for file in Path("data/models").rglob("*.safetensors")} == {
         f"data/models/v1/finetune/seed{seed}/infini.safetensors" for seed in (0, 6)
@@ -45,6 +45,7 @@ def test_every_seed_is_written_and_checkpoints_go_last(
         "6": 3.0,
     }
     assert all(s["best_epoch"] == s["epochs"] == 2 for s in summaries.values())
+    assert all(s["val_ppl"] == 7.389 for s in summaries.values())  # e²
     curves = pd.read_csv(folder / "finetune.csv")
     assert curves.columns.tolist() == ["epoch", "train_loss", "val_loss", "seed"]
     assert curves.groupby("seed")["train_loss"].sum().to_dict() == {0: 0.0, 6: 9.0}
@@ -52,14 +53,14 @@ def test_every_seed_is_written_and_checkpoints_go_last(
     assert times["seconds_per_epoch"] == 3.5  # of 2 and 5
 
 
-def test_a_killed_seed_leaves_the_others_checkpoints(
+def test_train_seeds_keeps_checkpoints_when_killed(
     model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     retrofit(model, segment_length=16)
 
-    def train(job: TrainingRun) -> TrainingResult:
-        if job.seed == 1:
+    def train(run: TrainingRun) -> TrainingResult:
+        if run.seed == 1:
             raise KeyboardInterrupt
         checkpoint = Checkpoint("first", "key")
         checkpoint.save({}, [], {})

@@ -1,4 +1,4 @@
-"""What the base says with full attention: recorded as it is, kept and read again."""
+"""Teacher log-probabilities: recorded, written and read."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from toy import some_pieces
 L = 24
 
 
-def test_it_is_the_models_own_likeliest_tokens(model: PreTrainedModel) -> None:
+def test_record_log_probs_of_the_likeliest_tokens(model: PreTrainedModel) -> None:
     text = some_pieces([L, L, L], L)
     teacher = record_log_probs(model, text, FullProtocol(context=L, stride=L))
     with torch.no_grad():
@@ -24,7 +24,7 @@ def test_it_is_the_models_own_likeliest_tokens(model: PreTrainedModel) -> None:
     assert (teacher.ids == ids).float().mean() > 0.99, "ties apart"
 
 
-def test_beyond_the_context_it_has_as_much_as_the_protocol_gives(model: PreTrainedModel) -> None:
+def test_record_log_probs_beyond_the_context(model: PreTrainedModel) -> None:
     text = some_pieces([L], L)
     teacher = record_log_probs(model, text, FullProtocol(context=16, stride=8))
     with torch.no_grad():
@@ -34,7 +34,7 @@ def test_beyond_the_context_it_has_as_much_as_the_protocol_gives(model: PreTrain
     torch.testing.assert_close(teacher.log_probs.float(), expected, rtol=1e-2, atol=1e-2)
 
 
-def test_it_is_written_and_read(model: PreTrainedModel, tmp_path: Path) -> None:
+def test_teacher_save_and_load(model: PreTrainedModel, tmp_path: Path) -> None:
     teacher = record_log_probs(model, some_pieces([L, L, L], L), FullProtocol(context=L, stride=L))
     teacher.save(tmp_path / "train.safetensors")
     again = Teacher.load(tmp_path / "train.safetensors", 2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from infini.evaluation.losses import LOGIT_CHUNK
-from infini.model.architectures import Head
+from infini.model.architectures import OutputHead
 from infini.training.teacher_loss import teacher_divergence
 
 
@@ -12,7 +12,7 @@ from infini.training.teacher_loss import teacher_divergence
 def test_teacher_divergence_matches_its_formula(scale: float, softcap: float | None) -> None:
     torch.manual_seed(0)
     own = torch.nn.Linear(6, 11, bias=True).requires_grad_(False)
-    head = Head(own.weight, own.bias, scale, softcap)
+    head = OutputHead(own.weight, own.bias, scale, softcap)
     hidden = torch.randn(2, LOGIT_CHUNK // 2 + 7, 6, requires_grad=True)
     teacher = torch.randn(*hidden.shape[:2], 11).log_softmax(-1)
     log_probs, ids = teacher.topk(4, -1)

@@ -1,4 +1,4 @@
-"""Recipes with needles: what is learnt of the questions in a document, and what is not."""
+"""Synthetic retrieval questions in training documents: which are put in, what is learned."""
 
 import re
 from collections.abc import Iterator
@@ -36,63 +36,65 @@ def facts(base_folder: Path) -> FactSampler:
 
 
 @pytest.mark.parametrize(("share", "counts"), [(0.0, {0}), (0.4, {1, 2}), (1.0, {3})])
-def test_a_share_of_the_batches_has_needles(
+def test_question_share_is_the_share_of_batches(
     model: PreTrainedModel, share: float, counts: set[int]
 ) -> None:
     documents = Documents(model, some_pieces([64] * 3, 64), L, long_recipe(question_share=share))
     epochs = [[one.question_seed is not None for one in documents.batches(i)] for i in range(300)]
     assert {sum(epoch) for epoch in epochs} == counts
-    for batches in zip(*epochs, strict=True):  # the first of an epoch as often as the last
+    for batches in zip(*epochs, strict=True):  # at any place in an epoch
         assert sum(batches) / 300 == pytest.approx(share, abs=0.1)
 
 
-def test_of_a_batch_with_needles_the_answers_alone_are_learnt(
+def test_losses_of_questions_cover_answers_alone(
     model: PreTrainedModel, facts: FactSampler
 ) -> None:
     text = some_pieces([300, 280, 300], 300)
     retrofit(model, "window", window=8, sinks=2, retained=4)
     how = window_recipe(question_share=0.5, batch_size=2)
     documents, plain = Documents(model, text, L, how, None, facts), Documents(model, text, L, how)
-    asking = batch(1, 2, question_seed=7)
-    filled = documents.filled(asking)
-    assert torch.equal(filled.tokens[0], text.tokens[0]), "of another batch"
+    with_questions = batch(1, 2, question_seed=7)
+    filled = documents.filled(with_questions)
+    assert torch.equal(filled.tokens[0], text.tokens[0]), "not in this batch"
     changed = filled.tokens != text.tokens
     assert changed[1:].any(1).all()
-    assert not (changed & ~text.mask).any(), "padding stays"
+    assert not (changed & ~text.mask).any(), "padding is unchanged"
     answers = filled.mask[1:]
     assert re.fullmatch(r"( \d{5})+", facts.tokenizer.decode(filled.tokens[1:][answers]))
-    (loss,) = documents.losses(asking)
+    (loss,) = documents.losses(with_questions)
     assert (loss.items, loss.step_items, loss.step) == (int(answers.sum()), loss.items, True)
     with torch.no_grad():
         logits = model(filled.tokens[1:], use_cache=False).logits[:, :-1].log_softmax(-1)
     own = logits.gather(2, filled.tokens[1:, 1:, None])[..., 0]
     torch.testing.assert_close(loss.total.detach(), -own[answers[:, 1:]].sum())
-    assert torch.equal(next(documents.losses(asking)).total, loss.total), "by the batch's seed"
+    assert torch.equal(next(documents.losses(with_questions)).total, loss.total), (
+        "the batch's seed decides the facts"
+    )
     assert not torch.equal(documents.filled(batch(1, 2, question_seed=8)).tokens, filled.tokens)
-    # A batch without is what it is without facts
+    # Batches without questions are as without facts
     (loss,), (same,) = documents.losses(batch(1, 2)), plain.losses(batch(1, 2))
     assert torch.equal(loss.total, same.total)
     assert loss.items == same.items == 279 + 299
     assert torch.equal(text.tokens, some_pieces([300, 280, 300], 300).tokens)
 
 
-def test_answers_are_learnt_by_cross_entropy_beside_a_teacher(
+def test_losses_of_answers_are_cross_entropy_despite_a_teacher(
     model: PreTrainedModel, facts: FactSampler
 ) -> None:
     text = some_pieces([300, 300], 300)
     teacher = record_log_probs(model, text, FullProtocol(context=64, stride=64))
     retrofit(model, "window", window=8, sinks=2)
     how = window_recipe(objective="distillation", question_share=0.5)
-    taught = Documents(model, text, L, how, teacher, facts)
+    with_teacher = Documents(model, text, L, how, teacher, facts)
     alone = Documents(model, text, L, how, None, facts)
-    for asking, same in ((batch(0, question_seed=3), True), (batch(0), False)):
-        one, other = (next(documents.losses(asking)) for documents in (taught, alone))
+    for one_batch, same in ((batch(0, question_seed=3), True), (batch(0), False)):
+        one, other = (next(documents.losses(one_batch)) for documents in (with_teacher, alone))
         assert one.items == other.items
         assert torch.equal(one.total, other.total) == same
 
 
 @pytest.mark.parametrize(
-    ("how", "window", "seen"),
+    ("how", "window", "context"),
     [
         (long_recipe(), None, L),
         (window_recipe(), None, 10),
@@ -105,10 +107,14 @@ def test_answers_are_learnt_by_cross_entropy_beside_a_teacher(
         ),
     ],
 )
-def test_questions_are_beyond_what_is_seen_exactly(
-    model: PreTrainedModel, facts: FactSampler, how: DocumentRecipe, window: int | None, seen: int
+def test_questions_lie_beyond_the_exact_context(
+    model: PreTrainedModel,
+    facts: FactSampler,
+    how: DocumentRecipe,
+    window: int | None,
+    context: int,
 ) -> None:
-    assert how.exact_context(L, window) == seen
+    assert how.exact_context(L, window) == context
     text, gaps = some_pieces([250], 250), []  # room for one fact
     (filler,) = facts.tokenizer("#")["input_ids"]
     text.tokens.fill_(filler)
@@ -117,41 +123,41 @@ def test_questions_are_beyond_what_is_seen_exactly(
         (tokens,) = documents.filled(batch(0, window=window, question_seed=seed)).tokens
         first, *_, last = torch.where(tokens != filler)[0].tolist()
         gaps.append(int((tokens[first:last] == filler).sum()))
-    assert seen <= min(gaps) < 1.2 * seen < 100 < max(gaps)
+    assert context <= min(gaps) < 1.2 * context < 100 < max(gaps)
 
 
-def test_answers_that_cost_more_than_what_a_teacher_says_are_no_divergence(
+def test_losses_of_answers_are_no_divergence(
     model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_documents([256] * 6)
     text = Pieces.load(DOCUMENTS / "train.parquet")
-    # Windows of nearly all the text: what the base says is said at once
+    # With a window of nearly the whole text the student agrees with the teacher at once
     record_log_probs(model, text, FullProtocol(context=64, stride=64)).save(TEACHER)
     retrofit(model, "window", window=60, sinks=2)
     how = window_recipe(objective="distillation", question_share=0.5)
     fit = train_on_documents(model, how, L, RUN).fit
-    said, answered = fit.first_losses["text"], fit.first_losses["answers"]
-    assert answered > loop.DIVERGED * said > 0
+    text_loss, answer_loss = fit.first_losses["text"], fit.first_losses["answers"]
+    assert answer_loss > loop.DIVERGED * text_loss > 0
 
 
-def test_a_killed_training_with_needles_continues_to_the_same_bits(
+def test_killed_training_with_questions_resumes_to_the_same_bits(
     base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_documents([256, 230, 256, 256])
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    real, asked = Documents.losses, list[bool]()
+    real, has_questions = Documents.losses, list[bool]()
     how = window_recipe(question_share=0.5, windows=[8, 16], epochs=2, lr=1e-2)
 
     def train(fail_at: int | None = None) -> dict[str, torch.Tensor]:
         def losses(self: Documents, batch: DocumentBatch) -> Iterator[Loss]:
-            asked.append(batch.question_seed is not None)
-            if len(asked) == fail_at:
+            has_questions.append(batch.question_seed is not None)
+            if len(has_questions) == fail_at:
                 raise KeyboardInterrupt
             yield from real(self, batch)
 
-        asked.clear()
+        has_questions.clear()
         monkeypatch.setattr(Documents, "losses", losses)
         torch.manual_seed(0)
         model = retrofit(load_base(str(base_folder)), "window", window=8, sinks=2, retained=4)
@@ -161,24 +167,24 @@ def test_a_killed_training_with_needles_continues_to_the_same_bits(
         return {name: tensor.detach().clone() for name, tensor in infini_parameters(model).items()}
 
     expected = train()
-    assert (len(asked), sum(asked)) == (8, 4)
-    learnt = [bool(t.any()) for name, t in expected.items() if name.endswith("kept.weight")]
-    assert learnt == [True, True], "which pairs to favour"
+    assert (len(has_questions), sum(has_questions)) == (8, 4)
+    trained = [bool(t.any()) for name, t in expected.items() if name.endswith("retained.weight")]
+    assert trained == [True, True], "the bias of retained pairs"
     for fail_at in (4, 7):
         with pytest.raises(KeyboardInterrupt):
             train(fail_at)
         got = train()
-        assert len(asked) == 8 - fail_at + 1
+        assert len(has_questions) == 8 - fail_at + 1
         assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
 
 
-def test_documents_too_short_for_needles_are_one_line(
+def test_documents_too_short_for_questions_are_rejected(
     model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_documents([64, 64])
     retrofit(model, "window", window=8, sinks=2)
-    with pytest.raises(InputError, match=r"^question_share: a document of 64 tokens does not hold"):
+    with pytest.raises(InputError, match=r"^question_share: a document of 64 tokens is too short"):
         train_on_documents(
             model, window_recipe(question_share=1.0), L, TrainingRun(Version("toy"), "finetune")
         )
