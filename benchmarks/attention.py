@@ -1,8 +1,8 @@
-"""InfiniAttention against a peer, full attention and the floor: time and peak memory.
+"""Time and peak memory of InfiniAttention, a peer, full attention and segments without memory.
 
-Peer: `infini-transformer-pytorch`, its CausalAttention looped over segments. Full: causal
-attention over the whole length. Floor: attention within segments and no memory at all.
-All have the same four projections. Rounds are interleaved, so that ratios are of one run.
+Peer: CausalAttention of `infini-transformer-pytorch`, looped over segments. Full: causal attention
+over the whole length. All have the same four projections. Rounds are interleaved, so that ratios
+are of one run.
 
     pip install -e '.[bench]' && python -m benchmarks.attention
 """
@@ -28,11 +28,11 @@ from infini.evaluation.peak_memory import peak_added_by
 HIDDEN, HEADS = 512, 8
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDS = {4096: 12, 16384: 4, 65536: 2}
-LONGEST_FULL = 16384 if DEVICE == "cpu" else 65536  # its cost grows with the square
+LONGEST_FULL = 16384 if DEVICE == "cpu" else 65536  # its cost is quadratic
 
 
 class Peer(nn.Module):
-    """The peer as its authors run it: one call a segment, the memory handed on."""
+    """Attention of the peer as its authors run it: one call per segment, the memory passed on."""
 
     def __init__(self, segment_length: int, delta: bool):
         super().__init__()
@@ -69,6 +69,8 @@ class Softmax(nn.Module):
 
 
 class Ours(nn.Module):
+    """Our attention, without its state."""
+
     def __init__(self, segment_length: int, update: str):
         super().__init__()
         self.attention = InfiniAttention(HIDDEN, HEADS, segment_length, update)  # type: ignore[arg-type]
@@ -78,7 +80,7 @@ class Ours(nn.Module):
 
 
 VARIANTS: dict[str, Callable[[int, int], nn.Module]] = {
-    "floor": lambda length, segment: Softmax(segment),
+    "no memory": lambda length, segment: Softmax(segment),
     "ours, linear": lambda length, segment: Ours(segment, "linear"),
     "ours, delta": lambda length, segment: Ours(segment, "delta"),
     "peer, linear": lambda length, segment: Peer(segment, False),
@@ -94,7 +96,7 @@ def now() -> float:
 
 
 def step(model: nn.Module, x: Tensor, dtype: torch.dtype | None) -> tuple[float, float]:
-    """Seconds of a forward pass, and of one with its backward pass."""
+    """Return the seconds of a forward pass, and of one with its backward pass."""
     model.zero_grad(set_to_none=True)
     x = x.detach().requires_grad_()
     start = now()
@@ -119,7 +121,7 @@ def _peak(name: str, length: int, segment: int, queue: "multiprocessing.Queue[fl
 
 
 def peak_memory(name: str, length: int, segment: int) -> float:
-    """MiB that a forward and backward pass adds, in a process of its own."""
+    """Return the MiB that a forward and backward pass adds, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=_peak, args=(name, length, segment, queue))
@@ -130,7 +132,7 @@ def peak_memory(name: str, length: int, segment: int) -> float:
 
 
 def measure(length: int, segment: int, dtype: torch.dtype | None) -> list[dict[str, object]]:
-    """One row a variant: medians over interleaved rounds."""
+    """Return one row per variant: medians over interleaved rounds."""
     torch.manual_seed(0)
     names = [name for name in VARIANTS if name != "full" or length <= LONGEST_FULL]
     models = {name: VARIANTS[name](length, segment).to(DEVICE) for name in names}
@@ -143,9 +145,9 @@ def measure(length: int, segment: int, dtype: torch.dtype | None) -> list[dict[s
                 times[name].append(seconds)
 
     def ratio(name: str, other: str) -> float:
-        """Of the times with backward, round by round."""
+        """Return the median ratio of the times with backward, round by round."""
         pairs = zip(times[name], times[other], strict=True)
-        return statistics.median(mine[1] / theirs[1] for mine, theirs in pairs)
+        return statistics.median(one[1] / base[1] for one, base in pairs)
 
     return [
         {
@@ -154,7 +156,7 @@ def measure(length: int, segment: int, dtype: torch.dtype | None) -> list[dict[s
             "variant": name,
             "forward, ms": round(statistics.median(f for f, _ in times[name]) * 1e3),
             "with backward, ms": round(statistics.median(b for _, b in times[name]) * 1e3),
-            "of the floor": f"{ratio(name, 'floor'):.2f}",
+            "÷ no memory": f"{ratio(name, 'no memory'):.2f}",
             "peer ÷ this": f"{ratio(f'peer, {name[6:]}', name):.2f}" if "ours" in name else "",
             "peak memory, MiB": round(peak_memory(name, length, segment)),
         }
@@ -163,7 +165,7 @@ def measure(length: int, segment: int, dtype: torch.dtype | None) -> list[dict[s
 
 
 def growth(short: int, long: int, dtype: torch.dtype | None) -> float:
-    """Time of `long` tokens over that of as many in pieces of `short`, round by round."""
+    """Return the time of `long` tokens divided by that of as many in texts of `short`."""
     model = Ours(256, "linear").to(DEVICE)
     whole = torch.randn(1, long, HIDDEN, device=DEVICE)
     ratios = []

@@ -1,6 +1,6 @@
-"""What of the choice of kept pairs matters, untrained: how many, how fast their fame fades.
+"""Effect of the number of retained pairs and of score decay, without training.
 
-In nats a token on a study's val documents, beside the base's window of as many exact tokens:
+In nats per token on a study's val documents, beside a plain sliding window of equal state bytes:
 
     cd studies/smollm2 && dvc repro prepare_data && PYTHONPATH=../.. python -m benchmarks.eviction
 """
@@ -22,7 +22,7 @@ from infini.model.retrofit import remove, retrofit, sliding_window
 from infini.paths import DOCUMENTS
 
 SINKS = 4
-# window, pairs kept, fading a block
+# window, retained pairs, score decay per block
 CASES = [(64, 128, 0.77), (64, 128, 1.0), (64, 128, 0.3), (64, 32, 0.77)]
 
 
@@ -40,20 +40,18 @@ def main() -> None:
             return perplexity.score_documents(model, text, length, memory).mean  # type: ignore[arg-type]
 
     rows = []
-    for window, kept, factor in CASES:
-        exact = num_recent(window) + 1 + kept
+    for window, retained, score_decay in CASES:
+        exact = num_recent(window) + 1 + retained
         with sliding_window(model, exact, SINKS):
             plain = nats()
-        policy = DecayedAttention(factor)
-        retrofit(
-            model, "window", window=window, sinks=SINKS, retained=kept, update="none", policy=policy
-        )
+        options = {"window": window, "sinks": SINKS, "retained": retained, "update": "none"}
+        retrofit(model, "window", **options, policy=DecayedAttention(score_decay))
         own, other = nats(), nats("swapped")
         remove(model)
-        rows.append([window, kept, factor, exact, plain, own, plain - own, other])
-    names = ["window", "retained", "fading", "exact tokens", "window of as many", "with kept pairs"]
-    found = pd.DataFrame(rows, columns=[*names, "gain", "another document's pairs"]).round(4)
-    table.write("eviction", found, f"Nats a token, {len(text)} documents, nothing trained.")
+        rows.append([window, retained, score_decay, exact, plain, own, plain - own, other])
+    names = ["window", "retained", "score decay", "exact tokens", "plain window", "retained pairs"]
+    rows = pd.DataFrame(rows, columns=[*names, "gain", "shuffled pairs"]).round(4)
+    table.write("eviction", rows, f"Nats per token, {len(text)} documents, untrained.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Keeping the memory that this process has."""
+"""Setting of the C library's memory allocator for benchmarks."""
 
 import ctypes
 import sys
@@ -7,7 +7,7 @@ import sys
 def keep_heap() -> None:
     """Let malloc keep freed memory: tensors over 32 MiB would fault in page by page every time.
 
-    With glibc's own settings a step's time depends on the sizes that went before it.
+    With glibc's own settings a step's time depends on earlier steps' sizes.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL("libc.so.6")

@@ -1,8 +1,8 @@
-"""Kill the pipeline's stages at random moments until `dvc repro` gets through; compare the bits.
+"""Kill the pipeline's stages at random moments until `dvc repro` ends; compare its outputs.
 
 Works in a fresh clone of the last commit, without its cache and metrics, so that everything
-runs again. The committed dvc.lock holds the hash of every model: it must come out unchanged,
-and with it every file under reports/ but the wall times.
+runs again. The committed dvc.lock has the hash of every model: it must not change, nor any
+file under reports/ but the wall times.
 
     python -m benchmarks.survival --kills 20
 """
@@ -20,7 +20,7 @@ import psutil
 
 
 def stage_of(dvc: psutil.Process) -> psutil.Process | None:
-    """The stage that runs under a `dvc repro`."""
+    """Return the process of the stage that a `dvc repro` runs."""
     for child in dvc.children(recursive=True):
         try:
             words = child.cmdline()
@@ -72,8 +72,10 @@ def main() -> None:
             cwd=folder, check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
     if changed:
-        sys.exit(f"not the same bits:\n{changed}")
-    print(f"{arguments.kills} kills: models, metrics and plots are bit-equal to the committed ones")
+        sys.exit(f"these files changed:\n{changed}")
+    print(
+        f"{arguments.kills} kills: models, metrics and plots equal the committed ones bit for bit"
+    )
 
 
 if __name__ == "__main__":

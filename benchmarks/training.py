@@ -1,11 +1,12 @@
-"""Distillation and finetuning steps against the log's way and the machine's limit.
+"""Speed of distillation and finetuning steps, against the research log's code and the limit.
 
-At pythia-70m's shape with random weights: layer 0 replaced, its tensors alone trained.
+At pythia-70m's sizes with random weights: layer 0 is replaced, its tensors alone are trained.
 
-The log's way: the teacher layer run again for every batch, batches padded to the longest,
-the causal sum over keys and values as whole products (B, H, T, D, D), a step a segment with
-the memory detached, whole float32 logits. The limit: the FLOPs that the step cannot avoid,
-at the rate of a large matrix product measured in the same rounds.
+The research log's code: the teacher layer runs again for every batch, batches are padded to the
+longest, the causal sum over keys and values is a whole product (B, H, T, D, D), there is one
+optimizer step per segment with the memory detached, and logits are whole float32 tensors. The
+limit: the FLOPs that the step cannot avoid, at the rate of a large matrix product measured in the
+same rounds.
 
     python -m benchmarks.training
 """
@@ -57,7 +58,7 @@ def base() -> PreTrainedModel:
 
 
 class LogAttention(nn.Module):
-    """Linear attention and a delta memory as the log wrote them: every product materialised."""
+    """Linear attention and delta memory as in the research log: every product materialised."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,9 +77,9 @@ class LogAttention(nn.Module):
         out = torch.einsum("bhtd,bhtde->bhte", q, products) / scale.clamp(min=EPSILON)
         if self.memory is not None:
             matrix, normalizer = self.memory
-            recalled = (q @ matrix) / (q @ normalizer).clamp(min=EPSILON)
+            reads = (q @ matrix) / (q @ normalizer).clamp(min=EPSILON)
             gate = self.beta.sigmoid()[:, None, None]
-            out = gate * recalled + (1 - gate) * out
+            out = gate * reads + (1 - gate) * out
             v = v - (k @ matrix) / (k @ normalizer).clamp(min=EPSILON)
         else:
             matrix, normalizer = torch.zeros_like(k[0, 0].T @ v[0, 0]), 0.0
@@ -90,7 +91,7 @@ class LogAttention(nn.Module):
 
 
 def distillation() -> dict[str, Callable[[], int]]:
-    """name → a step that returns its real tokens."""
+    """Return steps by name; a step returns its number of real tokens."""
     model = base()
     lengths = torch.randint(SEGMENT // 2, SEGMENT + 1, (BATCH,)).clamp(max=SEGMENT)
     mask = torch.arange(SEGMENT) < lengths[:, None]
@@ -113,37 +114,37 @@ def distillation() -> dict[str, Callable[[], int]]:
         return items
 
     student = log_layer(teacher)
-    theirs = torch.optim.AdamW(student.parameters(), 1e-4)
+    log_optimizer = torch.optim.AdamW(student.parameters(), 1e-4)
 
     def log_step() -> int:
         hidden = embed(tokens)
         positions = rotary(hidden, torch.arange(SEGMENT)[None])
         student.attention.memory = None  # type: ignore[union-attr]
         with torch.no_grad():
-            wanted = teacher(hidden, None, position_embeddings=positions)
+            target = teacher(hidden, None, position_embeddings=positions)
         out = student(hidden, None, position_embeddings=positions)
-        F.mse_loss(first(out), first(wanted)).backward()
-        theirs.step()
-        theirs.zero_grad()
+        F.mse_loss(first(out), first(target)).backward()
+        log_optimizer.step()
+        log_optimizer.zero_grad()
         return int(mask.sum())
 
-    return {"ours": our_step, "the log's way": log_step}
+    return {"ours": our_step, "research log": log_step}
 
 
 def first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """A layer's hidden states."""
+    """Return the hidden states of a layer's output."""
     return out[0] if isinstance(out, tuple) else out
 
 
 def log_layer(teacher: nn.Module) -> nn.Module:
-    """A trainable copy of a layer with the log's attention."""
+    """Return a trainable copy of a layer with the research log's attention."""
     layer = copy.deepcopy(teacher).requires_grad_(True)
     layer.attention = LogAttention()
     return layer
 
 
 def finetuning() -> dict[str, Callable[[], int]]:
-    """name → a document's steps, which return its tokens."""
+    """Return the steps of a document by name; they return its number of tokens."""
     tokens = torch.randint(VOCABULARY, (1, DOCUMENT))
     everything = torch.ones_like(tokens, dtype=torch.bool)
     documents = Pieces(tokens, everything, torch.tensor([DOCUMENT]), torch.zeros(1))
@@ -164,14 +165,14 @@ def finetuning() -> dict[str, Callable[[], int]]:
     log_model = base()
     decoder_layers(log_model)[0] = log_layer(decoder_layers(log_model)[0])
     attention = decoder_layers(log_model)[0].attention
-    theirs = torch.optim.AdamW([p for p in log_model.parameters() if p.requires_grad], 1e-5)
+    log_optimizer = torch.optim.AdamW([p for p in log_model.parameters() if p.requires_grad], 1e-5)
 
     def log_document() -> int:
         attention.memory = None  # type: ignore[union-attr]
         for segment in tokens.split(SEGMENT, 1):
             log_model(segment, labels=segment, use_cache=False).loss.backward()
-            theirs.step()
-            theirs.zero_grad()
+            log_optimizer.step()
+            log_optimizer.zero_grad()
         return DOCUMENT
 
     def whole_logits() -> list[Loss]:
@@ -185,14 +186,14 @@ def finetuning() -> dict[str, Callable[[], int]]:
     stepwise = Documents(model, documents, SEGMENT, by_segment)
     return {
         "ours": lambda: steps(lambda: whole.losses(first_document)),
-        "ours, a step a segment": lambda: steps(lambda: stepwise.losses(first_document)),
+        "ours, step per segment": lambda: steps(lambda: stepwise.losses(first_document)),
         "ours with whole logits": lambda: steps(whole_logits),
-        "the log's way": log_document,
+        "research log": log_document,
     }
 
 
 def flops_per_token(phase: str) -> float:
-    """Matrix products that one token's step cannot do without."""
+    """Return the FLOPs of the matrix products that one token's step cannot avoid."""
     layer, local = 24 * HIDDEN**2, 2 * SEGMENT * HIDDEN
     memory = 4 * HIDDEN * (HIDDEN // HEADS)
     if phase == "distillation":
@@ -203,7 +204,7 @@ def flops_per_token(phase: str) -> float:
 
 
 def matmul_rate() -> float:
-    """FLOP/s of a large float32 matrix product."""
+    """Return the FLOP/s of a large float32 matrix product."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     start = time.perf_counter()
     for _ in range(4):
@@ -221,7 +222,7 @@ def _peak(phase: str, name: str, queue: "multiprocessing.Queue[float]") -> None:
 
 
 def peak_memory(phase: str, name: str) -> float:
-    """MiB that a step adds, in a process of its own."""
+    """Return the MiB that a step adds, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=_peak, args=(phase, name, queue))
@@ -232,13 +233,13 @@ def peak_memory(phase: str, name: str) -> float:
 
 
 def measure(phase: str) -> list[dict[str, object]]:
-    """One row a way: medians over interleaved rounds."""
-    ways = PHASES[phase]()
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    """Return one row per variant: medians over interleaved rounds."""
+    variants = PHASES[phase]()
+    speeds: dict[str, list[float]] = {name: [] for name in variants}
     limits = []
     for round_ in tqdm(range(ROUNDS[phase] + 1), desc=phase, mininterval=5):
         rate = matmul_rate()
-        for name, step in ways.items():
+        for name, step in variants.items():
             start = time.perf_counter()
             tokens = step()
             if round_:  # the first warms up
@@ -253,13 +254,13 @@ def measure(phase: str) -> list[dict[str, object]]:
     return [
         {
             "phase": phase,
-            "way": name,
+            "variant": name,
             "tokens/s": round(statistics.median(speeds[name])),
-            "of the log's way": ratio(name, speeds["the log's way"]),
-            "of the limit": ratio(name, limits),
+            "÷ research log": ratio(name, speeds["research log"]),
+            "÷ limit": ratio(name, limits),
             "peak memory, MiB": round(peak_memory(phase, name)),
         }
-        for name in ways
+        for name in variants
     ]
 
 

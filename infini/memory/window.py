@@ -146,7 +146,7 @@ class ChunkInfo:
 
     @cached_property
     def evicted_mask(self) -> Tensor | None:
-        """Which of the first T tokens held leave the window, (B, T); None: all.
+        """Mask of the first T tokens held, True for those that leave the window; None: all do.
 
         Held are the W - 1 tokens before the call, then the new ones.
         """
