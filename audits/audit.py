@@ -65,7 +65,7 @@ class LabelsShiftedTwice(Documents):
         return token_after_next(tokens, mask, self.segment_length)
 
     def validate(self, val: Pieces) -> float:
-        """Return the nats a token of the token after next."""
+        """Return the nats per token of the token after next."""
         return perplexity.score_double_shift(self.model, val, self.segment_length).mean
 
 

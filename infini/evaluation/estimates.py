@@ -1,7 +1,7 @@
 """Figures with standard errors over texts.
 
 Tokens of a text are not independent, texts are. A figure is a ratio of two sums over texts
-(nats a token, bits a byte, a share of a gain), its standard error that of a ratio estimator
+(nats per token, bits a byte, a share of a gain), its standard error that of a ratio estimator
 (Cochran, Sampling Techniques, 1977, § 6.4). Differences are paired by piece of text, which
 cancels what makes one text harder than another.
 

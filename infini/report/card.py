@@ -26,11 +26,11 @@ from infini.report.tables import (
 )
 from infini.report.verdict import verdict
 
-FULL_COLUMNS = {"nats a token": "full.nats", "state bytes": "full.state_bytes"}
+FULL_COLUMNS = {"nats per token": "full.nats", "state bytes": "full.state_bytes"}
 CARD_COLUMNS = {
-    "nats a token": "documents.nats",
+    "nats per token": "documents.nats",
     "state bytes": "state_bytes.total",
-    "baseline, nats a token": "baseline.nats",
+    "baseline, nats per token": "baseline.nats",
     **HEADLINE,
 }
 

@@ -15,7 +15,7 @@ SEGMENTED, FULL = "base, segments without memory", "base, full attention"
 
 # Columns and rows of the tables over all versions: label, metric.
 HEADLINE = {
-    "nats a token": "documents.nats",
+    "nats per token": "documents.nats",
     "state bytes": "state_bytes.total",
     "gain over the baseline": "baseline.gain",
     "gain over the control": "control.gain",
@@ -49,7 +49,7 @@ OTHER_GAINS = {
 # Metrics of the untouched base under the same labels.
 BASE_METRICS = {
     SEGMENTED: {
-        "nats a token": "segmented.nats",
+        "nats per token": "segmented.nats",
         "state bytes": "state_bytes.total",
         **STATE_BYTES,
         "documents": "segmented.ppl",
@@ -57,7 +57,7 @@ BASE_METRICS = {
         "documents, bits per byte": "segmented.bits_per_byte",
     },
     FULL: {
-        "nats a token": "full.nats",
+        "nats per token": "full.nats",
         "state bytes": "full.state_bytes",
         "exact keys and values": "full.state_bytes",
         "total": "full.state_bytes",
@@ -67,7 +67,7 @@ BASE_METRICS = {
 }
 WINDOW_COLUMNS = {
     "state bytes": "state_bytes",
-    "nats a token": "nats",
+    "nats per token": "nats",
     "perplexity": "ppl",
     "bits per byte": "bits_per_byte",
 }
@@ -95,7 +95,7 @@ RETRIEVAL_COLUMNS = {
 }
 COST_LABELS = {
     "state_bytes": "state bytes",
-    "tokens_per_second": "tokens a second",
+    "tokens_per_second": "tokens per second",
     "peak_mib": "peak memory, MiB",
 }
 SHARES = {  # shown in per cent

@@ -13,7 +13,7 @@ def beats_both(figures: Figures) -> bool:
 def verdict(version: str, figures: Figures) -> str:
     """Return a version's verdict: one line of Markdown."""
     answer = "beats both" if beats_both(figures) else "does not beat both"
-    baseline = _distance(figures["baseline.gain"], "nats a token ")
+    baseline = _distance(figures["baseline.gain"], "nats per token ")
     control = figures.get("control.gain")
     second = (
         "; no shuffled-memory control"

@@ -253,7 +253,7 @@ def echoes(batch: int, tokens: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def nats(model: PreTrainedModel, tokens: Tensor, start: int) -> float:
-    """Return the mean loss, nats a token, from `start` on."""
+    """Return the mean loss, nats per token, from `start` on."""
     logits = model(tokens, use_cache=False).logits[:, start - 1 : -1]
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, start:].flatten()).item()
 
