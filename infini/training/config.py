@@ -143,7 +143,7 @@ def _layer(kind: type[RetrofitConfig]) -> BeforeValidator:
 AsOptions = PlainSerializer(layer_options)
 ReplacedLayer = Annotated[ReplaceConfig, _layer(ReplaceConfig), AsOptions]
 ParallelLayer = Annotated[ParallelConfig, _layer(ParallelConfig), AsOptions]
-WindowLayer = Annotated[WindowConfig, _layer(WindowConfig), AsOptions]
+WindowLayerConfig = Annotated[WindowConfig, _layer(WindowConfig), AsOptions]
 
 
 class Replacement(Section):
@@ -244,7 +244,7 @@ class WindowAdapter(Adapter):
     """Version with method: window, and a memory of what has left the window."""
 
     method: Literal["window"]
-    layer: WindowLayer
+    layer: WindowLayerConfig
     # windows that each batch draws one of, instead of the layer's; in tokens
     windows: Annotated[list[Positive], Different] = Field(default_factory=list)
 
