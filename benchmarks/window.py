@@ -139,8 +139,9 @@ def main() -> None:
         f"of width {WIDTH}, window {WINDOW} and {SINKS} sinks, batch 1, float32; "
         f"{'processor' if arguments.cpu_time else 'wall'} time, {arguments.threads} threads. "
         "The memory alone (gated delta), one call per token: "
-        f"{ratio(slow, 'loop', 'chunks'):.0f} × the time of one call. A text of {LONG:,} tokens: {growth(2, clock):.2f} × the time of as "
-        f"many tokens in texts of {SHORT:,} (layer, gated delta)."
+        f"{ratio(slow, 'loop', 'chunks'):.0f} × the time of one call. "
+        f"A text of {LONG:,} tokens: {growth(2, clock):.2f} × the time of as many tokens in "
+        f"texts of {SHORT:,} (layer, gated delta)."
     )
     table.write("window", rows, notes)
 
