@@ -67,7 +67,7 @@ def squared_error(layer: nn.Module, data: LayerData, chosen: Tensor) -> Tensor:
     mask = data.mask[chosen]
     if not mask.any():
         return next(layer.parameters()).sum() * 0.0
-    packing = Packing.of(len(mask), mask.shape[1], mask)
+    packing = Packing.from_mask(len(mask), mask.shape[1], mask)
     with use_run(layer, SegmentedRun(packing, mask.shape[1], mask.shape[1])):
         out = layer(data.inputs[chosen])
     error = (out - data.outputs[chosen]).square().mean(-1)  # (n, T)

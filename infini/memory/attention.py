@@ -166,7 +166,7 @@ class InfiniAttention(nn.Module):
         if hidden_states.ndim != 3 or hidden_states.shape[2] != width:
             shape = tuple(hidden_states.shape)
             raise InputError(f"hidden_states must be (batch, tokens, {width}), got {shape}")
-        packing = Packing.of(hidden_states.shape[0], hidden_states.shape[1], attention_mask)
+        packing = Packing.from_mask(hidden_states.shape[0], hidden_states.shape[1], attention_mask)
         out, state = self.advance(packing.pack(hidden_states, 1), packing.lengths, state)
         return packing.unpack(out, 1), state
 

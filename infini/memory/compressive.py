@@ -139,7 +139,7 @@ def compressive_memory(
     check_choice("update", update, Update)
     check_integer("segment_length", segment_length, 1)
     _check_shapes(q, k, v)
-    packing = Packing.of(q.shape[0], q.shape[2], mask)
+    packing = Packing.from_mask(q.shape[0], q.shape[2], mask)
     q, k, v = (packing.pack(x, 2) for x in (q, k, v))
     out, state = attend(q, k, v, packing.lengths, MemorySpec(segment_length, update), state)
     return packing.unpack(out, 2).to(v.dtype), state

@@ -150,7 +150,7 @@ class Packing:
     """Indices of the tokens, real ones first: (B, T); None where they are so already"""
 
     @classmethod
-    def of(cls, batch: int, tokens: int, mask: Tensor | None) -> "Packing":
+    def from_mask(cls, batch: int, tokens: int, mask: Tensor | None) -> "Packing":
         """Return the packing of a batch.
 
         Args:

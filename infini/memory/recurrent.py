@@ -130,7 +130,7 @@ def recurrent_memory(  # noqa: PLR0913 (options by name)
         raise ValueError(f"delay must be {state.delay}, as in the state, got {delay}")
     elif stream.decay is None and delay > 1:  # the pending tokens may have theirs
         stream = stream._replace(decay=torch.zeros_like(stream.beta))
-    packing = Packing.of(q.shape[0], q.shape[2], mask)
+    packing = Packing.from_mask(q.shape[0], q.shape[2], mask)
     q, stream = packing.pack(q, 2), stream.map(lambda x: packing.pack(x, 2))
     if delay > 1:
         stream = state.prepend_to(stream)  # (B, G, delay - 1 + T, ·)

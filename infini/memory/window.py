@@ -83,7 +83,7 @@ class WindowState(NamedTuple):
     def map(self, change: Callable[[Tensor], Tensor]) -> "WindowState":
         """Return the state with `change` applied to all tensors."""
         own = {name: change(tensor) for name, tensor in self.tensors().items()}
-        return WindowState.of_tensors(own)
+        return WindowState.from_tensors(own)
 
     def select(self, samples: Tensor) -> "WindowState":
         """Return the state of these samples, in this order; samples: (n,) int64."""
@@ -98,7 +98,7 @@ class WindowState(NamedTuple):
         return own | {f"retained.{name}": x for name, x in retained._asdict().items()}
 
     @classmethod
-    def of_tensors(cls, tensors: dict[str, Tensor]) -> "WindowState":
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "WindowState":
         """Return the state of named tensors, as `tensors` does; TypeError if one is missing."""
         prefix = "retained."
         retained = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}

@@ -1,7 +1,7 @@
-"""Base class of the caches of retrofitted models: what `generate` asks of a Hugging Face cache.
+"""Base class of the caches of retrofitted models, as a Hugging Face cache.
 
-A cache with a memory can stand before any number of prompts. `generate` is given a prompt alone,
-or the whole sequence that began with the last one; a hash of the tokens read tells the two apart.
+One cache can precede any number of prompts. `generate` gets a prompt alone, or the whole sequence
+that began with the last prompt; a hash of the tokens read tells the two apart.
 """
 
 import copy
@@ -33,7 +33,7 @@ class MemoryCache(Cache):  # type: ignore[misc]
         self.owner: ref[RetrofitConfig] | None = None
         # Which cached columns are tokens, not padding: (B, C) bool, on the CPU
         self.token_mask = torch.zeros(0, 0, dtype=torch.bool)
-        # Tokens of the caller's sequence so far, padding included
+        # Tokens of the caller's sequence that were read, padding included
         self.sequence_length = 0
         # Hash of these tokens: (B,) int64; None: nothing hashed
         self.sequence_hash: Tensor | None = None
@@ -104,7 +104,7 @@ class MemoryCache(Cache):  # type: ignore[misc]
         self.sequence_length += inputs.shape[1]
 
     def start_or_continue(self, input_ids: Tensor) -> bool:
-        """Start a new sequence unless the prompt continues the one read so far.
+        """Start a new sequence unless the prompt continues the one that was read.
 
         Args:
             input_ids: the prompt, (B, T).
@@ -123,7 +123,7 @@ class MemoryCache(Cache):  # type: ignore[misc]
         return True
 
     def reset_sequence(self) -> None:
-        """Take whatever comes next for a new sequence; the memory stays."""
+        """Start a new sequence with the next tokens; the memory stays."""
         self.sequence_length, self.sequence_hash = 0, None
 
     # Of transformers' caches: nothing is compiled; a prompt is cut by the tokens read

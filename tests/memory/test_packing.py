@@ -122,7 +122,7 @@ def test_pack_and_unpack(axis: int, dtype: torch.dtype) -> None:
     mask[1, :6] = False
     mask[2, -5:] = False
     mask[3, ::2] = False
-    packing = Packing.of(4, T, mask.to(dtype))
+    packing = Packing.from_mask(4, T, mask.to(dtype))
     packed = packing.pack(x, axis)
     assert packing.lengths.tolist() == [T, T - 6, T - 5, T // 2]
     for b in range(4):
@@ -133,7 +133,7 @@ def test_pack_and_unpack(axis: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("mask", [None, torch.ones(4, T), torch.arange(T).expand(4, T) < 5])
 def test_pack_moves_nothing_if_padding_is_at_the_end(mask: Tensor | None) -> None:
-    packing, x = Packing.of(4, T, mask), tokens(1)
+    packing, x = Packing.from_mask(4, T, mask), tokens(1)
     assert packing.order is None
     assert packing.lengths.tolist() == [T if mask is None else int(mask[0].sum())] * 4
     assert packing.pack(x, 1) is x

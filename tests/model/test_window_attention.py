@@ -111,9 +111,9 @@ def test_fused_sdpa_equals_transformers_outputs_and_gradients(width: int) -> Non
     ]
     weights = torch.randn_like(outs[0])
     gradients = [torch.autograd.grad((out * weights).sum(), leaves) for out in outs]
-    for out, found in zip(outs[1:], gradients[1:], strict=True):
+    for out, gradient in zip(outs[1:], gradients[1:], strict=True):
         torch.testing.assert_close(out, outs[0])
-        torch.testing.assert_close(found, gradients[0])
+        torch.testing.assert_close(gradient, gradients[0])
     elsewhere = fused(*(x.detach().to("meta") for x in leaves), mask.to("meta"))
     assert elsewhere.shape == outs[0].shape
 

@@ -1,4 +1,4 @@
-"""Rotary embeddings found by probing a base equal those that its architecture is known to have."""
+"""`probe_attention`: rotary embeddings of a base equal those of its architecture."""
 
 import pytest
 import torch

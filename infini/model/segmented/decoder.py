@@ -68,7 +68,7 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
             return super().forward(**given, use_cache=use_cache, **kwargs)
         inputs = select_inputs(input_ids, inputs_embeds, kwargs)
         batch, tokens = inputs.shape[:2]
-        packing = Packing.of(batch, tokens, mask_of_new_tokens(attention_mask, tokens))
+        packing = Packing.from_mask(batch, tokens, mask_of_new_tokens(attention_mask, tokens))
         cache = self.prepare_cache(kwargs, use_cache, inputs, attention_mask)
         if self.retrofit_config.segmented:
             out = self._read_by_segments(inputs, packing, cache, kwargs)

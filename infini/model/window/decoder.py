@@ -69,7 +69,7 @@ class WindowDecoder(StatefulDecoder):
         inputs = select_inputs(input_ids, inputs_embeds, kwargs)
         batch, tokens = inputs.shape[:2]
         mask = mask_of_new_tokens(attention_mask, tokens)
-        packing = Packing.of(batch, tokens, mask)
+        packing = Packing.from_mask(batch, tokens, mask)
         cache: WindowCache | None = self.prepare_cache(kwargs, use_cache, inputs, attention_mask)
         past = torch.zeros(batch, dtype=torch.int64) if cache is None else cache.token_counts
         longest = int((past + packing.lengths).max())
@@ -153,7 +153,7 @@ class WindowDecoder(StatefulDecoder):
     def _import_kv(self, cache: WindowCache) -> None:
         """Turn the base's keys and values of a short text into window states."""
         batch, columns = cache.token_mask.shape
-        packing = Packing.of(batch, columns, cache.token_mask)
+        packing = Packing.from_mask(batch, columns, cache.token_mask)
         past = torch.zeros_like(cache.token_counts)
         config = self.retrofit_config
         chunk = ChunkInfo(past, packing.lengths, columns, config.window, config.sinks)
