@@ -31,8 +31,10 @@ def show_estimate(estimate: Estimate) -> str:
     error = estimate.error
     if error is None or not math.isfinite(error) or error <= 0:
         return show_number(estimate.value)
-    text = f"{ufloat(estimate.value, error):,.2ufP}"
-    return _with_minus(text.replace("±", " ± "))
+    value, _, error_text = f"{ufloat(estimate.value, error):,.2ufP}".partition("±")
+    if not any(digit in value for digit in "123456789"):
+        value = value.removeprefix("-")  # no minus before zero
+    return _with_minus(f"{value} ± {error_text}")
 
 
 def show_number(value: float | None) -> str:

@@ -38,7 +38,7 @@ def version_styles(results: Results) -> dict[str, Style]:
 
 
 def state_bytes_plot(results: Results, styles: dict[str, Style]) -> Figure:
-    """Plot nats a token against state bytes: the base's windows, versions and their controls.
+    """Plot nats per token against state bytes: the base's windows, versions and their controls.
 
     Errors are those of the distance to full attention on the same documents: what makes one text
     harder than another moves all points alike.
@@ -70,7 +70,7 @@ def state_bytes_plot(results: Results, styles: dict[str, Style]) -> Figure:
     axes.xaxis.set_major_formatter(EngFormatter("B"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(y=0.1)
-    axes.set(xlabel="state bytes", ylabel="nats a token")
+    axes.set(xlabel="state bytes", ylabel="nats per token")
     _plot_far(axes, far, styles)
     _legend_below(figure)
     return figure
@@ -126,7 +126,7 @@ def _plot_far(axes: Axes, far: list[tuple[str, float, float]], styles: dict[str,
 def position_plot(
     curves: dict[str, pd.DataFrame], by: str, label: str, styles: dict[str, Style]
 ) -> Figure:
-    """Plot nats a token above segments without memory, by `segment` or `distance`."""
+    """Plot nats per token above segments without memory, by `segment` or `distance`."""
     figure, axes = _new_figure()
     values = []
     for name, table in curves.items():
@@ -146,7 +146,7 @@ def position_plot(
         axes.set_yscale("symlog", linthresh=0.2)  # one version may be far off, another near
         axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.axhline(0, color="black", linewidth=1)
-    axes.set(xlabel=label, ylabel="nats a token above\nsegments without memory")
+    axes.set(xlabel=label, ylabel="nats per token above\nsegments without memory")
     _legend_below(figure)
     return figure
 
@@ -169,7 +169,8 @@ def retrieval_plot(curves: dict[str, pd.DataFrame]) -> Figure:
         mesh = axes.pcolormesh(table, cmap="RdBu", vmin=-limit, vmax=limit)
         axes.set_xticks(np.arange(table.shape[1]) + 0.5, table.columns)
         axes.set_yticks(np.arange(len(table)) + 0.5, [f"{100 * x:.0f} %" for x in table.index])
-        axes.set(title=name, ylim=(len(table), 0))
+        axes.set_title(name, fontsize="medium")
+        axes.set_ylim(len(table), 0)
         axes.grid(False)
         for (row, column), value in np.ndenumerate(table.to_numpy()):
             color = "#fefefe" if abs(value) > 0.6 * limit else "#111111"
@@ -180,7 +181,7 @@ def retrieval_plot(curves: dict[str, pd.DataFrame]) -> Figure:
     figure.supxlabel("length of the text, segments", fontsize="medium")
     figure.supylabel("depth of the key", fontsize="medium")
     if mesh is not None:
-        figure.colorbar(mesh, ax=panels, label="gain over memory off, nats")
+        figure.colorbar(mesh, ax=panels, aspect=20 * lines, label="gain over memory off, nats")
     return figure
 
 
@@ -203,11 +204,20 @@ def gates_plot(curves: dict[str, pd.DataFrame], styles: dict[str, Style]) -> Fig
 def training_plot(table: pd.DataFrame, unit: str, styles: dict[str, Style]) -> Figure:
     """Plot loss against epoch: validation solid, training dashed, a dot on the best epoch."""
     figure, axes = _new_figure()
-    for (label, split), curve in table.groupby(["version", "split"], sort=False):
-        color = styles[label.partition(" seed ")[0]]["color"]
-        line = {"color": color, "linestyle": "-" if split == "val" else "--"}
-        single = "." if len(curve) == 1 else None
-        axes.plot(curve["epoch"], curve["loss"], label=f"{label} {split}", marker=single, **line)
+    named = set()
+    for (version, split), curve in table.groupby(["version", "split"], sort=False):
+        name = version.partition(" seed ")[0]
+        label = f"{name} {split}"
+        color = styles[name]["color"]
+        axes.plot(
+            curve["epoch"],
+            curve["loss"],
+            color=color,
+            linestyle="-" if split == "val" else "--",
+            marker="." if len(curve) == 1 else None,
+            label="_" * (label in named) + label,  # once for all seeds: the legend leaves out _
+        )
+        named.add(label)
         best = curve[curve["event"] == "best"]
         axes.plot(best["epoch"], best["loss"], "o", color=color)
     axes.set(xlabel="epoch", ylabel=unit)

@@ -10,7 +10,7 @@ from infini.report.page import Report, ReportPart, ReportPlot, ReportSection, Re
 from infini.report.results import Results
 from infini.report.verdict import beats_both, verdict
 
-LOSS_UNITS = {"distill": "mean squared error", "finetune": "nats a token"}
+LOSS_UNITS = {"distill": "mean squared error", "finetune": "nats per token"}
 # Columns of the curve tables: curve, label of x, caption.
 RETRIEVAL_CURVES = {
     "passkey_exact_by_distance": ("tokens from", "Pass keys retrieved, %, by distance"),
@@ -83,7 +83,7 @@ def _versions(results: Results) -> ReportSection:
             ReportPlot(
                 "state_bytes",
                 plots.state_bytes_plot(results, styles),
-                "Nats a token by state bytes; a version beats both below the line and its control",
+                "Nats per token by state bytes; a version beats both below the line and its control",
             ),
             ReportTable(
                 tables.window_curve_table(figures["base"]), "window", "Sliding windows of the base"
@@ -96,7 +96,7 @@ def _versions(results: Results) -> ReportSection:
         *parts,
         ReportTable(by_item, "version", "State bytes by item"),
         ReportTable(perplexity, "perplexity", "Perplexity"),
-        ReportTable(gains, "nats a token", "Other differences, and added parameters"),
+        ReportTable(gains, "nats per token", "Other differences, and added parameters"),
     ])  # fmt: skip
 
 
@@ -122,13 +122,13 @@ def _positions(results: Results) -> ReportSection:
     styles, length = plots.version_styles(results), results.setup.data.segment_length
     return ReportSection(title, [
         ReportPlot("segments", plots.position_plot(curves, "segment", "segment", styles),
-                   "Nats a token above the base's segments without memory, by segment"),
-        ReportTable(tables.curve_table(curves, "ppl_by_segment"), "segment",
+                   "Nats per token above the base's segments without memory, by segment"),
+        ReportTable(tables.version_curves_table(curves, "ppl_by_segment"), "segment",
                     f"Perplexity by segment of {length} tokens"),
         ReportPlot("distance",
                    plots.position_plot(curves, "distance", "tokens since the start", styles),
-                   "Nats a token above the base's segments without memory, by distance"),
-        ReportTable(tables.curve_table(curves, "ppl_by_distance"), "tokens from",
+                   "Nats per token above the base's segments without memory, by distance"),
+        ReportTable(tables.version_curves_table(curves, "ppl_by_distance"), "tokens from",
                     "Perplexity by distance to the document's start"),
     ])  # fmt: skip
 
@@ -146,7 +146,7 @@ def _retrieval(results: Results) -> ReportSection:
         caption = "Gain over memory off for the pass key, by depth and length; blue: memory helps"
         parts.append(ReportPlot("retrieval", plots.retrieval_plot(curves), caption))
     for curve, (corner, caption) in RETRIEVAL_CURVES.items():
-        if len(table := tables.curve_table(curves, curve)):
+        if len(table := tables.version_curves_table(curves, curve)):
             parts.append(ReportTable(table, corner, caption))
     return ReportSection("Retrieval", parts)
 
