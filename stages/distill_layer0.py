@@ -17,12 +17,12 @@ def main(version: str) -> None:
     base = params.get("base", Base)
     processes.set_precision(base.precision)
     length = params.get("data.segment_length", int)
-    place = params.get(f"replacements.{version}.layer", ReplaceConfig)
+    config = params.get(f"replacements.{version}.layer", ReplaceConfig)
     recipe = params.get_optional(f"replacements.{version}.distill", Recipe)
 
     def start(seed: int) -> PreTrainedModel:
         model = load_base(base.model, base.revision)
-        return retrofit_with_seed(model, seed, retrofit_options(place, length))
+        return retrofit_with_seed(model, seed, retrofit_options(config, length))
 
     if recipe is None:
         save_untrained(version, "distill", params.all_seeds(), start)
@@ -30,7 +30,7 @@ def main(version: str) -> None:
 
     def train(run: TrainingRun) -> TrainingResult:
         model = load_base(base.model, base.revision).to(processes.device())
-        return distill(model, place, recipe, length, run)
+        return distill(model, config, recipe, length, run)
 
     train_seeds(version, "distill", params.all_seeds(), train)
 

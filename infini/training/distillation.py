@@ -39,7 +39,7 @@ def distillation_loss(layer: nn.Module, data: LayerData, chosen: Tensor) -> Iter
 
 def distill(
     base: PreTrainedModel,
-    place: ReplaceConfig,
+    config: ReplaceConfig,
     recipe: Recipe,
     segment_length: int,
     run: TrainingRun,
@@ -49,7 +49,7 @@ def distill(
 
     Args:
         base: The untouched base.
-        place: The layer, and the one that replaces it.
+        config: The layer, and the one that replaces it.
         recipe: Settings of the training.
         segment_length: Tokens per segment.
         run: Seed and names.
@@ -62,14 +62,15 @@ def distill(
     samples = [
         Pieces.load(SAMPLES / f"{s}.parquet", width=segment_length) for s in ("train", "val")
     ]
-    (index,) = place.layers
+    assert config.layers is not None  # params.yaml names one
+    (index,) = config.layers
     vocabulary = vocabulary_size(base)
     train, val = (record_layer(base, index, pieces.within(vocabulary)) for pieces in samples)
     if not recipe.hold_out:
         train += val
     train = prepared(train)
 
-    model = retrofit_with_seed(base, run.seed, retrofit_options(place, segment_length))
+    model = retrofit_with_seed(base, run.seed, retrofit_options(config, segment_length))
     layer, trained = segmented_layers(model)[index], infini_parameters(model)
     settings = [run.seed, recipe.model_dump(), model.infini_config]
     checkpoint = Checkpoint(run.checkpoint_name, fingerprint(settings, [SAMPLES]))
