@@ -1,4 +1,4 @@
-"""`python -m infini`."""
+"""Entry point of `python -m infini`."""
 
 from infini.cli.main import main
 

@@ -1,1 +1,1 @@
-"""The command line, `python -m infini`: one file a command, named after it."""
+"""Command line, `python -m infini`: one file a command, named after it."""

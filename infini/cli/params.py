@@ -1,18 +1,14 @@
-"""`params`: a params.yaml checked whole, and against the base and the text that it names."""
+"""Command `params`: check a params.yaml, and the base and the corpus that it names."""
 
 from argparse import Namespace
 
-from infini import params
+from infini.params import check_params
 
 
-def run(words: Namespace) -> None:
-    """Print that words.file is valid, or with --targets the stages of a default run.
-
-    Raises:
-        InputError: one line with the key that is invalid.
-    """
-    found = params.check_params(words.file)
-    if words.targets:
-        print(*found.targets())
+def run_params(arguments: Namespace) -> None:
+    """Print the versions of a valid file, or --targets; an invalid one raises InputError."""
+    params = check_params(arguments.file)
+    if arguments.targets:
+        print(*params.targets())
         return
-    print(f"{words.file}: valid; versions: {', '.join(found.versions) or 'none'}")
+    print(f"{arguments.file}: valid; versions: {', '.join(params.versions) or 'none'}")

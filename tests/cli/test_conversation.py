@@ -1,4 +1,4 @@
-"""A model and what it has read: what stands around text and question; constant memory."""
+"""Conversation: prompts, answers from one memory, constant memory."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 import infini
 from infini.cli import conversation as module
 from infini.cli import long_text
-from infini.cli.conversation import Conversation, frame_of
-from infini.cli.long_text import encode
+from infini.cli.conversation import Conversation, prompt_frame
+from infini.cli.long_text import token_ids
 from infini.errors import InputError
 from infini.model.architectures import CACHE
 from infini.model.base import load_base, load_tokenizer
@@ -45,60 +45,60 @@ def book(folder: Path, words: int = 300) -> Path:
     return folder / "book.txt"
 
 
-def written(talk: Conversation, question: str, capsys: pytest.CaptureFixture[str]) -> str:
+def answer(talk: Conversation, question: str, capsys: pytest.CaptureFixture[str]) -> str:
     talk.answer(question, GREEDY["max_new_tokens"])
     return capsys.readouterr().out.rstrip("\n")
 
 
 def expected(talk: Conversation, text: str) -> str:
-    """What the model writes after a text that it is given whole."""
-    tokens = torch.tensor([encode(talk.tokenizer, text)])
+    """Return what the model generates after a text that it reads at once."""
+    tokens = torch.tensor([token_ids(talk.tokenizer, text)])
     new = talk.model.generate(tokens, **GREEDY)[0, tokens.shape[1] :]
     return talk.tokenizer.decode(new, skip_special_tokens=True)
 
 
-def test_a_question_may_begin_as_the_text_does(
+def test_question_may_begin_as_the_text_does(
     talk: Conversation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (file := tmp_path / "s.txt").write_text("the state of trade")
     talk.read(file)
     question = "the state of trade the union"
-    assert written(talk, question, capsys) == expected(talk, file.read_text() + question)
+    assert answer(talk, question, capsys) == expected(talk, file.read_text() + question)
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])
-def test_answers_are_those_to_the_text_and_the_question_in_one(
+def test_answer_equals_generation_after_whole_text(
     talk: Conversation, template: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     talk.tokenizer.chat_template = template
-    talk.frame = frame_of(talk.tokenizer)
+    talk.frame = prompt_frame(talk.tokenizer)
     before, between, after = ("<s>user: ", "\n\n", "\nassistant:") if template else ("", "", "")
     file = book(tmp_path)
-    fresh = written(talk, "the state", capsys)
+    fresh = answer(talk, "the state", capsys)
     assert fresh == expected(talk, f"{before}the state{after}")
-    assert talk.read(file) == len(encode(talk.tokenizer, before + file.read_text()))
+    assert talk.read(file) == len(token_ids(talk.tokenizer, before + file.read_text()))
     for question in (" of the union", " to trade", " of the union"):  # each from the same memory
         whole = f"{before}{file.read_text()}{between}{question}{after}"
-        assert written(talk, question, capsys) == expected(talk, whole)
+        assert answer(talk, question, capsys) == expected(talk, whole)
 
 
-def test_a_saved_memory_answers_alike_and_reads_on(
+def test_saved_memory_answers_and_reads_on(
     talk: Conversation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = book(tmp_path)
     talk.read(file)
-    answer = written(talk, " of", capsys)
+    once = answer(talk, " of", capsys)
     talk.save(tmp_path / "memory.safetensors")
     talk.read(file)
-    twice = written(talk, " of", capsys)
+    twice = answer(talk, " of", capsys)
     again = Conversation(talk.model, talk.tokenizer)
     again.load(tmp_path / "memory.safetensors")
-    assert written(again, " of", capsys) == answer
+    assert answer(again, " of", capsys) == once
     again.read(file)
-    assert written(again, " of", capsys) == twice
+    assert answer(again, " of", capsys) == twice
 
 
-def test_any_length_is_read_in_constant_memory(
+def test_read_needs_constant_memory(
     talk: Conversation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PREFILL_SEGMENTS", 2)
@@ -112,41 +112,41 @@ def test_any_length_is_read_in_constant_memory(
         assert talk.memory is not None
         sizes.append(talk.memory.nbytes)
     assert max(widths) == 2 * W
-    begun = W * 2 * 2 * 16 * 4 if talk.model.infini_config["method"] == "parallel" else 0
-    assert abs(sizes[0] - sizes[1]) <= begun  # a segment's keys and values, of two layers
+    segment_bytes = W * 2 * 2 * 16 * 4 if talk.model.infini_config["method"] == "parallel" else 0
+    assert abs(sizes[0] - sizes[1]) <= segment_bytes  # a segment's keys and values, of two layers
 
 
 @pytest.mark.parametrize("content", [b"", "\ufeff☃".encode()])
-def test_parts_without_a_character_are_read_too(
+def test_read_handles_split_characters(
     content: bytes,
     talk: Conversation,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(long_text, "PIECE", 1)
+    monkeypatch.setattr(long_text, "PIECE_BYTES", 1)
     (tmp_path / "text.txt").write_bytes(content)
     text = content.decode("utf-8-sig")
-    assert talk.read(tmp_path / "text.txt") == len(encode(talk.tokenizer, text))
-    assert written(talk, " of", capsys) == expected(talk, f"{text} of")
+    assert talk.read(tmp_path / "text.txt") == len(token_ids(talk.tokenizer, text))
+    assert answer(talk, " of", capsys) == expected(talk, f"{text} of")
 
 
-def test_a_text_begins_as_the_tokenizer_begins_one(tokenizer: Tokenizer) -> None:
-    assert frame_of(tokenizer) == ("", "", "")
+def test_prompt_frame_without_template(tokenizer: Tokenizer) -> None:
+    assert prompt_frame(tokenizer) == ("", "", "")
     first = tokenizer.bos_token_id
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", first)]
     )
-    assert frame_of(tokenizer) == (tokenizer.bos_token, "", "")
+    assert prompt_frame(tokenizer) == (tokenizer.bos_token, "", "")
 
 
-def test_a_template_that_drops_the_question_is_refused(tokenizer: Tokenizer) -> None:
+def test_prompt_frame_rejects_template_without_message(tokenizer: Tokenizer) -> None:
     tokenizer.chat_template = "hello"
-    with pytest.raises(InputError, match="does not show what the user says"):
-        frame_of(tokenizer)
+    with pytest.raises(InputError, match="does not contain the user's message"):
+        prompt_frame(tokenizer)
 
 
-def test_an_answer_ends_where_the_tokenizer_says_if_the_model_does_not(
+def test_conversation_takes_end_token_of_tokenizer(
     model: PreTrainedModel, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     infini.retrofit(model, "window", window=W, sinks=S)
@@ -156,11 +156,11 @@ def test_an_answer_ends_where_the_tokenizer_says_if_the_model_does_not(
     model.generation_config.eos_token_id = 7
     Conversation(model, tokenizer)
     assert model.generation_config.eos_token_id == 7
-    with pytest.raises(InputError, match="--prompt: at least one character"):
+    with pytest.raises(InputError, match="--prompt must have at least one character"):
         talk.answer("", 3)
 
 
-def test_another_models_memory_is_refused_by_its_name(
+def test_load_names_file_of_another_models_memory(
     talk: Conversation, base_folder: Path, tmp_path: Path
 ) -> None:
     other = infini.retrofit(load_base(str(base_folder)), "window", window=W + 1, sinks=S)

@@ -1,4 +1,4 @@
-"""A file's tokens a piece at a time: those of the text in one."""
+"""Tokens of a file read piece by piece equal those of the whole text."""
 
 import io
 import logging
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from infini.cli import long_text
-from infini.cli.long_text import encode, tokens_of
+from infini.cli.long_text import read_tokens, token_ids
 from infini.errors import InputError
 from infini.model.base import load_tokenizer
 from toy import sentence
@@ -22,7 +22,7 @@ TEXT = "\n\n".join(
 
 
 def metaspace() -> PreTrainedTokenizerBase:
-    """As SentencePiece's: a mark before every word, in front of a text too."""
+    """Return a tokenizer like SentencePiece's: a mark before every word and every text."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -43,19 +43,17 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("size", [40, 41, 97, 10_000])
-def test_the_pieces_are_the_text_in_one(
+def test_read_tokens_equals_tokens_of_whole_text(
     file: Path, tokenizer: PreTrainedTokenizerBase, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(long_text, "PIECE", size)
-    pieces = list(tokens_of(file, tokenizer))
+    monkeypatch.setattr(long_text, "PIECE_BYTES", size)
+    pieces = list(read_tokens(file, tokenizer))
     assert len(pieces) > 5 or size == 10_000
-    assert list(chain.from_iterable(pieces)) == encode(tokenizer, TEXT)
+    assert list(chain.from_iterable(pieces)) == token_ids(tokenizer, TEXT)
 
 
-def test_no_more_is_held_than_a_piece_and_a_gap(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(long_text, "PIECE", 100)
+def test_pieces_are_short(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_text, "PIECE_BYTES", 100)
     pieces = list(long_text._pieces(file))
     assert "".join(pieces) == TEXT
     assert max(map(len, pieces)) <= 150
@@ -73,10 +71,10 @@ def test_no_more_is_held_than_a_piece_and_a_gap(
         ("\ufeffone two", "one two"),
     ],
 )
-def test_no_character_is_lost(
+def test_pieces_lose_no_character(
     content: str, text: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(long_text, "PIECE", size)
+    monkeypatch.setattr(long_text, "PIECE_BYTES", size)
     (tmp_path / "x").write_bytes(content.encode())
     assert "".join(long_text._pieces(tmp_path / "x")) == text
 
@@ -84,17 +82,17 @@ def test_no_character_is_lost(
 @pytest.mark.parametrize(
     ("content", "shown"),
     [
-        (b"one tw\xf6 three", r"x: not UTF-8 \(byte 0xf6 at 6\): save it"),
+        (b"one tw\xf6 three", r"x: not UTF-8 \(byte 0xf6 at 6\); save it"),
         (b"one two \xe2\x98", r"x: not UTF-8 \(byte 0xe2 at 8\)"),
         ("one".encode("utf-16"), r"x: not UTF-8 \(byte 0xff at 0\)"),
-        ("one".encode("utf-16-le"), "x: NUL characters: no text, or UTF-16"),
+        ("one".encode("utf-16-le"), "x: NUL characters, UTF-16"),
     ],
 )
 @pytest.mark.parametrize("size", [4, 1000])
-def test_what_is_no_text_is_named(
+def test_read_tokens_names_invalid_byte(
     content: bytes, shown: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(long_text, "PIECE", size)
+    monkeypatch.setattr(long_text, "PIECE_BYTES", size)
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(InputError, match=shown):
         list(long_text._pieces(tmp_path / "x"))
@@ -102,7 +100,7 @@ def test_what_is_no_text_is_named(
         list(long_text._pieces(tmp_path / "nothing"))
 
 
-def test_off_a_terminal_lines_say_what_is_read(
+def test_read_tokens_logs_title_without_terminal(
     file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)

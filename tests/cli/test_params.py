@@ -1,4 +1,4 @@
-"""`params`: what is said of a params.yaml."""
+"""Command `params`: valid and invalid files."""
 
 from pathlib import Path
 
@@ -8,9 +8,7 @@ from infini.cli.main import main
 from toy import read_params, write_params
 
 
-def test_a_valid_file_is_said_to_be_with_its_versions(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_params_lists_versions(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["params"])
     assert capsys.readouterr().out == "params.yaml: valid; versions: v1, v2, v4, v3, v5\n"
     write_params(read_params() | {"replacements": {}, "adapters": {}})
@@ -18,7 +16,7 @@ def test_a_valid_file_is_said_to_be_with_its_versions(
     assert capsys.readouterr().out == "params.yaml: valid; versions: none\n"
 
 
-def test_another_files_paths_are_those_of_its_folder(
+def test_params_resolves_paths_in_the_files_folder(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = read_params()
@@ -31,7 +29,7 @@ def test_another_files_paths_are_those_of_its_folder(
     (project / "text").rename(project / "gone")
     with pytest.raises(SystemExit):
         main(["params", "../study.yaml"])
-    assert capsys.readouterr().err.startswith("error: ../study.yaml: data.corpus: ")
+    assert capsys.readouterr().err.startswith("error: ../study.yaml: data.corpus must be ")
 
 
 @pytest.mark.parametrize(
@@ -39,18 +37,18 @@ def test_another_files_paths_are_those_of_its_folder(
     [
         (None, "error: wrong.yaml: not found; run from"),
         ("seed: -1", "error: wrong.yaml: seed: "),
-        ("seed: 1\nseed: 2", "error: wrong.yaml: seed: is there twice"),
+        ("seed: 1\nseed: 2", "error: wrong.yaml: seed: duplicate key"),
         ("seed: [", "error: wrong.yaml: not YAML: "),
     ],
 )
-def test_a_wrong_file_is_one_line_with_its_name(
+def test_params_rejects_invalid_file_in_one_line(
     project: Path, content: str | None, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if content is not None:
         Path("wrong.yaml").write_text(content)
     with pytest.raises(SystemExit) as ended:
         main(["params", "wrong.yaml"])
-    said = capsys.readouterr()
-    assert (ended.value.code, said.out) == (2, "")
-    assert said.err.startswith(shown)
-    assert said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (2, "")
+    assert printed.err.startswith(shown)
+    assert printed.err.count("\n") == 1
