@@ -67,7 +67,7 @@ studies/%/.packages/done: studies/%/requirements.txt | $(UV)
 links:
 	@test -f "$(STUDY_FOLDER)/params.yaml" || \
 		{ echo "error: STUDY must be one of: $(STUDIES), got '$(STUDY)'" >&2; exit 2; }
-	@mkdir -p $(STUDY_FOLDER)/.dvc/plots $(STUDY_FOLDER)/data/base
+	@mkdir -p $(STUDY_FOLDER)/.dvc/plots
 	@for file in $(COPIES); do cp $$file $(STUDY_FOLDER)/$$file; done
 	@cd $(STUDY_FOLDER) && ln -sfn ../../infini ../../stages . && \
 		{ test -f .dvc/config.local || \
@@ -110,7 +110,7 @@ wheel-test: setup-test
 # site/index.html out of every Markdown file; what mkdocs warns of, a broken link too, is an error.
 docs: setup-test
 	rm -rf .pages && mkdir .pages
-	git ls-files -co --exclude-standard '*.md' '*.svg' constraints.txt | xargs cp --parents -t .pages
+	git ls-files -co --exclude-standard '*.md' '*.svg' LICENSE constraints.txt | xargs cp --parents -t .pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Every stage killed at twenty moments and on a full disk, DVC killed and run twice at once.
