@@ -20,7 +20,7 @@ def show(cell: Cell) -> str:
     """Format a table's cell."""
     if isinstance(cell, Estimate):
         text = show_estimate(cell)
-        return f"{text} ~" if cell.difference and not _is_significant(cell) else text
+        return f"{text} ~" if cell.difference and cell.is_noise else text
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     return cell if isinstance(cell, str) else show_number(cell)
@@ -56,11 +56,6 @@ def show_change(first: Estimate | None, last: Estimate | None) -> str:
     else:
         text = f"{100 * (last.value / first.value - 1):+,.1f} %"
     return _with_minus(text)
-
-
-def _is_significant(estimate: Estimate) -> bool:
-    error = estimate.error
-    return error is not None and not math.isnan(error) and abs(estimate.value) >= 2 * error
 
 
 def _with_minus(number: str) -> str:

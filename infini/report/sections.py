@@ -83,7 +83,7 @@ def _versions(results: Results) -> ReportSection:
             ReportPlot(
                 "state_bytes",
                 plots.state_bytes_plot(results, styles),
-                "Nats per token by state bytes; a version beats both below the line and its control",
+                "Nats per token by state bytes; versions beat both below line and control",
             ),
             ReportTable(
                 tables.window_curve_table(figures["base"]), "window", "Sliding windows of the base"

@@ -55,8 +55,9 @@ def test_card_has_the_figures_of_its_version(run: Path) -> None:
     assert "4 documents of `toy`, up to 512 tokens each" in card
     assert "Means of 2 trainings; these weights are one of them." in card
     assert "**v7 does not beat both**: 0.020 ± 0.010 ~ nats per token below" in card
-    rows = {line.split("|")[1].strip(): line for line in card.splitlines() if line.startswith("| ")}
-    cells = {name: [cell.strip() for cell in row.split("|")[2:-1]] for name, row in rows.items()}
+    headline = card[card.index("| version") :].split("\n\n")[0]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in headline.splitlines()]
+    cells = {row[0]: row[1:] for row in rows}
     assert cells["version"][:4] == [
         "nats per token", "state bytes", "baseline, nats per token", "gain over the baseline",
     ]  # fmt: skip

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import same_color
@@ -97,7 +99,7 @@ def test_training_plot_names_several_seeds_once(results: Results) -> None:
     table = results.training["finetune"]
     rows = table[table["version"] == "v3"]
     seeds = [rows.assign(version=f"v3 seed {seed}") for seed in (0, 1)]
-    table = table[table["version"] != "v3"]._append(seeds)
+    table = pd.concat([table[table["version"] != "v3"], *seeds])
     figure = plots.training_plot(table, "nats per token", plots.version_styles(results))
     assert legend(figure)[-2:] == ["v3 train", "v3 val"]
     assert figure.axes[0].get_ylabel() == "nats per token"
@@ -114,13 +116,13 @@ def test_cost_plot_has_a_panel_a_figure(results: Results) -> None:
 def test_a_version_has_one_colour_in_all_plots(results: Results) -> None:
     style = plots.version_styles(results)["v3"]
     for name, figure in all_figures(results).items():
-        handles = dict(zip(legend(figure), figure.legends[0].legend_handles, strict=True))
-        handle = handles.get("v3", handles.get("v3 val"))
-        color = (
-            handle.get_facecolor()[0] if name == "gates" else
-            handle.get_children()[0].get_color() if name == "state_bytes" else handle.get_color()
-        )  # fmt: skip
-        assert same_color(color[:3] if len(color) == 4 else color, style["color"]), name
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        handle: Any = handles[labels.index("v3 val" if name == "training" else "v3")]
+        if name == "gates":
+            color = handle.get_facecolor()[0, :3]
+        else:
+            color = (handle.lines[0] if name == "state_bytes" else handle).get_color()
+        assert same_color(color, style["color"]), name
 
 
 def test_many_versions_have_different_styles(results: Results) -> None:

@@ -1,6 +1,7 @@
 """Provenance of a report."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import yaml
 
 from infini.paths import COSTS_LOCK
 from infini.report.provenance import costs_are_stale, run_provenance
+
+DVC = (sys.executable, "-m", "dvc")
 
 
 def shell(*words: str) -> None:
@@ -38,13 +41,13 @@ def test_costs_are_stale_when_their_params_change(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shell("git", "init", "-q")
-    shell("dvc", "init", "-q")
+    shell(*DVC, "init", "-q")
     Path("params.yaml").write_text("cost: 1\nother: 1\n")
     COSTS_LOCK.parent.mkdir()
     stage = {"wdir": "..", "cmd": "echo", "params": ["cost"]}
     COSTS_LOCK.with_suffix(".yaml").write_text(yaml.safe_dump({"stages": {"costs": stage}}))
     assert not costs_are_stale()  # never measured
-    shell("dvc", "repro", "reports/dvc.yaml")
+    shell(*DVC, "repro", "reports/dvc.yaml")
     assert not costs_are_stale()
     Path("params.yaml").write_text("cost: 1\nother: 2\n")
     assert not costs_are_stale()

@@ -79,7 +79,7 @@ def replacement(epochs: int) -> Replacement:
     recipe = {"epochs": epochs, "lr": 1e-4, "gate_lr": 1e-4, "batch_size": 1}
     recipe |= {"hold_out": False, "patience": None}
     long = {"documents": 3, "update": "segment", "bptt_segments": 0}
-    layer = {"layers": [0], "update": "delta", "local": "linear", "position": "none"}
+    layer = {"layers": [0], "local": "linear", "position": "none", "init": "random"}
     content = {"layer": layer, "distill": recipe, "finetune": {**recipe, **long}}
     return Replacement.model_validate(content)
 

@@ -1,4 +1,4 @@
-// A click on a header sorts its column, a second one the other way.
+// A click on a header sorts its column, a second one the other way; missing values stay last.
 function key(row, column) {
   const text = row.cells[column].textContent.replaceAll(",", "").replace("−", "-");
   const number = parseFloat(text);
@@ -13,6 +13,7 @@ for (const table of document.querySelectorAll("table")) {
     const sign = down ? -1 : 1;
     body.append(...[...body.rows].sort((first, second) => {
       const [x, y] = [key(first, column), key(second, column)];
+      if (x === "–" || y === "–") return (x === "–") - (y === "–");
       const words = typeof x === "string" || typeof y === "string";
       return sign * (words ? String(x).localeCompare(String(y)) : x - y);
     }));
