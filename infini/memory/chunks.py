@@ -90,7 +90,7 @@ class DecayFactors(NamedTuple):
     whole: Tensor | None = None  # of the chunk: (n, B·G, 1, 1)
 
     @classmethod
-    def of(cls, decay: Tensor | None, like: Tensor) -> "DecayFactors":
+    def from_decay(cls, decay: Tensor | None, like: Tensor) -> "DecayFactors":
         """Compute the factors.
 
         Args:
@@ -124,7 +124,7 @@ class Chunks:
     scratch: Scratch
 
     @classmethod
-    def of(
+    def from_tokens(
         cls,
         q: Tensor,
         k: Tensor,
@@ -149,7 +149,7 @@ class Chunks:
         view_by_head(queries, q.shape).copy_(q)
         write_keys = scratch("write keys", *shape)
         view_by_head(write_keys, k.shape).copy_(k).mul_(beta[..., None])
-        factors, read_keys = DecayFactors.of(decay, write_keys), None
+        factors, read_keys = DecayFactors.from_decay(decay, write_keys), None
         if is_delta:
             read_keys = scratch("read keys", *shape)
             view_by_head(read_keys, k.shape).copy_(k)
@@ -160,11 +160,11 @@ class Chunks:
     def keys_backward(
         self, k: Tensor, beta: Tensor, d_write_keys: Tensor, d_read_keys: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Compute the gradients of keys and write strengths: the backward pass of `of`.
+        """Compute the gradients of keys and write strengths: the backward pass of `from_tokens`.
 
         Args:
-            k: As in `of`.
-            beta: As in `of`.
+            k: As in `from_tokens`.
+            beta: As in `from_tokens`.
             d_write_keys: Gradient of the write keys, (N, c, D); overwritten.
             d_read_keys: Gradient of the read keys, (N, c, D); overwritten.
 

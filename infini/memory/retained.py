@@ -36,8 +36,7 @@ class RetainedPairs(nn.Module):
     """Retained pairs of a layer: their number, their policy, and a learned bias on their scores.
 
     `bias` shifts the scores of all retained pairs, one scalar per query head. `weight` scores each
-    pair by its value, one vector per key-value head. Keys would not do: what makes a pair worth
-    retaining shows in values.
+    pair by its value, one vector per key-value head.
 
     Args:
         heads: Query heads, H.
@@ -45,6 +44,7 @@ class RetainedPairs(nn.Module):
         width: Value width, V.
         num_retained: Pairs that a key-value head retains, K.
         policy: Selects the pairs; None: `decayed_attention`.
+        layer_index: Decoder layer, from 0, for the policy to know.
     """
 
     mode: MemoryMode = "own"
@@ -58,8 +58,10 @@ class RetainedPairs(nn.Module):
         width: int,
         num_retained: int,
         policy: RetentionPolicy | None = None,
+        layer_index: int = 0,
     ):
         super().__init__()
+        self.layer_index = layer_index
         self.num_retained = num_retained
         self.policy = policy or policy_by_name("decayed_attention")
         self.bias = nn.Parameter(torch.zeros(heads))
@@ -185,6 +187,7 @@ def _attend(
         state,
         layout,
         retained.policy,
+        retained.layer_index,
     )
     if torch.is_autocast_enabled(q.device.type):  # the attention would cast them later
         dtype = torch.get_autocast_dtype(q.device.type)

@@ -107,7 +107,7 @@ class _StreamMemory(torch.autograd.Function):
         scratch, current = Scratch(memory), memory.flatten(0, 1).clone()  # (B·G, D, V)
         saved: list[Tensor | None] = []
         for block in chunk_blocks(q, k, ctx.value_width):
-            chunks = Chunks.of(*block.views(q, k, beta, decay), is_delta, scratch)
+            chunks = Chunks.from_tokens(*block.views(q, k, beta, decay), is_delta, scratch)
             result = scan_forward(chunks, block.view(v), current)
             _copy_by_head(result.reads, block.view(out))
             if any(ctx.needs_input_grad):
@@ -127,7 +127,7 @@ class _StreamMemory(torch.autograd.Function):
         with torch.autocast(d_out.device.type, enabled=False):
             for block in reversed(chunk_blocks(q, k, ctx.value_width)):
                 *saved, memory, v_new, inverse = saved
-                chunks = Chunks.of(*block.views(q, k, beta, decay), ctx.is_delta, scratch)
+                chunks = Chunks.from_tokens(*block.views(q, k, beta, decay), ctx.is_delta, scratch)
                 d_reads = scratch("∂ reads", *chunks.queries.shape[:2], ctx.value_width)
                 d_out_block = block.view(d_out)
                 view_by_head(d_reads, d_out_block.shape).copy_(d_out_block)

@@ -198,7 +198,7 @@ def test_compressive_memory_rejects_state_of_another_batch() -> None:
     with pytest.raises(InputError, match=r"state must be of \(batch, heads, "):
         compressive_memory(q[:1], k[:1], v[:1], segment_length=L, state=state)
     for length in (0, 1.5):
-        with pytest.raises(InputError, match="segment_length must be (an integer )?≥ 1, got"):
+        with pytest.raises(InputError, match=r"segment_length must be (an integer )?≥ 1, got"):
             compressive_memory(q, k, v, segment_length=length)
 
 

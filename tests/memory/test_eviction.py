@@ -347,6 +347,18 @@ def test_unknown_policy_names_the_known() -> None:
         as_policy(policy)
 
 
+def test_policy_class_rejects_invalid_attributes() -> None:
+    with pytest.raises(
+        InputError, match=r"Mean.attention must be 'max', 'sum' or None, got 'mean'"
+    ):
+        type("Mean", (SmallestKeyNorm,), {"attention": "mean"})
+    with pytest.raises(InputError, match=r"Text.state must be a tuple of names, got 'score'"):
+        type("Text", (SmallestKeyNorm,), {"state": "score"})
+    decorated: Any = SmallestKeyNorm
+    with pytest.raises(InputError, match="name must be a string"):
+        register_policy(decorated)
+
+
 def test_score_of_wrong_shape_is_an_input_error() -> None:
     class Wrong(RetentionPolicy):
         def score(self, pairs: HeldPairs) -> Tensor:

@@ -40,6 +40,8 @@ class HeldPairs:
     """Token positions from the start of the text, int64: (B, G, P)"""
     valid: Tensor
     """True where there is a pair; sinks are none: (B, G, P)"""
+    layer_index: int
+    """Decoder layer, from 0"""
     num_retained: int
     """K: the first K pairs are retained ones"""
     block_start: int
@@ -108,6 +110,12 @@ class RetentionPolicy(ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.name = cls.__name__
+        if cls.attention not in (None, "max", "sum"):
+            raise InputError(
+                f"{cls.__name__}.attention must be 'max', 'sum' or None, got {cls.attention!r}"
+            )
+        if not isinstance(cls.state, tuple):
+            raise InputError(f"{cls.__name__}.state must be a tuple of names, got {cls.state!r}")
 
     @abstractmethod
     def score(self, pairs: HeldPairs) -> Tensor:
@@ -138,7 +146,7 @@ def register_policy(name: str, factory: PolicyFactory | None = None) -> Any:
         `factory`, or the decorator.
 
     Raises:
-        InputError: `name` is registered for another policy already.
+        InputError: `name` is no string, or registered for another policy already.
 
     Examples:
         >>> @infini.register_policy("smallest_key_norm")
@@ -147,6 +155,10 @@ def register_policy(name: str, factory: PolicyFactory | None = None) -> Any:
         ...         return -pairs.keys.norm(dim=-1)
         >>> infini.retrofit(model, "window", retained=128, policy="smallest_key_norm")
     """
+    if not isinstance(name, str):
+        raise InputError(
+            f'name must be a string, as in @register_policy("my_policy"), got {name!r}'
+        )
     if factory is None:
         return partial(register_policy, name)
     _register(name, factory)
@@ -166,7 +178,7 @@ def _register(name: str, factory: PolicyFactory) -> None:
 
 def _qualified_name(factory: PolicyFactory) -> tuple[str, str]:
     """Return module and name of a factory."""
-    return factory.__module__, factory.__qualname__
+    return factory.__module__, getattr(factory, "__qualname__", repr(factory))
 
 
 def policy_names() -> list[str]:

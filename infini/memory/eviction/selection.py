@@ -102,6 +102,7 @@ def select(
     state: RetainedState,
     layout: BlockLayout,
     policy: RetentionPolicy,
+    layer_index: int = 0,
 ) -> Selection:
     """Select the retained pairs block by block.
 
@@ -113,12 +114,13 @@ def select(
         state: State before the call.
         layout: Blocks of the new tokens.
         policy: Scores the pairs.
+        layer_index: Decoder layer, from 0, for the policy to know.
 
     Returns:
         The selection; it carries no gradient.
     """
     with torch.autocast(key_bias.device.type, enabled=False):
-        return _select(queries, pairs, key_bias, state, layout, policy)
+        return _select(queries, pairs, key_bias, state, layout, policy, layer_index)
 
 
 def _select(
@@ -128,6 +130,7 @@ def _select(
     state: RetainedState,
     layout: BlockLayout,
     policy: RetentionPolicy,
+    layer_index: int,
 ) -> Selection:
     """Select without autocast."""
     (B, G, K), P, device = state.positions.shape, key_bias.shape[2], key_bias.device
@@ -153,6 +156,7 @@ def _select(
             held = HeldPairs(
                 positions=positions.masked_fill(~valid, -1),
                 valid=valid,
+                layer_index=layer_index,
                 num_retained=K,
                 block_start=layout.block_start(block),
                 block_size=C,

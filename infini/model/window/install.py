@@ -123,7 +123,7 @@ def _add_layers(
             widths = k.shape[3], value_width
             memory = AssociativeMemory(heads, kv_heads, widths, config.update)
         if index in layers and config.retained:
-            retained = RetainedPairs(heads, kv_heads, value_width, config.retained, policy)
+            retained = RetainedPairs(heads, kv_heads, value_width, config.retained, policy, index)
         layer = WindowLayer(index, heads, rotation, memory, retained, _longest_text(model))
         layer.to(q.device, q.dtype)
         module.add_module(SUBMODULE, layer.train(model.training))
