@@ -20,14 +20,14 @@ def blocks(file: str, heading: str, language: str = "bash") -> list[str]:
 
 
 class Clone:
-    """A clean clone of what is committed, its environment that of the tests, its runs short."""
+    """Clean clone of what is committed, with the tests' environment and short runs."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         who = {"NAME": "A reader", "EMAIL": "reader@example.org"}
-        named = {f"GIT_{role}_{k}": v for role in ("AUTHOR", "COMMITTER") for k, v in who.items()}
+        author = {f"GIT_{role}_{k}": v for role in ("AUTHOR", "COMMITTER") for k, v in who.items()}
         path = f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"
-        self.env = os.environ | named | {"PATH": path, "PYTHONPATH": "."}
+        self.env = os.environ | author | {"PATH": path, "PYTHONPATH": "."}
         subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
         (folder / ".venv").symlink_to(ROOT / ".venv")
         for name in ("pyproject.toml", "constraints.txt"):
@@ -37,7 +37,7 @@ class Clone:
         self.run("git commit -qam 'Shorter runs'")
 
     def shorten(self) -> None:
-        """The same versions on a few short documents."""
+        """Give params.yaml a few short documents, and one epoch per training."""
         yaml, file = YAML(), self.folder / "params.yaml"
         content = yaml.load(file)
         content["data"] |= {
@@ -60,7 +60,7 @@ class Clone:
         yaml.dump(content, file)
 
     def run(self, commands: str) -> str:
-        """What they print, warnings too; AssertionError where one of them fails."""
+        """Return what shell commands print, on stderr too; AssertionError if one fails."""
         done = subprocess.run(
             ["bash", "-ec", commands], cwd=self.folder, env=self.env, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
@@ -69,5 +69,5 @@ class Clone:
         return done.stdout
 
     def give(self, name: str, source: Path) -> None:
-        """A folder beside what is committed."""
+        """Copy a folder into the clone."""
         shutil.copytree(source, self.folder / name)

@@ -1,7 +1,6 @@
 """Licences of installed packages are known, listed, and do not oblige ours to change."""
 
 from conftest import ROOT
-
 from licences import licences
 
 # Tools of DVC, imported by no code of ours; pygit2 has an exception for whoever links it.

@@ -12,7 +12,7 @@ from toy import sentence
 
 pytestmark = pytest.mark.readme
 PIPELINE = "docs/pipeline.md"
-ALWAYS = ["check_inputs"]  # a stage that DVC runs every time
+ALWAYS = ["check_inputs", "compare_report"]  # stages that DVC runs every time
 
 
 @pytest.fixture(scope="module")
@@ -20,42 +20,43 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return Clone(tmp_path_factory.mktemp("reader") / "infini")
 
 
-def ran(output: str) -> list[str]:
-    """The stages that DVC ran."""
+def stages_run(output: str) -> list[str]:
+    """Return the stages that DVC ran, in order."""
     return re.findall(r"Running stage '([^']*)'", output)
 
 
-def test_run_and_look(clone: Clone) -> None:
+def test_default_run_then_all_versions(clone: Clone) -> None:
     (commands,) = blocks("README.md", "## Run and test")
     run, test = commands.splitlines()
     assert test.startswith("make test ")
-    said = clone.run(run)
-    assert {"prepare_data", "evaluate_ppl_adapter@v5", "compare_report"} <= set(ran(said))
-    page = clone.folder / "reports/index.html"
-    assert str(page.relative_to(clone.folder)) in said
-    assert "v5" in page.read_text()
+    output = clone.run(run)
+    assert {"prepare_data", "evaluate_ppl_adapter@v5", "compare_report"} <= set(stages_run(output))
+    assert "adapter_parallel@v3" not in stages_run(output)
+    assert "reports/index.html" in output
+    assert "v5" in (clone.folder / "reports/index.html").read_text()
     look, compare, *_ = blocks(PIPELINE, "## Commands")
-    said = clone.run(look)
-    assert ran(said) == ALWAYS
+    output = clone.run(look)
+    assert "adapter_parallel@v3" in stages_run(output)
+    assert "adapter_parallel@v5" not in stages_run(output)
     for version in ("base", "v1", "v2", "v3", "v4", "v5"):
-        assert f"reports/metrics/{version}.json" in said.replace("\n", "")
+        assert f"reports/metrics/{version}.json" in output.replace("\n", "")
     assert (clone.folder / "dvc_plots/index.html").is_file()
-    clone.run("git commit -qam 'My run'")
+    assert stages_run(clone.run("dvc repro")) == ALWAYS
+    clone.run("git add reports && git commit -qam 'My run'")
     assert "documents" in clone.run(compare)
 
 
-def test_a_variant_beside_it(clone: Clone) -> None:
+def test_experiment_with_another_value(clone: Clone) -> None:
     variant, *_ = blocks(PIPELINE, "## Your own variant")
-    said = clone.run(variant)
-    first, _, rest = said.partition("| Experiment")
-    assert "adapter_parallel@v3" in ran(first)
-    assert "adapter_parallel@v5" not in ran(first), "it does not depend on v3"
+    first, _, rest = clone.run(variant).partition("| Experiment")
+    assert "adapter_parallel@v3" in stages_run(first)
+    assert "adapter_parallel@v5" not in stages_run(first)
     (row,) = (line for line in rest.splitlines() if "[hot]" in line)
     assert "0.004" in row
-    assert ran(rest) == ALWAYS, "back to what was there, out of the cache"
+    assert stages_run(rest) == ALWAYS
 
 
-def test_own_text_and_own_base(clone: Clone, tmp_path: Path) -> None:
+def test_experiment_with_own_text_and_base(clone: Clone, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.mkdir()
     for i in range(200):
@@ -64,12 +65,12 @@ def test_own_text_and_own_base(clone: Clone, tmp_path: Path) -> None:
     clone.give("my-base", clone.folder / "data/base")
     own = blocks(PIPELINE, "## Your own variant")[1]
     try:
-        assert ran(clone.run(own)).count("prepare_data") == len(own.splitlines())
+        assert stages_run(clone.run(own)).count("prepare_data") == len(own.splitlines())
     finally:
         clone.run("git restore . && rm -r my-text my-base")
 
 
-def test_a_queued_grid(clone: Clone) -> None:
+def test_queue_runs_a_grid(clone: Clone) -> None:
     queue = blocks(PIPELINE, "## Your own variant")[2]
     *start, table = queue.splitlines()
     clone.run("\n".join(start))
@@ -84,12 +85,12 @@ def test_a_queued_grid(clone: Clone) -> None:
     assert rows.filter(regex=r"v5.*documents\.nats$").notna().all(axis=None)
 
 
-def test_shared_by_a_remote(clone: Clone) -> None:
+def test_remote_gives_a_clone_all_results(clone: Clone) -> None:
     share = blocks(PIPELINE, "## Your own variant")[3]
-    assert ran(clone.run(share)) == ALWAYS
+    assert stages_run(clone.run(share)) == ALWAYS
 
 
-def test_in_python(clone: Clone) -> None:
+def test_python_code_of_readme_runs(clone: Clone) -> None:
     (code,) = blocks("README.md", "## Use", "python")
     (clone.folder / "snippet.py").write_text(code)
     assert len(clone.run("python snippet.py")) > 20

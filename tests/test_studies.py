@@ -89,7 +89,7 @@ def repository(project: Path, base_folder: Path) -> Path:
     shutil.copytree(ROOT / ".dvc/plots", ".dvc/plots", dirs_exist_ok=True)
     Path("studies/toy/base").mkdir(parents=True)
     Path("studies/toy/params.yaml").write_text(yaml.safe_dump(study_params()))
-    base = {"wdir": "..", "cmd": f"cp -r {base_folder} data/base"}
+    base = {"wdir": "..", "cmd": f"mkdir -p data && cp -r {base_folder} data/base"}
     base["outs"] = [{"data/base": {"cache": False}}]
     Path("studies/toy/base/dvc.yaml").write_text(yaml.safe_dump({"stages": {"base": base}}))
     return project
