@@ -1,4 +1,4 @@
-"""What each architecture calls its parts, and the name that transformers changed."""
+"""Parts of every architecture, output heads, and the name of the cache."""
 
 from collections.abc import Callable
 
@@ -40,7 +40,7 @@ BLOOM = BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=4)
 
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
-def test_an_architectures_parts_are_found(name: str) -> None:
+def test_parts_of_every_architecture(name: str) -> None:
     model = tiny(name)
     layers = decoder_layers(model)
     assert len(layers) == 3
@@ -76,9 +76,9 @@ HEADS = {
 
 @pytest.mark.parametrize("kind", HEADS)
 @torch.no_grad()
-def test_a_head_is_used_as_its_model_does(kind: str) -> None:
+def test_output_head_equals_the_models_logits(kind: str) -> None:
     config, expected = HEADS[kind]
-    model = loud(config)
+    model = with_large_logits(config)
     head = output_head(model)
     assert (head.scale, head.softcap) == expected
     hidden = model.get_decoder()(text(2, 9)).last_hidden_state
@@ -89,54 +89,56 @@ def test_a_head_is_used_as_its_model_does(kind: str) -> None:
 
 @pytest.mark.parametrize("scale", ["inv_sqrt_d_model", 0.5])
 @torch.no_grad()
-def test_a_key_that_its_model_ignores_is_ignored(scale: str | float) -> None:
-    model = loud(MptConfig(d_model=16, n_heads=4, n_layers=2, vocab_size=50, logit_scale=scale))
+def test_output_head_ignores_the_logit_scale_of_mpt(scale: str | float) -> None:
+    model = with_large_logits(
+        MptConfig(d_model=16, n_heads=4, n_layers=2, vocab_size=50, logit_scale=scale)
+    )
     hidden = model.get_decoder()(text(2, 9)).last_hidden_state
     assert torch.equal(output_head(model)(hidden), model(text(2, 9)).logits)
 
 
-def loud(config: PreTrainedConfig) -> PreTrainedModel:
-    """With logits large enough that a cap matters."""
+def with_large_logits(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a model with logits large enough that a cap matters."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     model.get_output_embeddings().weight.data.normal_()
     return model
 
 
-def test_a_head_that_we_do_not_know_is_refused() -> None:
+def test_output_head_rejects_unknown_heads() -> None:
     class Odd(GPTNeoXForCausalLM):
         def forward(self, *args: object, **kwargs: object) -> object:
             out = super().forward(*args, **kwargs)
             out.logits = out.logits + 0.01
             return out
 
-    with pytest.raises(InputError, match="Odd: turns hidden states into logits in a way"):
+    with pytest.raises(InputError, match="Odd: its logits are computed in an unknown way"):
         output_head(Odd(CONFIGS["gpt_neox"]).eval())
     model = tiny("gpt_neox")
     model.set_output_embeddings(nn.Identity())
-    with pytest.raises(InputError, match="GPTNeoXForCausalLM: no linear head"):
+    with pytest.raises(InputError, match="GPTNeoXForCausalLM: the output head must be linear"):
         output_head(model)
 
 
 @torch.no_grad()
-def test_any_causal_lm_takes_a_parallel_memory() -> None:
+def test_parallel_supports_unknown_architectures_and_replace_does_not() -> None:
     model, tokens = BloomForCausalLM(BLOOM).eval(), text(2, 3 * L)
     within = model(tokens[:, :L]).logits
     infini.retrofit(model, "parallel", [1], L)
     assert torch.equal(model(tokens[:, :L]).logits, within)
     assert model(tokens).logits.shape == (2, 3 * L, 50)
     infini.remove(model)
-    with pytest.raises(InputError, match=r'method="replace" knows gpt_neox, .* for bloom use'):
+    with pytest.raises(InputError, match=r'method="replace" supports gpt_neox, .* for bloom use'):
         infini.retrofit(model, "replace", [1], L)
     with pytest.raises(InputError, match="position: the base has no rotary embedding"):
         infini.retrofit(model, "parallel", [1], L, position="rope")
 
 
 @torch.no_grad()
-def test_the_cache_goes_by_the_installed_name_and_the_old_one(
+def test_model_takes_the_cache_by_its_installed_and_its_old_name(
     retrofitted: Callable[[str, str], PreTrainedModel],
 ) -> None:
-    model, tokens = retrofitted("llama", "beside"), text(2, 2 * L)
+    model, tokens = retrofitted("llama", "parallel"), text(2, 2 * L)
     whole = model(tokens, use_cache=False).logits[:, L + 3 :]
     for name in dict.fromkeys([CACHE, "past_key_values"]):
         out = model(tokens[:, : L + 3])
@@ -145,7 +147,7 @@ def test_the_cache_goes_by_the_installed_name_and_the_old_one(
         torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-5)
 
 
-def test_a_cache_is_taken_out_by_either_name() -> None:
+def test_take_cache_by_either_name() -> None:
     for name in CACHE_NAMES:
         arguments = dict.fromkeys(CACHE_NAMES) | {name: "given", "other": 1}
         assert take_cache(arguments) == "given"

@@ -25,7 +25,7 @@ GREEDY: dict[str, Any] = {
 PROMPTS = [9, 1, 9 + 1 + 2 * NEW, 70, 3]
 
 
-@pytest.fixture(params=["window", "beside", "taught", "beside_full"])
+@pytest.fixture(params=["window", "parallel", "replace_teacher", "parallel_full"])
 def model(
     request: pytest.FixtureRequest, retrofitted: Callable[[str, str], PreTrainedModel]
 ) -> PreTrainedModel:

@@ -31,7 +31,7 @@ OTHERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.fixture(params=["window", "beside", "taught", "beside_full"])
+@pytest.fixture(params=["window", "parallel", "replace_teacher", "parallel_full"])
 def model(request: pytest.FixtureRequest, retrofitted: Retrofitted) -> PreTrainedModel:
     """Every kind of cache."""
     if request.param != "window":
@@ -148,7 +148,9 @@ def test_failed_forward_leaves_the_cache_unchanged(model: PreTrainedModel) -> No
 def test_two_caches_are_rejected(model: PreTrainedModel) -> None:
     state = cache_of(model(text(2, 5)))
     decoder, more = model.get_decoder(), text(2, 3)
-    with pytest.raises(InputError, match="cache and past_key_values are one argument, got two caches"):
+    with pytest.raises(
+        InputError, match="cache and past_key_values are one argument, got two caches"
+    ):
         decoder(more, **{name: copy.deepcopy(state) for name in CACHE_NAMES})
     decoder(more, **dict.fromkeys(CACHE_NAMES, state))
 
@@ -161,7 +163,7 @@ def test_attention_mask_longer_than_the_text_is_rejected(model: PreTrainedModel)
 
 @torch.no_grad()
 def test_attention_mask_that_contradicts_the_cache_is_rejected(retrofitted: Retrofitted) -> None:
-    model, tokens = retrofitted("llama", "beside_full"), text(2, 20)
+    model, tokens = retrofitted("llama", "parallel_full"), text(2, 20)
     mask = torch.ones_like(tokens)
     mask[0, :4] = 0
 

@@ -1,4 +1,4 @@
-"""A replaced layer that starts as the base's own: the base itself, within a segment."""
+"""A replaced layer initialised from the base equals the base within a segment."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ DATA_BASE = Path(infini.__file__).parents[1] / "data/base"
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("segmented", [True, False])
 @torch.no_grad()
-def test_a_taught_replacement_is_the_base_within_a_segment(name: str, segmented: bool) -> None:
+def test_replace_teacher_equals_the_base_within_a_segment(name: str, segmented: bool) -> None:
     model, tokens = tiny(name), text(2, 2 * L)
     within = model(tokens[:, :L]).logits
     infini.retrofit(model, "replace", [0, 2], L, init="teacher", segmented=segmented)
@@ -31,7 +31,7 @@ def test_a_taught_replacement_is_the_base_within_a_segment(name: str, segmented:
 
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
-def test_so_it_is_bit_for_bit_with_products_in_bfloat16(name: str) -> None:
+def test_replace_teacher_equals_the_base_bit_for_bit_under_autocast(name: str) -> None:
     model, tokens = tiny(name), text(2, L)
     with torch.autocast("cpu", torch.bfloat16):
         expected = model(tokens).logits
@@ -40,7 +40,7 @@ def test_so_it_is_bit_for_bit_with_products_in_bfloat16(name: str) -> None:
 
 
 @torch.no_grad()
-def test_a_taught_replacement_is_the_embedded_base_within_a_segment() -> None:
+def test_replace_teacher_equals_the_embedded_base_within_a_segment() -> None:
     model = load_base(str(DATA_BASE))
     tokens = torch.randint(model.config.vocab_size, (2, 256))
     expected = model(tokens).logits
@@ -49,8 +49,10 @@ def test_a_taught_replacement_is_the_embedded_base_within_a_segment() -> None:
     torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_window_shorter_than_a_segment_is_refused() -> None:
+def test_replace_rejects_segments_longer_than_the_bases_sliding_window() -> None:
     config = CONFIGS["mistral"].__class__(**CONFIGS["mistral"].to_dict() | {"sliding_window": 8})
-    with pytest.raises(InputError, match="longer than the base's sliding window, 8"):
+    with pytest.raises(
+        InputError, match=r"segment_length must be ≤ 8 \(the base's sliding window\), got 16"
+    ):
         infini.retrofit(MistralForCausalLM(config), "replace", segment_length=L)
     infini.retrofit(MistralForCausalLM(config), "replace", segment_length=8)

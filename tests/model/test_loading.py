@@ -1,4 +1,4 @@
-"""From a folder back to a model with a memory, for good or for a while."""
+"""Loading a saved model, for good or for the length of a block."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ METHODS: list[dict[str, Any]] = [{"method": "parallel", "alpha": 0.3}] + [
 
 @pytest.mark.parametrize("options", METHODS)
 @torch.no_grad()
-def test_save_and_load_give_the_same_bits(
+def test_load_equals_the_saved_model_bit_for_bit(
     model: PreTrainedModel, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     torch.manual_seed(3)
@@ -37,7 +37,7 @@ def test_save_and_load_give_the_same_bits(
 
 
 @torch.no_grad()
-def test_the_base_is_found_by_its_recorded_name_and_stays_on_the_cpu(
+def test_load_finds_the_base_by_its_recorded_name_on_the_cpu(
     model: PreTrainedModel, base_folder: Path, tmp_path: Path
 ) -> None:
     here = tmp_path / "a base"
@@ -58,7 +58,7 @@ def test_the_base_is_found_by_its_recorded_name_and_stays_on_the_cpu(
         infini.load(tmp_path / "ours", load_base(str(base_folder)))
 
 
-def test_load_refuses_what_does_not_fit(
+def test_load_rejects_what_does_not_fit(
     model: PreTrainedModel, base_folder: Path, tmp_path: Path
 ) -> None:
     infini.retrofit(model, "parallel", [1], L)
@@ -68,36 +68,36 @@ def test_load_refuses_what_does_not_fit(
     base = load_base(str(base_folder))
     config = json.loads((tmp_path / "infini_config.json").read_text())
 
-    def refused(message: str, content: dict[str, object]) -> None:
+    def rejected(message: str, content: dict[str, object]) -> None:
         (tmp_path / "infini_config.json").write_text(json.dumps(content))
         with pytest.raises(InputError, match=message):
             infini.load(tmp_path, base)
 
-    refused("format 1 is needed", config | {"format": 2})
-    refused(r"infini_config.json: incomplete: 'base'", {"format": 1})
-    refused("infini_config.json: depth: no option of method", config | {"depth": 2})
-    refused("segment_length: 1 to 64", config | {"segment_length": 65})
+    rejected("infini_config.json: incomplete: no base.model", {"format": 2})
+    rejected("incomplete: no base.fingerprint", {"format": 2, "base": {"model": 1, "revision": 2}})
+    rejected("infini_config.json: depth is not an option of method", config | {"depth": 2})
+    rejected("segment_length must be ≤ 64", config | {"segment_length": 65})
     torch.nn.init.zeros_(base.get_input_embeddings().weight)
-    refused("made for another base", config)
+    rejected("made for another base", config)
 
 
 @pytest.mark.parametrize("options", METHODS)
 @pytest.mark.parametrize("failing", [False, True])
 @torch.no_grad()
-def test_a_base_with_a_memory_for_a_while_is_the_untouched_base_behind_it(
+def test_loaded_leaves_the_base_untouched_after_the_block(
     model: PreTrainedModel,
     base_folder: Path,
     tmp_path: Path,
     options: dict[str, Any],
     failing: bool,
 ) -> None:
-    ours = load_base(str(base_folder))
-    infini.retrofit(ours, layers=[1], segment_length=L, **options)
-    ours.save_pretrained(tmp_path)
+    saved = load_base(str(base_folder))
+    infini.retrofit(saved, layers=[1], segment_length=L, **options)
+    saved.save_pretrained(tmp_path)
     model.get_output_embeddings().requires_grad_(True)
     kind, tokens = type(model), text(2, 3 * L)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    before, expected = model(tokens).logits, ours(tokens).logits
+    before, expected = model(tokens).logits, saved(tokens).logits
     assert not torch.equal(before, expected)
     outcome = pytest.raises(ZeroDivisionError) if failing else nullcontext()
     with outcome, loaded(tmp_path, model) as within:

@@ -1,4 +1,4 @@
-"""A model with a memory as its user calls it: any length, in chunks, padded on either side."""
+"""Segmented decoder: any length, in chunks, padded on either side."""
 
 from collections.abc import Callable
 
@@ -16,12 +16,12 @@ Retrofitted = Callable[[str, str], PreTrainedModel]
 
 
 @torch.no_grad()
-def test_chunks_with_their_cache_equal_the_whole(ours: PreTrainedModel) -> None:
+def test_forward_in_chunks_equals_forward_of_the_whole(any_model: PreTrainedModel) -> None:
     tokens = text(2, 53)
-    whole = ours(tokens, use_cache=False, output_hidden_states=True)
+    whole = any_model(tokens, use_cache=False, output_hidden_states=True)
     cache, parts, hidden = None, [], []
     for chunk in tokens.split([3, 20, 1, 1, 28], 1):
-        out = ours(chunk, **{CACHE: cache}, output_hidden_states=True)
+        out = any_model(chunk, **{CACHE: cache}, output_hidden_states=True)
         cache = cache_of(out)
         parts.append(out.logits)
         hidden.append(out.hidden_states[-1])
@@ -33,8 +33,8 @@ def test_chunks_with_their_cache_equal_the_whole(ours: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
-def test_padding_on_either_side_changes_no_logits(side: str, retrofitted: Retrofitted) -> None:
-    model = retrofitted("llama", "beside")
+def test_forward_ignores_padding_on_either_side(side: str, retrofitted: Retrofitted) -> None:
+    model = retrofitted("llama", "parallel")
     lengths, width = [50, 21, 16], 50
     batch, mask = torch.zeros(3, width, dtype=torch.long), torch.zeros(3, width)
     for row, n in enumerate(lengths):
@@ -49,7 +49,7 @@ def test_padding_on_either_side_changes_no_logits(side: str, retrofitted: Retrof
 
 @pytest.mark.parametrize("name", [*OWN_WINDOW, *BY_COLUMN])
 @torch.no_grad()
-def test_a_base_that_counts_columns_counts_a_samples_own_tokens(name: str) -> None:
+def test_cache_has_no_gaps_for_bases_that_count_columns(name: str) -> None:
     model = infini.retrofit(tiny(name), layers=[1], segment_length=8, alpha=0.5)
     rows, more = [text(1, 20), text(1, 33), text(1, 7)], text(3, 14)
     batch = torch.cat([F.pad(row, (33 - row.shape[1], 0)) for row in rows])
@@ -64,8 +64,8 @@ def test_a_base_that_counts_columns_counts_a_samples_own_tokens(name: str) -> No
         torch.testing.assert_close(torch.cat(logits, 1)[i], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_labels_are_those_of_the_whole_document(retrofitted: Retrofitted) -> None:
-    model, tokens = retrofitted("llama", "beside"), text(2, 3 * L)
+def test_loss_is_that_of_the_whole_document(retrofitted: Retrofitted) -> None:
+    model, tokens = retrofitted("llama", "parallel"), text(2, 3 * L)
     out = model(tokens, labels=tokens)
     expected = torch.nn.functional.cross_entropy(
         out.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
@@ -73,15 +73,15 @@ def test_labels_are_those_of_the_whole_document(retrofitted: Retrofitted) -> Non
     torch.testing.assert_close(out.loss, expected)
 
 
-def test_wrong_calls_are_refused_in_one_line(retrofitted: Retrofitted) -> None:
-    model = retrofitted("llama", "beside")
+def test_forward_rejects_invalid_calls(retrofitted: Retrofitted) -> None:
+    model = retrofitted("llama", "parallel")
     with pytest.raises(InputError, match="a DynamicCache cannot hold the memory"):
         model(text(1, 3), **{CACHE: DynamicCache()})
     with pytest.raises(InputError, match="needs use_cache"):
         model(text(1, 3), **{CACHE: cache_of(model(text(1, 3)))}, use_cache=False)
     with pytest.raises(InputError, match="attention_mask: "):
         model(text(1, 3), attention_mask=torch.ones(1, 2))
-    with pytest.raises(InputError, match="attention_mask: no real token"):
+    with pytest.raises(InputError, match="attention_mask must have a token"):
         model(text(1, 3), attention_mask=torch.zeros(1, 3))
     with pytest.raises(InputError, match="at least one token"):
         model(text(1, 0))

@@ -1,4 +1,4 @@
-"""What a retrofit is on disk, and files that are not."""
+"""Files of a saved model, and damaged files."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from infini.model.base import load_base
 from infini.model.modules import infini_parameters
 
 
-def test_our_tensors_the_settings_and_a_card_are_saved_and_no_base(
+def test_save_pretrained_writes_added_tensors_config_and_card(
     model: PreTrainedModel, base_folder: Path, tmp_path: Path
 ) -> None:
     infini.retrofit(model, "replace", [1], L, init="random", update="linear", local="linear")
@@ -28,16 +28,16 @@ def test_our_tensors_the_settings_and_a_card_are_saved_and_no_base(
         "infini_config.json",
         "model.safetensors.index.json",
     }
-    tensors, ours = load_file(files["infini.safetensors"]), infini_parameters(model)
-    assert tensors.keys() == ours.keys()
+    tensors, added = load_file(files["infini.safetensors"]), infini_parameters(model)
+    assert tensors.keys() == added.keys()
     assert all(name.startswith("layers.1.") for name in tensors)
-    assert all(torch.equal(tensors[name], tensor) for name, tensor in ours.items())
-    settings = json.loads(files["infini_config.json"].read_text())
-    base = settings.pop("base")
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in added.items())
+    config = json.loads(files["infini_config.json"].read_text())
+    base = config.pop("base")
     assert (base["model"], base["revision"]) == (str(base_folder), None)
-    assert len(settings.pop("sha256")) == 64
-    assert settings == {
-        "format": 1,
+    assert len(config.pop("sha256")) == 64
+    assert config == {
+        "format": 2,
         "method": "replace",
         "layers": [1],
         "segment_length": L,
@@ -48,13 +48,13 @@ def test_our_tensors_the_settings_and_a_card_are_saved_and_no_base(
         "segmented": True,
     }
     card = files["README.md"].read_text()
-    assert f'base_model: "{base_folder}"' in card
-    assert f"{sum(t.numel() for t in tensors.values())} parameters" in card
+    assert f"base_model: {base_folder}\n" in card
+    assert f"{sum(t.numel() for t in tensors.values()):,} parameters" in card
     assert "| memory update | linear |" in card
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_weights_that_are_not_finite_are_not_saved(
+def test_save_pretrained_rejects_weights_that_are_not_finite(
     value: float, model: PreTrainedModel, tmp_path: Path
 ) -> None:
     infini.retrofit(model, "parallel", [1], L)
@@ -64,7 +64,7 @@ def test_weights_that_are_not_finite_are_not_saved(
     assert not (tmp_path / "new").exists()
 
 
-def test_tensors_that_do_not_fit_are_named_and_leave_the_base_alone(
+def test_load_rejects_tensors_that_do_not_fit_and_leaves_the_base(
     model: PreTrainedModel, base_folder: Path, tmp_path: Path
 ) -> None:
     infini.retrofit(model, "parallel", [1], L)
@@ -72,7 +72,7 @@ def test_tensors_that_do_not_fit_are_named_and_leave_the_base_alone(
     base = load_base(str(base_folder))
     tensors = load_file(tmp_path / "infini.safetensors")
 
-    def refused(message: str, **changed: torch.Tensor | None) -> None:
+    def rejected(message: str, **changed: torch.Tensor | None) -> None:
         content = {k: v for k, v in (tensors | changed).items() if v is not None}
         save_file(content, tmp_path / "infini.safetensors")
         with pytest.raises(InputError, match=message):
@@ -80,10 +80,10 @@ def test_tensors_that_do_not_fit_are_named_and_leave_the_base_alone(
         assert not infini_parameters(base)
 
     name = "layers.1.alpha"
-    refused(f"missing tensors: {name}", **{name: None})
-    refused("unexpected tensors: more", more=torch.zeros(1))
-    refused(r"alpha has shape \(2,\), \(\) is needed", **{name: torch.zeros(2)})
-    refused(
+    rejected(f"missing tensors: {name}", **{name: None})
+    rejected("unexpected tensors: more", more=torch.zeros(1))
+    rejected(r"alpha must have shape \(\), got \(2,\)", **{name: torch.zeros(2)})
+    rejected(
         f"infini.safetensors: {name} has values that are not finite",
         **{name: torch.tensor(torch.nan)},
     )
@@ -95,3 +95,21 @@ def test_tensors_that_do_not_fit_are_named_and_leave_the_base_alone(
         infini.load(tmp_path, base)
     with pytest.raises(InputError, match=r"no infini_config.json"):
         infini.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "message"),
+    [
+        (1, "format must be 2, got 1: an earlier version of infini wrote it, save the model again"),
+        (3, "format must be 2, got 3$"),
+        (None, "format must be 2, got None$"),
+    ],
+)
+def test_load_rejects_other_formats_in_one_line(
+    recorded: object, message: str, model: PreTrainedModel, base_folder: Path, tmp_path: Path
+) -> None:
+    infini.retrofit(model, "parallel", [1], L).save_pretrained(tmp_path)
+    file = tmp_path / "infini_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": recorded}))
+    with pytest.raises(InputError, match=f"infini_config.json: {message}"):
+        infini.load(tmp_path, load_base(str(base_folder)))

@@ -1,4 +1,4 @@
-"""Trainer trains a model with a memory, goes on from its checkpoints and back to its best."""
+"""transformers' Trainer: training, resuming and reloading the best checkpoint."""
 
 import json
 import logging
@@ -26,13 +26,13 @@ METHODS: dict[str, dict[str, Any]] = {
 STEPS, EVERY = 6, 2
 
 
-def retrofitted(base_folder: Path, method: str) -> PreTrainedModel:
+def make_model(base_folder: Path, method: str) -> PreTrainedModel:
     torch.manual_seed(0)
     return infini.retrofit(load_base(str(base_folder)), method, **METHODS[method])
 
 
 def trainer(model: PreTrainedModel, folder: Path) -> Trainer:
-    """On random text; the first checkpoint counts as its best."""
+    """Return a trainer on random text; its first checkpoint counts as the best."""
     turns = count()
 
     def first_is_best(predicted: EvalPrediction) -> dict[str, float]:
@@ -55,59 +55,61 @@ def trainer(model: PreTrainedModel, folder: Path) -> Trainer:
     )
 
 
-def saved(checkpoint: Path) -> dict[str, Tensor]:
+def read_checkpoint(checkpoint: Path) -> dict[str, Tensor]:
     return load_file(checkpoint / "infini.safetensors")
 
 
-def same(one: dict[str, Tensor], other: dict[str, Any]) -> bool:
+def all_equal(one: dict[str, Tensor], other: dict[str, Any]) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_trainer_resumes_to_the_same_bits_and_loads_its_best(
+def test_trainer_resumes_bit_for_bit_and_loads_its_best(
     method: str, base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = retrofitted(base_folder, method)
+    model = make_model(base_folder, method)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    ours = {id(tensor) for tensor in infini_parameters(model).values()}
-    names = {name for name, tensor in model.named_parameters() if id(tensor) in ours}
+    added = {id(tensor) for tensor in infini_parameters(model).values()}
+    names = {name for name, tensor in model.named_parameters() if id(tensor) in added}
     enable_propagation()
     with caplog.at_level(logging.WARNING, "transformers"):
         trainer(model, tmp_path / "once").train()
-        resumed = trainer(retrofitted(base_folder, method), tmp_path / "twice")
+        resumed = trainer(make_model(base_folder, method), tmp_path / "twice")
         resumed.train(resume_from_checkpoint=str(tmp_path / f"once/checkpoint-{EVERY}"))
     disable_propagation()
-    assert "missing keys" not in caplog.text  # the base is none
+    assert "missing keys" not in caplog.text  # the base's are ignored
 
     after = model.state_dict()
     assert {name for name in before if not torch.equal(before[name], after[name])} <= names
     once, last = tmp_path / "once", f"checkpoint-{STEPS}"
-    first, end = saved(once / f"checkpoint-{EVERY}"), saved(once / last)
-    assert not same(first, end)
-    assert same(first, infini_parameters(model))  # the "best"
-    assert same(end, saved(tmp_path / "twice" / last))
+    first, end = read_checkpoint(once / f"checkpoint-{EVERY}"), read_checkpoint(once / last)
+    assert not all_equal(first, end)
+    assert all_equal(first, infini_parameters(model))  # the "best"
+    assert all_equal(end, read_checkpoint(tmp_path / "twice" / last))
     assert not list(once.rglob("*.bin.index.json")) + list(once.rglob("pytorch_model*"))
-    assert same(end, infini_parameters(infini.load(once / last)))
+    assert all_equal(end, infini_parameters(infini.load(once / last)))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_state_dict_may_have_our_names_or_the_models(method: str) -> None:
+def test_load_state_dict_takes_saved_or_state_dict_names(method: str) -> None:
     options = {"window": 8} if method == "window" else {}
     model, other = (infini.retrofit(tiny("llama"), method, [1], **options) for _ in range(2))
     for tensor in infini_parameters(model).values():
         tensor.data.normal_()
-    mine = dict(infini_parameters(model))
-    found = other.load_state_dict(mine, strict=False)
-    assert not found.unexpected_keys
-    assert set(found.missing_keys) == other._keys_to_ignore_on_save
-    assert same(mine, infini_parameters(other))
+    saved = dict(infini_parameters(model))
+    result = other.load_state_dict(saved, strict=False)
+    assert not result.unexpected_keys
+    assert set(result.missing_keys) == other._keys_to_ignore_on_save
+    assert all_equal(saved, infini_parameters(other))
     other.load_state_dict(model.state_dict())
     with pytest.raises(RuntimeError, match="Missing key"):
-        other.load_state_dict(mine)
+        other.load_state_dict(saved)
 
 
-def test_one_process_of_many_writes(base_folder: Path, tmp_path: Path) -> None:
-    model = retrofitted(base_folder, "parallel")
+def test_save_pretrained_writes_from_the_main_process_only(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    model = make_model(base_folder, "parallel")
     model.save_pretrained(tmp_path / "other", is_main_process=False)
     assert not (tmp_path / "other").exists()
     model.save_pretrained(tmp_path / "main", is_main_process=True, state_dict=None)
