@@ -83,7 +83,8 @@ class WindowCache(MemoryCache):
                 layer, _, field = rest.partition(".")
                 by_layer[kind].setdefault(int(layer), {})[field] = tensor
         cache.states = {
-            index: WindowState.from_tensors(own) for index, own in sorted(by_layer["window"].items())
+            index: WindowState.from_tensors(own)
+            for index, own in sorted(by_layer["window"].items())
         }
         for index, own in sorted(by_layer["base"].items()):
             cache.base_cache.update(own["keys"], own["values"], index)
