@@ -42,21 +42,22 @@ def load(
     folder = Path(folder)
     saved = read_saved(folder)
     recorded = saved.config["base"]
-    if isinstance(base, PreTrainedModel):
-        if options:
-            raise InputError(f"{min(options)}: not an option for a base that is loaded already")
+    if not isinstance(base, PreTrainedModel):
+        model = _load_base(base, recorded["model"], recorded["revision"], options)
+    elif options:
+        raise InputError(f"{min(options)}: not an option for a base that is loaded already")
     else:
-        base = _load_base(base, recorded["model"], recorded["revision"], options)
-    if has_memory(base):
+        model = base
+    if has_memory(model):
         raise InputError("the base has a memory already: infini.remove(base) first")
-    if weights_fingerprint(base) != recorded["fingerprint"]:
-        name = base.config._name_or_path
+    if weights_fingerprint(model) != recorded["fingerprint"]:
+        name = model.config._name_or_path
         raise InputError(
             f"{folder}: made for another base than {name!r}: it needs {recorded['model']!r}"
         )
     retrofit_options = {name: value for name, value in saved.config.items() if name != "base"}
     try:
-        model = retrofit(base, **retrofit_options)
+        retrofit(model, **retrofit_options)
     except InputError as error:
         raise InputError(f"{folder / CONFIG_FILE}: {error}") from None
     try:

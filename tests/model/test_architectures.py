@@ -130,7 +130,7 @@ def test_parallel_supports_unknown_architectures_and_replace_does_not() -> None:
     infini.remove(model)
     with pytest.raises(InputError, match=r'method="replace" supports gpt_neox, .* for bloom use'):
         infini.retrofit(model, "replace", [1], L)
-    with pytest.raises(InputError, match="position: the base has no rotary embedding"):
+    with pytest.raises(InputError, match="the base has no rotary embedding"):
         infini.retrofit(model, "parallel", [1], L, position="rope")
 
 
