@@ -1,7 +1,6 @@
-"""Every loader on files damaged at random: the right result, or one clear line.
+"""Files damaged at random: every loader gives the right result or a one-line error.
 
-A few examples of each in the normal run, always the same ones; `make fuzz` draws new ones for
-about ten minutes.
+The test command tries a few fixed examples; `make fuzz` draws new ones for about ten minutes.
 """
 
 import logging
@@ -26,7 +25,7 @@ settings.register_profile("few", max_examples=12, derandomize=True, deadline=Non
 settings.register_profile("fuzz", max_examples=6000, deadline=None, database=None, print_blob=True)
 settings.load_profile(os.environ.get("FUZZ", "few"))
 
-# A value of JSON, YAML or CSV, wherever it is; and what may be in its place.
+# A value of JSON, YAML or CSV, and what may replace it.
 VALUE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\w.+-]+')
 OTHER = (
     b"null", b"true", b"-1", b"0", b"2", b"1e999", b"NaN", b"1" + b"0" * 30, b"0.5", b'""', b'"x"',
@@ -36,7 +35,7 @@ OTHER = (
 
 
 class Edit(NamedTuple):
-    """A damage to any content; `at`: where, from the front or from behind."""
+    """A change of a file's content at an offset, counted from the end if negative."""
 
     kind: Callable[[bytes, int, bytes], bytes]
     at: int
@@ -74,8 +73,8 @@ def move(content: bytes, at: int, new: bytes) -> bytes:
     return content[at:] + content[:at]
 
 
-def another_value(content: bytes, at: int, new: bytes) -> bytes:
-    """One value of a text, or of a safetensors file's header, is another."""
+def replace_value(content: bytes, at: int, new: bytes) -> bytes:
+    """Replace one value of a text, or of a safetensors file's header."""
     header = header_of(content)
     text = content if header is None else header
     if not (values := list(VALUE.finditer(text))):
@@ -88,13 +87,13 @@ def another_value(content: bytes, at: int, new: bytes) -> bytes:
 
 
 def header_of(content: bytes) -> bytes | None:
-    """A safetensors file's."""
+    """Return the header of a safetensors file; None for other files."""
     size = int.from_bytes(content[:8], "little")
     header = content[8 : 8 + size]
     return header if len(content) >= 8 + size and header[:1] == b"{" else None
 
 
-KINDS = (cut, insert, overwrite, flip, drop, move, another_value, another_value)
+KINDS = (cut, insert, overwrite, flip, drop, move, replace_value, replace_value)
 edits = st.lists(
     st.builds(
         Edit,
@@ -111,7 +110,7 @@ edits = st.lists(
 def artifacts(
     tmp_path_factory: pytest.TempPathFactory, base_folder: Path
 ) -> Iterator[dict[str, Artifact]]:
-    """By name, in a folder that is the working directory."""
+    """Return the files by name, in the working directory."""
     home, here = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("fuzz") / "here"
     make(home, base_folder)
     shutil.copy(ROOT / "params.yaml", home)
@@ -130,12 +129,12 @@ NAMES = (
 )  # fmt: skip
 
 
-def test_all_are_fuzzed(artifacts: dict[str, Artifact]) -> None:
+def test_names_are_all_artifacts(artifacts: dict[str, Artifact]) -> None:
     assert set(NAMES) == artifacts.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_damaged_file_is_one_line_or_the_right_result(
+def test_randomly_damaged_file_is_one_line_or_harmless(
     artifacts: dict[str, Artifact], name: str
 ) -> None:
     artifact = artifacts[name]

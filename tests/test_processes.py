@@ -1,4 +1,4 @@
-"""Stages in processes of their own: one or two of them, killed ones."""
+"""Stages in one and two processes, and killed ones."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def run(module: str, version: str, launch: str) -> str:
 
 @contextmanager
 def ended(process: subprocess.Popen[str]) -> Iterator[None]:
-    """However the block ends, neither the process nor one that it started is left."""
+    """Kill the process and its children at the end of the block."""
     try:
         yield
     finally:
@@ -56,7 +56,7 @@ def ended(process: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def numbers(value: object) -> dict[str, float]:
-    """Every number of nested metrics, by its path."""
+    """Return every number of nested metrics by path."""
     if isinstance(value, dict):
         return {f"{k}/{n}": x for k, v in value.items() for n, x in numbers(v).items()}
     return {"": value} if isinstance(value, int | float) else {}
@@ -73,7 +73,7 @@ def prepared(project: Path) -> Path:
     return project
 
 
-def figures() -> dict[str, float]:
+def all_metrics() -> dict[str, float]:
     files = [*Path("reports/training").rglob("*.json"), *Path("reports/metrics").glob("*.json")]
     return numbers({str(file): json.loads(file.read_text()) for file in files})
 
@@ -86,7 +86,7 @@ from infini.console.stage import run_stage
 def main(version):
     for name in {stages}:
         importlib.import_module("stages." + name).main(version)
-        processes.accelerator().wait_for_everyone()  # the first of them has written its files
+        processes.accelerator().wait_for_everyone()
 
 run_stage(main, parallel=True)
 """
@@ -100,13 +100,13 @@ run_stage(main, parallel=True)
     ],
     ids=["data parallel", "sharded base"],
 )
-def test_two_processes_agree_with_one(
+def test_two_processes_agree_with_one_process(
     prepared: Path, launch: str, version: str, stages: list[str]
 ) -> None:
     stage("evaluate_ppl", "base")
     for name in stages:
         stage(name, version)
-    one = figures()
+    one = all_metrics()
     shutil.rmtree("data/models")
     shutil.rmtree("reports/training")
     # One launch for all of them: what takes long is starting three processes.
@@ -114,10 +114,10 @@ def test_two_processes_agree_with_one(
     run("several", version, launch)
     assert len(one) > 20
     # Six digits are written; a small difference of sums is known to fewer.
-    assert figures() == pytest.approx(one, rel=1e-5, abs=1e-6)
+    assert all_metrics() == pytest.approx(one, rel=1e-5, abs=1e-6)
 
 
-def test_a_killed_worker_ends_the_stage(prepared: Path) -> None:
+def test_killed_worker_ends_the_stage(prepared: Path) -> None:
     content = read_params()
     content["replacements"]["v2"]["distill"]["epochs"] = 10**6
     content["replacements"]["v2"]["distill"]["patience"] = None
@@ -133,7 +133,7 @@ def test_a_killed_worker_ends_the_stage(prepared: Path) -> None:
 
 
 def training(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The launcher's two workers, once their training has written a checkpoint."""
+    """Return the launcher's two workers once they have written a checkpoint."""
     deadline = time.monotonic() + 240
     while not list(Path(".checkpoints").glob("*.safetensors")):
         assert process.poll() is None, process.stderr and process.stderr.read()
@@ -153,7 +153,7 @@ from stages.distill_layer0 import main
 replace = os.replace
 
 def killed(after, written):
-    "Dies at the checkpoint of that number: right after it is written, or right before."
+    "Die right after (written) or right before a checkpoint is written, the `after`-th."
     def instead(*files):
         nonlocal after
         after -= 1
@@ -165,7 +165,7 @@ def killed(after, written):
     run_stage(main)
 
 for after, written in ((1, True), (5, False), (9, True)):
-    child = os.fork()  # as good as a new one: nothing has run here
+    child = os.fork()  # nothing has run in it yet
     if not child:
         killed(after, written)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -174,7 +174,7 @@ run_stage(main)
 """
 
 
-def test_a_stage_killed_again_and_again_ends_with_the_same_bits(prepared: Path) -> None:
+def test_stage_killed_repeatedly_ends_bit_identical(prepared: Path) -> None:
     content = read_params()
     content["replacements"]["v2"]["distill"] |= {"epochs": 20, "patience": None}
     write_params(content)

@@ -1,4 +1,4 @@
-"""What is read may come from anywhere: no code in it is run, no path in it is followed."""
+"""Files from anywhere: no code in them is run, no path in them is followed."""
 
 import ast
 import json
@@ -18,7 +18,7 @@ from toy import read_params, sentence, stage, write_params
 
 OURS = sorted(file for folder in ("infini", "stages") for file in (ROOT / folder).rglob("*.py"))
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-# What unpickles, what runs text as code, what a shell sees: a call's whole name, or its last words.
+# Calls that unpickle, run text as code, or use a shell: the whole name, or its end.
 BUILT_IN = {"eval", "exec"}
 UNSAFE = (
     "torch.load", "torch.save", "np.load", "np.save", "read_pickle", "to_pickle", "os.system",
@@ -28,7 +28,7 @@ ARGUMENTS = {"shell", "allow_pickle", "weights_only", "trust_remote_code"}  # un
 
 
 def unsafe(tree: ast.AST) -> list[str]:
-    """What in a module could run what it reads."""
+    """Return calls and imports of a module that could run what it reads."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -47,7 +47,7 @@ def unsafe(tree: ast.AST) -> list[str]:
 
 
 @pytest.mark.parametrize("file", OURS, ids=lambda file: str(file.relative_to(ROOT)))
-def test_nothing_is_unpickled_nor_run(file: Path) -> None:
+def test_module_has_no_unsafe_call(file: Path) -> None:
     assert unsafe(ast.parse(file.read_text())) == []
 
 
@@ -57,11 +57,11 @@ def test_nothing_is_unpickled_nor_run(file: Path) -> None:
      "pd.read_pickle(f)", "eval(x)", "exec(x)", "os.system(x)", "subprocess.run(x, shell=True)",
      "A.from_pretrained(x, trust_remote_code=True)", "torch.load(f, weights_only=True)"],
 )  # fmt: skip
-def test_the_search_finds_what_it_searches(code: str) -> None:
+def test_unsafe_finds(code: str) -> None:
     assert unsafe(ast.parse(code))
 
 
-def test_hub_models_are_asked_for_without_code_and_pickles() -> None:
+def test_from_pretrained_allows_no_code_and_no_pickles() -> None:
     calls = [
         node
         for node in ast.walk(ast.parse((ROOT / "infini/model/base.py").read_text()))
@@ -78,8 +78,8 @@ def test_hub_models_are_asked_for_without_code_and_pickles() -> None:
 CODE = "from pathlib import Path\nPath({!r}).touch()\nclass Evil: pass\n"
 
 
-def of_its_own_code(folder: Path, seen: Path, kind: str) -> None:
-    """A base whose config asks for its own code."""
+def own_code(folder: Path, seen: Path, kind: str) -> None:
+    """Make a base ask for its own code."""
     (folder / "evil.py").write_text(CODE.format(str(seen)))
     for name, key in (("config.json", "AutoModelForCausalLM"), ("tokenizer_config.json", "Auto")):
         file = folder / name
@@ -91,8 +91,8 @@ def of_its_own_code(folder: Path, seen: Path, kind: str) -> None:
         file.write_text(json.dumps(content))
 
 
-class Malice:
-    """What a pickle does when it is read."""
+class Touch:
+    """A pickle that writes a file when it is loaded."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -103,12 +103,12 @@ class Malice:
 
 def pickled_weights(folder: Path, seen: Path, kind: str) -> None:
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Malice(seen)))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Touch(seen)))
 
 
-@pytest.mark.parametrize("change", [of_its_own_code, pickled_weights])
+@pytest.mark.parametrize("change", [own_code, pickled_weights])
 @pytest.mark.parametrize("kind", ["gpt_neox", "evil"])
-def test_code_that_a_base_brings_is_not_run(
+def test_load_base_runs_no_code_of_the_base(
     tmp_path: Path, base_folder: Path, change: Callable[[Path, Path, str], None], kind: str
 ) -> None:
     folder, seen = tmp_path / "base", tmp_path / "seen"
@@ -120,8 +120,7 @@ def test_code_that_a_base_brings_is_not_run(
         assert not seen.exists()
 
 
-def test_names_in_a_corpus_reach_no_path(project: Path) -> None:
-    """Ids are whatever a dataset holds; a folder's name is the user's."""
+def test_names_in_a_corpus_are_no_paths(project: Path) -> None:
     folder = Path("text <img src=x onerror=y> $(touch seen)")
     folder.mkdir()
     ids = ["../../evil", "/tmp/evil", "..", "a\0b", "\x1b[31m", "data/models", "a/../../b", "<b>"]
@@ -132,12 +131,13 @@ def test_names_in_a_corpus_reach_no_path(project: Path) -> None:
     content = read_params()
     content["data"]["corpus"] = str(folder)
     write_params(content)
-    before = {file for file in project.parent.rglob("*") if "data" not in file.parts}
+    outputs = ("data", "reports")
+    before = {f for f in project.parent.rglob("*") if not {*outputs} & {*f.parts}}
     stage("check_inputs")
     stage("prepare_data")
     written = {file.relative_to(project) for file in project.rglob("*") if file.is_file()}
-    after = {file for file in project.parent.rglob("*") if "data" not in file.parts}
+    after = {f for f in project.parent.rglob("*") if not {*outputs} & {*f.parts}}
     assert after == before
-    assert {file.parts[:2] for file in written if file.parts[0] == "data"} == {
-        ("data", "inputs"), ("data", "prepared"), ("data", "times"),
+    assert {file.parts[:2] for file in written if file.parts[0] in outputs} == {
+        ("data", "inputs"), ("data", "prepared"), ("data", "times"), ("reports", "prepared.json"),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""One of every file that stages and the library read, and what reading it gives."""
+"""One of every file that stages and the library read, and how to read it."""
 
 import json
 import shutil
@@ -27,16 +27,16 @@ TOKENS = torch.arange(40)[None] * 7 % 300
 
 
 class Artifact(NamedTuple):
-    """A file, and what reading it gives, as something that can be compared."""
+    """A file, and a function that reads it into something comparable."""
 
     file: Path
     read: Callable[[], Any]
-    # it carries hashes: whatever is damaged is seen; a text has none, another one is as good
+    # it has hashes, so that every damage is found
     sealed: bool
 
 
 def make(folder: Path, base_folder: Path) -> None:
-    """One of everything in a folder, but for the checkpoint, whose place is where one works."""
+    """Write one of every file to a folder, but the checkpoint, which `artifacts` writes."""
     shutil.copytree(base_folder, folder / "base")
     pieces = [Piece(f"text {i}", 0, [(5 * i + j) % 300 for j in range(16)], 60) for i in range(12)]
     write_pieces({"train": pieces}, folder / "samples")
@@ -67,7 +67,7 @@ def make(folder: Path, base_folder: Path) -> None:
 
 
 def state_of_training(weight: float) -> tuple[dict[str, Any], list[torch.optim.Optimizer]]:
-    """A parameter, and its optimizer after a step."""
+    """Return a parameter, and its optimizer after a step."""
     parameter = nn.Parameter(torch.full((2,), weight))
     optimizer = torch.optim.AdamW([parameter], lr=0.0, weight_decay=0.0)
     (parameter.sum() * weight).backward()
@@ -81,7 +81,7 @@ def table(here: Path, name: str) -> Callable[[], Any]:
 
 
 def plain(here: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
-    """Those without a hash of their own: file and reader by name."""
+    """Return file and reader, by name, of the files without a hash."""
     return {
         "passkey": ("passkey.csv", table(here, "passkey.csv")),
         "metrics": ("base.json", lambda: read_json(here / "base.json", "short")),
@@ -96,7 +96,7 @@ def plain(here: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
 
 
 def artifacts(here: Path, home: Path) -> dict[str, Artifact]:
-    """By name, of a copy of `home` in the working directory, with a checkpoint."""
+    """Return all files by name in `here`, a copy of `home` and the working directory."""
     base = load_base("base")
 
     def pieces() -> Any:
@@ -110,7 +110,7 @@ def artifacts(here: Path, home: Path) -> dict[str, Artifact]:
 
         return read
 
-    def remembered(name: str, file: str) -> Callable[[], Any]:
+    def logits_after(name: str, file: str) -> Callable[[], Any]:
         def read() -> Any:
             with torch.no_grad(), loaded(home / name, base) as model:
                 state = infini.load_memory(here / file, model)
@@ -120,7 +120,7 @@ def artifacts(here: Path, home: Path) -> dict[str, Artifact]:
 
     Checkpoint("toy", "key").save(*state_of_training(3.0), {"fit": {"seconds": 1.0}, "epoch": {}})
 
-    def resumed() -> Any:
+    def checkpoint() -> Any:
         tensors, optimizers = state_of_training(0.0)
         record = Checkpoint("toy", "key").load(tensors, optimizers)
         if record is None:  # it starts over
@@ -134,9 +134,12 @@ def artifacts(here: Path, home: Path) -> dict[str, Artifact]:
         "model": ("saved/infini.safetensors", logits("saved")),
         "window settings": ("window/infini_config.json", logits("window")),
         "window model": ("window/infini.safetensors", logits("window")),
-        "memory": ("memory/memory.safetensors", remembered("saved", "memory/memory.safetensors")),
-        "window": ("memory/window.safetensors", remembered("window", "memory/window.safetensors")),
-        "checkpoint": (".checkpoints/toy-key.safetensors", resumed),
+        "memory": ("memory/memory.safetensors", logits_after("saved", "memory/memory.safetensors")),
+        "window": (
+            "memory/window.safetensors",
+            logits_after("window", "memory/window.safetensors"),
+        ),
+        "checkpoint": (".checkpoints/toy-key.safetensors", checkpoint),
         "losses": ("losses.parquet", table(here, "losses.parquet")),
     }
     return {
@@ -146,7 +149,7 @@ def artifacts(here: Path, home: Path) -> dict[str, Artifact]:
 
 
 def outcome(artifact: Artifact) -> Any:
-    """What reading gives: a result, or the one line."""
+    """Return what reading gives, or the error message."""
     try:
         return artifact.read()
     except InputError as error:
