@@ -26,14 +26,15 @@ from infini.evaluation.evaluate import protocol_metrics
 from infini.evaluation.layer_error import LayerData
 from infini.evaluation.losses import token_after_next
 from infini.evaluation.protocols import HeldOutText
-from infini.files import read_table, read_yaml, write_json
+from infini.evaluation.rounding import write_metrics
+from infini.files import read_table, read_yaml
 from infini.model.base import load_base, load_tokenizer
 from infini.model.config import Base
 from infini.model.loading import load
 from infini.model.retrofit import retrofit_with_seed
 from infini.model.segmented.run import LayerStates, run_segments
 from infini.paths import Version
-from infini.schema import Section
+from infini.schema import Section, error_line
 from infini.training.config import Adapter, Replacement, VersionConfig, WindowAdapter
 from infini.training.distillation import distill
 from infini.training.long_context import DocumentBatch, Documents, own_rows, train_on_documents
@@ -147,7 +148,7 @@ def audited_version(audit: Audit, versions: dict[str, VersionConfig]) -> Version
 
 def _first_error(invalid: ValidationError) -> str:
     error = invalid.errors()[0]
-    return f"{'.'.join(map(str, error['loc']))}: {error['msg']}, got {error['input']!r}"
+    return error_line(".".join(map(str, error["loc"])), error)
 
 
 def run_audit(
@@ -240,7 +241,7 @@ def main(name: str) -> None:
     )
     if not processes.is_main():
         return
-    write_json(RESULTS / f"{name}.json", metrics)
+    write_metrics(RESULTS / f"{name}.json", metrics)
     watch.write()
     for training in trainings:
         training.checkpoint.remove()

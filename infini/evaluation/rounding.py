@@ -119,13 +119,13 @@ def round_figures(figures: list[Any], committed: list[Any]) -> list[Any]:
         return figures
     error = math.hypot(*errors)
     known = math.hypot(*(x for x in committed[1:] if x is not None))
-    if abs(error - known) <= _unit(value, error):
+    if known > 0 and abs(error - known) <= _unit(value, error):
         error = known  # or errors of 0.0999 and 0.1001 would end at different places
     unit = _unit(value, error)
     return [
         before
         if before is not None and abs(figure - before) <= unit * (1 + 1e-6)
-        else round(figure, -round(math.log10(unit)))
+        else round(figure, -round(math.log10(unit))) + 0.0  # no minus before zero
         for figure, before in zip(figures, committed, strict=True)
     ]
 

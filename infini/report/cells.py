@@ -43,7 +43,7 @@ def show_number(value: float | None) -> str:
         return MISSING
     if isinstance(value, int) or abs(value) >= 1000:
         return _with_minus(f"{value:,.0f}")
-    return _with_minus(f"{value:.0f}" if float(value).is_integer() else f"{value:#.4g}")
+    return _with_minus(f"{value + 0.0:.0f}" if float(value).is_integer() else f"{value:#.4g}")
 
 
 def show_change(first: Estimate | None, last: Estimate | None) -> str:

@@ -9,13 +9,14 @@ import yaml
 from conftest import ROOT
 from transformers import PreTrainedModel
 
-from audits import audit
+from audits import audit, table
 from audits.audit import Audit, LabelsShiftedTwice, MemoryCarried, audited_version, padding_counted
 from infini import params
 from infini.errors import InputError
 from infini.evaluation.layer_error import LayerData
 from infini.evaluation.losses import cross_entropy, next_token
 from infini.evaluation.perplexity import score_double_shift
+from infini.files import write_json
 from infini.model.architectures import output_head
 from infini.model.retrofit import retrofit
 from infini.model.segmented.run import run_segments
@@ -102,3 +103,33 @@ def test_read_audits_names_file_and_key(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({"audits": {"padding": {"version": "v2"}}}))
     with pytest.raises(InputError, match=r"params\.yaml: audits\.padding\.question: "):
         audit.read_audits(file)
+
+
+def test_audit_table_has_the_results_in_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = table.audit_table()
+    assert set(found.frame["audit"]) == {f"`{name}`" for name in audit.read_audits()}
+    assert "–" not in found.frame.to_numpy()
+    assert found.markdown() in table.PAGE.read_text()
+
+
+def test_audit_table_keeps_the_rest_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table.PAGE.parent.mkdir()
+    table.PAGE.write_text(f"first\n{table.START}old{table.END}\nlast\n")
+    audits = {"padding": {"version": "v2", "question": "Padding?"}}
+    (table.FOLDER / "params.yaml").write_text(yaml.safe_dump({"audits": audits}))
+    write_json(
+        table.FOLDER / "results/padding.json",
+        {"vs_version": {"nats": 0.1, "nats_se": 0.02}, "after": {"segmented": {"ppl": 30.0}}},
+    )
+    for _ in range(2):
+        table.main()
+        page = table.PAGE.read_text()
+        assert page.startswith("first\n")
+        assert page.endswith("\nlast\n")
+        assert "old" not in page
+        assert page.count("| Padding?") == 1
+        assert "0.100 ± 0.020" in page

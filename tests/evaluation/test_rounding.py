@@ -128,3 +128,7 @@ def test_writers_compare_with_the_commit(tmp_path: Path, monkeypatch: pytest.Mon
     folder.mkdir()
     monkeypatch.chdir(folder)
     assert committed_text(metrics) is None
+
+
+def test_round_figures_has_five_decimals_at_most() -> None:
+    assert str(round_figures([-6.6e-09, 1.9e-08], [None, None])) == "[0.0, 0.0]"
