@@ -6,7 +6,7 @@ Stage prepare_data writes them once as Parquet, a file a split.
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
-from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,31 +84,22 @@ class RoundRobin:
     """Selection of `wanted` pieces: every text's first, then every text's second, and so on."""
 
     def __init__(self, wanted: int):
-        self.wanted, self.rounds = wanted, list[list[Piece]]()
+        self.wanted = wanted
+        self._ranked = list[tuple[int, Piece]]()  # (number of the piece in its text, piece)
 
     def add(self, pieces: list[Piece]) -> None:
         """Add a text's pieces, and drop what can no longer be selected."""
-        for number, piece in enumerate(pieces):
-            if number == len(self.rounds):
-                self.rounds.append([])
-            self.rounds[number].append(piece)
-        spare = sum(map(len, self.rounds)) - self.wanted
-        while spare > 0:
-            last = self.rounds[-1]
-            dropped = min(spare, len(last))
-            del last[len(last) - dropped :]
-            spare -= dropped
-            if not last:
-                self.rounds.pop()
+        ranked = [*self._ranked, *enumerate(pieces)]
+        self._ranked = sorted(ranked, key=itemgetter(0))[: self.wanted]  # stable: texts in order
 
     @property
     def full(self) -> bool:
         """Whether first pieces alone fill the selection."""
-        return bool(self.rounds) and len(self.rounds[0]) >= self.wanted
+        return len(self._ranked) == self.wanted and self._ranked[-1][0] == 0
 
     def pieces(self) -> list[Piece]:
         """Return the selected pieces in order, at most `wanted`."""
-        return list(chain.from_iterable(self.rounds))
+        return [piece for _, piece in self._ranked]
 
 
 def prepare(texts: Iterable[Text], tokenizer: Tokenizer, data: Data) -> Prepared:

@@ -19,6 +19,7 @@ from infini.errors import InputError
 
 ROOT = Path(stage.__file__).parents[2]
 TWO = "accelerate launch --num_processes 2"
+INCOMPLETE = "; the stage's outputs are incomplete: run it again"
 
 
 class Replaced(Exception):
@@ -63,13 +64,6 @@ def record(calls: list[str]) -> Callable[..., None]:
     return main
 
 
-def test_run_stage_passes_arguments_after_logging_setup(
-    configured: list[str],
-) -> None:
-    run_stage(record(configured))
-    assert configured == ["logging", "v1", "more"]
-
-
 @pytest.mark.parametrize(
     ("argv", "code", "shown"),
     [
@@ -101,52 +95,24 @@ def test_run_stage_rejects_wrong_arguments_before_any_work(
     assert not configured
 
 
-def test_input_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run_stage(failing(InputError("params.yaml: a.b: wrong")))
-    assert ended.value.code == 2
-    assert capsys.readouterr() == ("", "error: params.yaml: a.b: wrong\n")
-
-
 @pytest.mark.parametrize(
-    ("error", "shown"),
+    ("error", "code", "printed"),
     [
-        (
-            OSError(28, "No space left on device", "data/x.json"),
-            "data/x.json: No space left on dev",
-        ),
-        (PermissionError(13, "Permission denied", "data/y"), "data/y: Permission denied"),
-        (
-            OSError(5, "Input/output error"),
-            "error: Input/output error; the stage's outputs are inc",
-        ),
+        (InputError("params.yaml: a.b: wrong"), 2, "error: params.yaml: a.b: wrong\n"),
+        (OSError(28, "No space", "data/x"), 2, f"error: data/x: No space{INCOMPLETE}\n"),
+        (PermissionError(13, "Denied", "data/y"), 2, f"error: data/y: Denied{INCOMPLETE}\n"),
+        (OSError(5, "Input/output error"), 2, f"error: Input/output error{INCOMPLETE}\n"),
+        (Stopped("v1: saved in epoch 2"), 130, "v1: saved in epoch 2; run again to continue\n"),
+        (KeyboardInterrupt(), 130, ""),
     ],
 )
-def test_os_error_is_one_line(
-    error: OSError, shown: str, capsys: pytest.CaptureFixture[str]
+def test_error_is_one_line_and_an_exit_code(
+    error: BaseException, code: int, printed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         run_stage(failing(error))
-    assert ended.value.code == 2
-    message = capsys.readouterr().err
-    assert shown in message
-    assert message.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("error", "shown"),
-    [
-        (Stopped("v1: saved in epoch 2"), "v1: saved in epoch 2; run again to continue\n"),
-        (KeyboardInterrupt(), ""),
-    ],
-)
-def test_interrupted_stage_exits_with_130(
-    error: BaseException, shown: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run_stage(failing(error))
-    assert ended.value.code == 130
-    assert capsys.readouterr() == ("", shown)
+    assert ended.value.code == code
+    assert capsys.readouterr() == ("", printed)
 
 
 def test_other_errors_keep_their_traceback() -> None:
@@ -154,40 +120,26 @@ def test_other_errors_keep_their_traceback() -> None:
         run_stage(failing(ZeroDivisionError()))
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "shown"),
-    [
-        ("InputError('wrong')", 2, "error: wrong\n"),
-        ("Stopped('saved')", 130, "saved; run again to continue\n"),
-        ("KeyboardInterrupt", 130, ""),
-    ],
-)
 @pytest.mark.parametrize("launched", [False, True])
-def test_exit_code_of_process(
-    tmp_path: Path, error: str, code: int, shown: str, launched: bool
-) -> None:
+def test_exit_code_of_process(tmp_path: Path, launched: bool) -> None:
     """A launched process ends without the interpreter's shutdown."""
     (tmp_path / "toy.py").write_text(
         "import atexit\n"
-        "from infini.console.signals import Stopped\n"
         "from infini.console.stage import run_stage\n"
         "from infini.errors import InputError\n"
         "def main():\n"
         "    print('output')\n"
-        f"    raise {error}\n"
+        "    raise InputError('wrong')\n"
         "atexit.register(print, 'shut down')\n"
         "run_stage(main, parallel=True)\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "toy"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT)} | ({"RANK": "0"} if launched else {}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        cwd=tmp_path, env={"PYTHONPATH": str(ROOT)} | ({"RANK": "0"} if launched else {}),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     output = "output\n" if launched else "output\nshut down\n"
-    assert (done.returncode, done.stdout, done.stderr) == (code, output, shown)
+    assert (done.returncode, done.stdout, done.stderr) == (2, output, "error: wrong\n")
 
 
 @pytest.mark.parametrize(
@@ -222,25 +174,20 @@ def test_parallel_stage_is_replaced_by_its_launcher(
 
 
 @pytest.mark.parametrize(
-    ("environment", "parallel"),
+    ("environment", "parallel", "end"),
     [
-        ({"INFINI_LAUNCH": TWO}, False),
-        ({"INFINI_LAUNCH": ""}, True),
-        ({}, True),
+        ({"INFINI_LAUNCH": TWO}, False, []),
+        ({"INFINI_LAUNCH": ""}, True, []),
+        ({}, True, []),
+        ({"INFINI_LAUNCH": TWO, "RANK": "0"}, True, ["exit 0"]),  # started by the launcher
     ],
 )
-def test_stage_runs_without_launcher(
-    configured: list[str], environment: dict[str, str], parallel: bool
+def test_stage_runs_in_this_process(
+    configured: list[str], environment: dict[str, str], parallel: bool, end: list[str]
 ) -> None:
     os.environ.update(environment)
     run_stage(record(configured), parallel=parallel)
-    assert configured == ["logging", "v1", "more"]
-
-
-def test_launched_process_exits_at_once(configured: list[str]) -> None:
-    os.environ.update({"INFINI_LAUNCH": TWO, "RANK": "0"})
-    run_stage(record(configured), parallel=True)
-    assert configured == ["logging", "v1", "more", "exit 0"]
+    assert configured == ["logging", "v1", "more", *end]
 
 
 def test_ctrl_c_during_imports_prints_no_traceback() -> None:
