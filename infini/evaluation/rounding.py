@@ -100,7 +100,7 @@ def round_table(
                 [None if _missing(before.get(key)) else before[key] for key in names],
             )
             row |= zip(names, figures, strict=True)
-    return pd.DataFrame(rows, columns=table.columns)
+    return pd.DataFrame(rows, columns=table.columns, dtype=object)  # whole numbers stay int
 
 
 def round_figures(figures: list[Any], committed: list[Any]) -> list[Any]:

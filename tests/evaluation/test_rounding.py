@@ -97,6 +97,7 @@ def test_round_table_finds_committed_rows_by_their_keys() -> None:
     found = round_table(table, committed, ["x", "series"], {"value": "se"})
     assert found["value"].tolist() == [1.2346, 2.001, 7.778]
     assert found["se"].tolist()[0] == 0.05
+    assert found.to_csv(index=False).splitlines()[1] == "1,a,1.2346,0.05"
     assert found["se"].isna().tolist() == [False, True, True]
     other = round_table(table, committed.drop(columns="se"), ["x", "series"], {"value": "se"})
     assert other["value"].tolist() == [1.2346, 2.0, 7.778]
