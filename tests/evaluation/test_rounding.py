@@ -85,7 +85,7 @@ def test_round_metrics_joins_errors_of_texts_and_seeds() -> None:
 def test_round_table_finds_committed_rows_by_their_keys() -> None:
     table = pd.DataFrame(
         {
-            "x": [1, 2, 0.5],
+            "x": pd.Series([1, 2, 0.5], dtype=object),
             "series": "a",
             "value": [1.23456, 2.0, 7.77777],
             "se": [0.05, None, None],
