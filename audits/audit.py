@@ -37,7 +37,12 @@ from infini.paths import Version
 from infini.schema import Section, error_line
 from infini.training.config import Adapter, Replacement, VersionConfig, WindowAdapter
 from infini.training.distillation import distill
-from infini.training.long_context import DocumentBatch, Documents, own_rows, train_on_documents
+from infini.training.long_context import (
+    DocumentBatch,
+    DocumentTraining,
+    own_rows,
+    train_on_documents,
+)
 from infini.training.seeds import TrainingResult, TrainingRun
 
 FOLDER = Path("audits")
@@ -58,7 +63,7 @@ class Audit(Section):
     finetune: dict[str, Any] = Field(default_factory=dict)
 
 
-class LabelsShiftedTwice(Documents):
+class LabelsShiftedTwice(DocumentTraining):
     """Training on the token after next: labels given shifted to a model that shifts them."""
 
     def targets(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -70,7 +75,7 @@ class LabelsShiftedTwice(Documents):
         return perplexity.score_double_shift(self.model, val, self.segment_length).mean
 
 
-class MemoryCarried(Documents):
+class MemoryCarried(DocumentTraining):
     """Training without a reset: a document starts with the memory of the one before it."""
 
     def batches(self, seed: int) -> list[DocumentBatch]:
@@ -81,7 +86,7 @@ class MemoryCarried(Documents):
         return order
 
     @torch.no_grad()
-    def start(self, chosen: Tensor) -> LayerStates:
+    def initial_states(self, chosen: Tensor) -> LayerStates:
         """Return the states after the documents before; empty for the first of an epoch."""
         before = self.before.get(tuple(chosen.tolist()))
         if before is None:
@@ -94,7 +99,7 @@ class MemoryCarried(Documents):
         return states
 
 
-DOCUMENTS: dict[str, type[Documents]] = {
+DOCUMENTS: dict[str, type[DocumentTraining]] = {
     "labels_shifted_twice": LabelsShiftedTwice,
     "memory_carried": MemoryCarried,
 }
@@ -182,7 +187,7 @@ def run_audit(
         config.document_recipe,
         text.segment_length,
         TrainingRun(run, "finetune"),
-        DOCUMENTS.get(audit.mistake, Documents),
+        DOCUMENTS.get(audit.mistake, DocumentTraining),
     )
     losses = _losses(model, text)
     own = read_table(version.losses, *losses.columns, "seed").query("seed == @run.seed")

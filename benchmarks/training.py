@@ -35,7 +35,7 @@ from infini.model.architectures import decoder_layers, output_head
 from infini.model.modules import parameter_groups, segmented_layers
 from infini.model.segmented.run import run_segments
 from infini.training.config import LongRecipe
-from infini.training.long_context import DocumentBatch, Documents
+from infini.training.long_context import DocumentBatch, DocumentTraining
 from infini.training.loop import Loss, adamw
 
 HIDDEN, HEADS, LAYERS, VOCABULARY = 512, 8, 6, 50304
@@ -182,8 +182,8 @@ def finetuning() -> dict[str, Callable[[], int]]:
         return [Loss(total, DOCUMENT - 1, DOCUMENT - 1)]
 
     batch = DocumentBatch(torch.tensor([0]))
-    whole = Documents(model, documents, SEGMENT, RECIPE)
-    stepwise = Documents(model, documents, SEGMENT, by_segment)
+    whole = DocumentTraining(model, documents, SEGMENT, RECIPE)
+    stepwise = DocumentTraining(model, documents, SEGMENT, by_segment)
     return {
         "ours": lambda: steps(lambda: whole.losses(batch)),
         "ours, step per segment": lambda: steps(lambda: stepwise.losses(batch)),

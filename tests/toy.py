@@ -1,4 +1,4 @@
-"""Toy text and toy params."""
+"""Toy texts, params, recipes and models."""
 
 import importlib
 from pathlib import Path
@@ -18,7 +18,7 @@ WORDS = ("union", "report", "congress", "state", "trade", "peace", "nation", "of
 
 
 def sentence(length: int, seed: int) -> str:
-    """Words drawn at random: text that a byte-level BPE can learn from."""
+    """Return random words, from which a byte-level BPE can learn."""
     generator = torch.Generator().manual_seed(seed)
     return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=generator))
 
@@ -32,12 +32,12 @@ def read_params() -> dict[str, Any]:
 
 
 def stage(name: str, *words: str) -> None:
-    """A stage's main, in this process and folder."""
+    """Run a stage's main in this process and folder."""
     importlib.import_module(f"stages.{name}").main(*words)
 
 
 def some_pieces(lengths: list[int], width: int, seed: int = 0) -> Pieces:
-    """Random tokens below 300, a text a piece."""
+    """Return pieces of random tokens below 300, each a text of its own."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(300, (len(lengths), width), generator=generator)
     mask = torch.arange(width) < torch.tensor(lengths)[:, None]
@@ -45,7 +45,7 @@ def some_pieces(lengths: list[int], width: int, seed: int = 0) -> Pieces:
 
 
 def write_documents(lengths: list[int]) -> None:
-    """Train and val as stage prepare_data has them, of random tokens below 300."""
+    """Write the splits train and val, of random tokens below 300, as stage prepare_data does."""
     DOCUMENTS.mkdir(parents=True)
     for seed, split in enumerate(("train", "val")):
         pieces = some_pieces(lengths, max(lengths), seed)
@@ -55,12 +55,12 @@ def write_documents(lengths: list[int]) -> None:
 
 
 def batch(*rows: int, window: int | None = None, question_seed: int | None = None) -> DocumentBatch:
-    """Documents of a step."""
+    """Return the documents of a step."""
     return DocumentBatch(torch.tensor(rows), window, question_seed)
 
 
 def long_recipe(**changed: object) -> LongRecipe:
-    """One epoch, the gradient through whole documents, but for what is `changed`."""
+    """Return a recipe of one epoch, gradients through whole documents, with values changed."""
     values = {
         "epochs": 1, "lr": 1e-3, "gate_lr": 1e-2, "batch_size": 1, "hold_out": False,
         "patience": None, "documents": None, "update": "document", "bptt_segments": None,
@@ -69,7 +69,7 @@ def long_recipe(**changed: object) -> LongRecipe:
 
 
 def window_recipe(**changed: object) -> WindowAdapter:
-    """An epoch of a window adapter, but for what is `changed`."""
+    """Return a window adapter of one epoch, with values changed."""
     values = {
         "method": "window", "layer": {"window": 8, "sinks": 2}, "epochs": 1, "lr": 1e-3,
         "gate_lr": 1e-2, "batch_size": 1, "hold_out": True, "patience": None, "documents": None,
@@ -79,7 +79,7 @@ def window_recipe(**changed: object) -> WindowAdapter:
 
 
 def bigram_model(followers: dict[int, int], vocabulary: int = 300) -> PreTrainedModel:
-    """Expects followers[token] after a token, whatever came before; of others it knows nothing."""
+    """Return a model that predicts followers[token] after a token, and nothing after others."""
     config = GPTNeoXConfig(
         vocab_size=vocabulary, hidden_size=vocabulary, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=8, max_position_embeddings=64,

@@ -31,7 +31,7 @@ def window_protocol(size: int) -> str:
 
 def token_bytes(base: PreTrainedModel, text: HeldOutText) -> int:
     """Return the bytes of one token's keys and values in all layers of the untouched base."""
-    tokens = text.long.tokens[:1, :8].to(base.device)
+    tokens = text.long_documents.tokens[:1, :8].to(base.device)
     return state_bytes(cache_after(base, tokens)).exact // tokens.shape[1]
 
 
@@ -50,7 +50,8 @@ def equal_window(base: PreTrainedModel, text: HeldOutText, total: int) -> int:
 def max_state_bytes(model: PreTrainedModel, text: HeldOutText) -> StateBytes:
     """Count the state bytes at their maximum: right before a segment's last token."""
     length = text.segment_length
-    tokens = text.long.tokens[:1, : text.long.tokens.shape[1] // length * length - 1]
+    tokens = text.long_documents.tokens[:1]
+    tokens = tokens[:, : tokens.shape[1] // length * length - 1]
     return state_bytes(cache_after(model, tokens.to(model.device)))
 
 

@@ -33,14 +33,14 @@ class HeldOutText:
         self.recipes, self.segment_length = recipes, segment_length
         samples, width = recipes.short.samples, segment_length
         self.samples = Pieces.load(SAMPLES / "test.parquet", samples, width=width)
-        self.long = Pieces.load(DOCUMENTS / "test.parquet", recipes.documents)
+        self.long_documents = Pieces.load(DOCUMENTS / "test.parquet", recipes.documents)
         self.haystacks = Haystacks(
-            tokenizer, self.long, segment_length, recipes.passkey, recipes.recall
+            tokenizer, self.long_documents, segment_length, recipes.passkey, recipes.recall
         )
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise InputError if the text has tokens beyond the model's vocabulary."""
-        for pieces in (self.samples, self.long):
+        for pieces in (self.samples, self.long_documents):
             pieces.within(vocabulary_size(model))
 
     def short(self, model: PreTrainedModel) -> Score:
@@ -52,11 +52,11 @@ class HeldOutText:
     ) -> Score:
         """Score documents as the model reads them; see `score_documents`."""
         title = title or ("documents" if memory == "own" else f"documents, memory {memory}")
-        return score_documents(model, self.long, self.segment_length, memory, title)
+        return score_documents(model, self.long_documents, self.segment_length, memory, title)
 
     def double_shift(self, model: PreTrainedModel) -> Score:
         """Score some documents by the research log's loop."""
-        some = self.long.first(self.recipes.double_shift.documents)
+        some = self.long_documents.first(self.recipes.double_shift.documents)
         return score_double_shift(model, some, self.segment_length, title="double shift")
 
     def full(self, base: PreTrainedModel) -> Score:
@@ -67,7 +67,9 @@ class HeldOutText:
                 f"params.yaml: evaluate.full.context must be ≤ {longest}, the base's context, "
                 f"got {recipe.context}"
             )
-        return score_full_attention(base, self.long, recipe.context, recipe.stride, title="full")
+        return score_full_attention(
+            base, self.long_documents, recipe.context, recipe.stride, title="full"
+        )
 
     def window(self, base: PreTrainedModel, size: int) -> Score:
         """Score documents by the untouched base's sliding window of `size` tokens, with sinks."""
@@ -79,7 +81,7 @@ class HeldOutText:
             )
         with sliding_window(base, size, sinks):
             title = f"window {size}"
-            return score_documents(base, self.long, self.segment_length, title=title)
+            return score_documents(base, self.long_documents, self.segment_length, title=title)
 
     def tables(self, scores: dict[str, Score]) -> pd.DataFrame:
         """Return the loss tables (`Score.table`) of scores by protocol, in a column `protocol`."""

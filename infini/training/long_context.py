@@ -40,10 +40,16 @@ class DocumentBatch:
     question_seed: int | None = None  # of its retrieval questions; None: no questions
 
 
-class Documents:
+class DocumentTraining:
     """Batches and losses of a training on long documents. Audits override parts of it.
 
-    facts: facts that retrieval questions are about, if the recipe has any.
+    Args:
+        model: A retrofitted model.
+        text: Training documents.
+        segment_length: Tokens per segment.
+        recipe: Settings of the training.
+        teacher: Log-probabilities to train on; None: next tokens.
+        facts: What synthetic retrieval questions are about; None: no questions.
     """
 
     def __init__(
@@ -63,25 +69,25 @@ class Documents:
         order = shuffled(len(self.text), self.recipe.batch_size, seed)
         random, count = Random(seed), len(order)
         windows = random.choices(self.recipe.drawn_windows or [None], k=count)
-        filled = set(
+        indices = set(
             random.sample(range(count), int(self.recipe.question_share * count + random.random()))
         )
         return [
-            DocumentBatch(rows, window, seed * count + i if i in filled else None)
+            DocumentBatch(rows, window, seed * count + i if i in indices else None)
             for i, (rows, window) in enumerate(zip(order, windows, strict=True))
         ]
 
-    def filled(self, batch: DocumentBatch) -> Pieces:
+    def put_questions(self, batch: DocumentBatch) -> Pieces:
         """Put facts and questions into the batch's documents; their mask is of answers alone."""
         assert self.facts is not None
         assert batch.question_seed is not None
         text, generator = self.text, torch.Generator().manual_seed(batch.question_seed)
         tokens, mask = text.tokens.clone(), text.mask.clone()
-        apart = self.recipe.exact_context(self.segment_length, batch.window)
+        distance = self.recipe.exact_context(self.segment_length, batch.window)
         for row in batch.rows.tolist():
             real = text.mask[row]
             tokens[row, real], mask[row, real] = with_questions(
-                tokens[row, real], self.facts, apart, generator
+                tokens[row, real], self.facts, distance, generator
             )
         return replace(text, tokens=tokens, mask=mask)
 
@@ -89,7 +95,7 @@ class Documents:
         """Return the target of every position of (B, T) tokens; UNSCORED: none."""
         return next_token(tokens, mask)
 
-    def start(self, chosen: Tensor) -> LayerStates:
+    def initial_states(self, chosen: Tensor) -> LayerStates:
         """Return the memory that this process's documents start with: empty."""
         return {}
 
@@ -116,13 +122,13 @@ class Documents:
 
     def losses(self, batch: DocumentBatch) -> Iterator[Loss]:
         """Yield the losses of a batch, one per chunk."""
-        text = self.text if batch.question_seed is None else self.filled(batch)
+        text = self.text if batch.question_seed is None else self.put_questions(batch)
         tokens, mask, length = text.tokens, text.mask, text.tokens.shape[1]
         rows, idle = own_rows(batch.rows)
         scored = self.targets(tokens[batch.rows], mask[batch.rows]) != UNSCORED  # (B, T)
         targets = self.targets(tokens[rows], mask[rows] & (not idle)).to(self.model.device)
         tokens = tokens[torch.cat([rows, self.paired_rows(rows)])].to(self.model.device)
-        states = self.start(batch.rows)
+        states = self.initial_states(batch.rows)
         teacher = None if batch.question_seed is not None else self.teacher
         for start in range(0, length, self.chunk):
             part = slice(start, start + self.chunk)
@@ -159,7 +165,7 @@ class Documents:
         return nats * (targets != UNSCORED)
 
 
-class Control(Documents):
+class ControlTraining(DocumentTraining):
     """Shuffled-memory control: every document reads the memory of another one.
 
     What this training gains is learned from the text, not read from the memory.
@@ -201,7 +207,7 @@ def train_control(
 ) -> TrainingResult:
     """Train a control: `train_on_documents` with another document's memory."""
     with memory_mode(model, "swapped"):
-        return train_on_documents(model, recipe, segment_length, run, Control)
+        return train_on_documents(model, recipe, segment_length, run, ControlTraining)
 
 
 def train_on_documents(
@@ -209,7 +215,7 @@ def train_on_documents(
     recipe: DocumentRecipe,
     segment_length: int,
     run: TrainingRun,
-    kind: type[Documents] = Documents,
+    kind: type[DocumentTraining] = DocumentTraining,
 ) -> TrainingResult:
     """Train the retrofit's parameters, in place, on the prepared documents.
 

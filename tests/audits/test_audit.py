@@ -21,7 +21,7 @@ from infini.model.architectures import output_head
 from infini.model.retrofit import retrofit
 from infini.model.segmented.run import run_segments
 from infini.training.config import Adapter
-from infini.training.long_context import DocumentBatch, Documents
+from infini.training.long_context import DocumentBatch, DocumentTraining
 from toy import long_recipe, some_pieces
 
 L = 16
@@ -46,7 +46,7 @@ def test_memory_carried_starts_with_the_document_before(model: PreTrainedModel) 
     first, second = documents.batches(seed=0)
     (opening,) = documents.losses(first)
     (carried,) = documents.losses(second)
-    plain = Documents(model, text, L, long_recipe())
+    plain = DocumentTraining(model, text, L, long_recipe())
     torch.testing.assert_close(opening.total, next(plain.losses(first)).total)
     order = torch.cat([first.rows, second.rows])
     with torch.no_grad():

@@ -72,9 +72,9 @@ def test_evaluate_base_matches_direct_calls(model: PreTrainedModel, text: HeldOu
     }  # fmt: skip
     cases = score_retrieval(model, text.haystacks, 32)
     assert {name: found[name] for name in ("passkey", "recall")} == retrieval_metrics(cases)
-    ceiling = perplexity.score_full_attention(model, text.long, 32, 8)
+    ceiling = perplexity.score_full_attention(model, text.long_documents, 32, 8)
     assert found["full"]["ppl"] == rounded(ceiling.perplexity)
-    blind = perplexity.score_documents(model, text.long, L)
+    blind = perplexity.score_documents(model, text.long_documents, L)
     assert found["segmented"]["ppl"] == rounded(blind.perplexity)
     assert found["segmented"]["nats"] == rounded(blind.mean)
     assert found["segmented"]["bits_per_byte"] == rounded(blind.bits_per_byte)
@@ -87,8 +87,8 @@ def test_evaluate_base_matches_direct_calls(model: PreTrainedModel, text: HeldOu
         window = found[f"window_{size}"]
         assert window["tokens"] == size
         with sliding_window(model, window["tokens"], 2):
-            scored = perplexity.score_documents(model, text.long, L)
-            cache = cache_after(model, text.long.tokens[:1])
+            scored = perplexity.score_documents(model, text.long_documents, L)
+            cache = cache_after(model, text.long_documents.tokens[:1])
         assert window["ppl"] == rounded(scored.perplexity)
         assert window["state_bytes"] == state_bytes(cache).total
 
@@ -117,14 +117,14 @@ def test_evaluate_version_compares_with_baseline_and_control(
     metrics, token = found.metrics, 256
     size = metrics["baseline"]["window"]
     assert (size + 1) * token >= metrics["state_bytes"]["total"] > size * token
-    ceiling = perplexity.score_full_attention(model, text.long, 32, 8)
+    ceiling = perplexity.score_full_attention(model, text.long_documents, 32, 8)
     with sliding_window(model, size, 2):
-        window = perplexity.score_documents(model, text.long, L)
+        window = perplexity.score_documents(model, text.long_documents, L)
     with loaded(Version(version).model_folder("control"), model):
-        control = perplexity.score_documents(model, text.long, L, "swapped")
+        control = perplexity.score_documents(model, text.long_documents, L, "swapped")
     with loaded(Version(version).model_folder("finetune"), model):
-        own = perplexity.score_documents(model, text.long, L)
-        swapped = perplexity.score_documents(model, text.long, L, "swapped")
+        own = perplexity.score_documents(model, text.long_documents, L)
+        swapped = perplexity.score_documents(model, text.long_documents, L, "swapped")
     close = {"rel": 1e-3, "abs": 1e-6}
     assert metrics["baseline"]["ppl"] == rounded(window.perplexity)
     assert metrics["baseline"]["gain"] == pytest.approx(window.mean - own.mean, **close)
@@ -152,7 +152,7 @@ def test_evaluate_version_rejects_a_base_scored_on_other_text(
 def test_evaluate_version_leaves_the_base_untouched(
     model: PreTrainedModel, text: HeldOutText, version: str
 ) -> None:
-    kind, tokens = type(model), text.long.tokens[:2]
+    kind, tokens = type(model), text.long_documents.tokens[:2]
     before = model(tokens).logits
     evaluate_version(model, Version(version), text)
     assert type(model) is kind
@@ -166,12 +166,12 @@ def test_evaluate_version_matches_direct_calls(
     model: PreTrainedModel, text: HeldOutText, version: str
 ) -> None:
     found, losses, cases, gates = evaluate_version(model, Version(version), text)
-    base = perplexity.score_documents(model, text.long, L)
-    ceiling = perplexity.score_full_attention(model, text.long, 32, 8)
+    base = perplexity.score_documents(model, text.long_documents, L)
+    ceiling = perplexity.score_full_attention(model, text.long_documents, 32, 8)
     load(Version(version).model_folder("finetune"), model)
-    on = perplexity.score_documents(model, text.long, L)
-    off = perplexity.score_documents(model, text.long, L, "off")
-    first = text.long.first(1)
+    on = perplexity.score_documents(model, text.long_documents, L)
+    off = perplexity.score_documents(model, text.long_documents, L, "off")
+    first = text.long_documents.first(1)
     shifted = perplexity.score_double_shift(model, first, L)
     same = perplexity.score_documents(model, first, L)
     short = perplexity.score_documents(model, text.samples, L)
@@ -221,8 +221,8 @@ def test_evaluate_version_matches_direct_calls_after_distillation(
     load(Version("v2").model_folder("distill"), model)
     distilled = perplexity.score_documents(model, text.samples, L).perplexity
     error = mean_squared_error(segmented_layers(model)[0], data)
-    before = perplexity.score_documents(model, text.long, L)
-    first = text.long.first(1)
+    before = perplexity.score_documents(model, text.long_documents, L)
+    first = text.long_documents.first(1)
     shifted = perplexity.score_double_shift(model, first, L)
     same = perplexity.score_documents(model, first, L)
     expected = {name: rounded(value) for name, value in trained["0"].items()} | {

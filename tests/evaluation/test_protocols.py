@@ -88,11 +88,11 @@ def test_tables_have_a_row_per_piece_segment_and_distance(
     retrofit(model, "parallel", [0, 1], L, alpha=1.0)
     text = text_of(prepared)
     direct = {
-        "documents": perplexity.score_documents(model, text.long, L),
+        "documents": perplexity.score_documents(model, text.long_documents, L),
         "short": perplexity.score_documents(model, text.samples, L),
-        "memory_off": perplexity.score_documents(model, text.long, L, "off"),
-        "memory_swapped": perplexity.score_documents(model, text.long, L, "swapped"),
-        "double_shift": perplexity.score_double_shift(model, text.long.first(1), L),
+        "memory_off": perplexity.score_documents(model, text.long_documents, L, "off"),
+        "memory_swapped": perplexity.score_documents(model, text.long_documents, L, "swapped"),
+        "double_shift": perplexity.score_double_shift(model, text.long_documents.first(1), L),
     }
     losses = text.tables(
         {
@@ -120,7 +120,7 @@ def test_swapped_memory_pairs_documents_and_an_odd_one_with_the_first(
 ) -> None:
     """With batches of two, 0 and 1 swap memories, then 2 reads that of 0."""
     retrofit(model, "parallel", [0], L, alpha=1.0)
-    text = text_of(prepared).long.first(3)
+    text = text_of(prepared).long_documents.first(3)
     monkeypatch.setattr(perplexity, "BATCH_TOKENS", 2 * text.tokens.shape[1])
     found = perplexity.score_documents(model, text, L, "swapped").nats
     for piece, other in ((0, 1), (1, 0), (2, 0)):
@@ -134,13 +134,13 @@ def test_swapped_memory_pairs_documents_and_an_odd_one_with_the_first(
 def test_swapped_memory_rejects_one_document(model: PreTrainedModel, prepared: Path) -> None:
     retrofit(model, "parallel", [0], L, alpha=1.0)
     with pytest.raises(InputError, match="documents must be ≥ 2"):
-        perplexity.score_documents(model, text_of(prepared).long.first(1), L, "swapped")
+        perplexity.score_documents(model, text_of(prepared).long_documents.first(1), L, "swapped")
 
 
 def test_full_uses_context_and_stride_of_params(model: PreTrainedModel, prepared: Path) -> None:
     for context, stride in ((32, 8), (64, 64)):
         text = text_of(prepared, full={"context": context, "stride": stride})
-        expected = perplexity.score_full_attention(model, text.long, context, stride)
+        expected = perplexity.score_full_attention(model, text.long_documents, context, stride)
         assert text.full(model).total == pytest.approx(expected.total)
 
 
@@ -149,7 +149,7 @@ def test_window_matches_reading_token_by_token(model: PreTrainedModel, prepared:
     text = text_of(prepared)
     found = text.window(model, 5)
     with sliding_window(model, 5, 2):
-        for row, nats in zip(text.long.tokens, found.nats, strict=True):
+        for row, nats in zip(text.long_documents.tokens, found.nats, strict=True):
             cache, slowly = None, []
             for token, following in pairwise(row):
                 out = model(token[None, None], **{CACHE: cache}, use_cache=True)

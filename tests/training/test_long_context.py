@@ -12,7 +12,12 @@ from infini.model.forward import forward_documents, memory_mode
 from infini.model.modules import infini_parameters
 from infini.model.retrofit import retrofit
 from infini.training.config import DocumentRecipe, LongRecipe
-from infini.training.long_context import Control, DocumentBatch, Documents, linear_schedule
+from infini.training.long_context import (
+    ControlTraining,
+    DocumentBatch,
+    DocumentTraining,
+    linear_schedule,
+)
 from infini.training.teacher import record_log_probs
 from toy import batch, long_recipe, some_pieces, window_recipe
 
@@ -29,7 +34,7 @@ def gradients(model: PreTrainedModel, recipe: LongRecipe) -> tuple[float, list[b
     model.zero_grad()
     total, count, steps = 0.0, 0, []
     for row in (0, 1):
-        for loss in Documents(model, text, L, recipe).losses(batch(row)):
+        for loss in DocumentTraining(model, text, L, recipe).losses(batch(row)):
             (loss.total / loss.step_items).backward()
             total, count = total + loss.total.item(), count + loss.items
             steps.append(loss.step)
@@ -61,7 +66,7 @@ def test_losses_have_the_gradient_of_the_mean(model: PreTrainedModel) -> None:
     _, _, weighted = gradients(model, how)
     text = some_pieces([64, 64], 64)
     model.zero_grad()
-    for loss in Documents(model, text, L, how).losses(batch(0, 1)):
+    for loss in DocumentTraining(model, text, L, how).losses(batch(0, 1)):
         (loss.total / 63).backward()
     flat = torch.cat(
         [p.grad.flatten() for p in infini_parameters(model).values() if p.grad is not None]
@@ -74,13 +79,13 @@ def test_control_reads_the_next_documents_memory(model: PreTrainedModel) -> None
     retrofit(model, "parallel", layers=[0], segment_length=L, alpha=1.0)
     text = some_pieces([64, 64, 64], 64)
     with memory_mode(model, "swapped"):
-        (loss,) = Control(model, text, L, long_recipe()).losses(batch(2))
+        (loss,) = ControlTraining(model, text, L, long_recipe()).losses(batch(2))
         hidden, _ = forward_documents(model, text.tokens[[2, 0]], L)
     targets = next_token(text.tokens[2:], text.mask[2:])
     expected = cross_entropy(hidden[:1], output_head(model), targets).sum()
     torch.testing.assert_close(loss.total, expected)
     assert (loss.items, loss.step_items, loss.step) == (63, 63, True)
-    (own,) = Documents(model, text, L, long_recipe()).losses(batch(2))
+    (own,) = DocumentTraining(model, text, L, long_recipe()).losses(batch(2))
     assert not torch.allclose(own.total, loss.total, rtol=1e-5)
 
 
@@ -88,7 +93,7 @@ def test_losses_of_a_window_cover_whole_documents(model: PreTrainedModel) -> Non
     retrofit(model, "window", window=8, sinks=2)
     text = some_pieces([64, 64], 64)
     recipe = long_recipe().model_dump(exclude={"update", "bptt_segments"})
-    documents = Documents(model, text, L, DocumentRecipe(**recipe))
+    documents = DocumentTraining(model, text, L, DocumentRecipe(**recipe))
     assert documents.steps == 2
     (loss,) = documents.losses(batch(1))
     loss.total.backward()
@@ -101,7 +106,7 @@ def test_control_validates_with_another_documents_memory(model: PreTrainedModel)
     torch.manual_seed(0)
     retrofit(model, "parallel", layers=[0], segment_length=L, alpha=1.0)
     train, val = some_pieces([64, 64], 64), some_pieces([64, 64], 64, seed=1)
-    control = Control(model, train, L, long_recipe())
+    control = ControlTraining(model, train, L, long_recipe())
     both = perplexity.score_documents(model, val, L, "swapped")
     assert control.validate(val) == pytest.approx(both.mean)
     pair = perplexity.score_documents(model, val.first(1) + train.first(1), L, "swapped")
@@ -110,7 +115,7 @@ def test_control_validates_with_another_documents_memory(model: PreTrainedModel)
 
 def test_paired_rows_of_an_even_batch_are_empty(model: PreTrainedModel) -> None:
     text = some_pieces([64, 64, 64], 64)
-    control = Control(model, text, L, long_recipe())
+    control = ControlTraining(model, text, L, long_recipe())
     assert control.paired_rows(torch.tensor([2])).tolist() == [0]
     assert control.paired_rows(torch.tensor([2, 0])).tolist() == []
 
@@ -120,7 +125,7 @@ def test_losses_by_teacher_and_drawn_windows(model: PreTrainedModel) -> None:
     teacher = record_log_probs(model, text, FullProtocol(context=64, stride=64))
     retrofit(model, "window", window=8, sinks=2, retained=4)
     how = window_recipe(objective="distillation", windows=WINDOWS, batch_size=1)
-    documents = Documents(model, text, L, how, teacher)
+    documents = DocumentTraining(model, text, L, how, teacher)
     sizes = {one.window for epoch in range(1, 9) for one in documents.batches(epoch)}
     assert sizes == set(WINDOWS)
     whole, windowed = (
@@ -144,11 +149,11 @@ def test_batches_depend_on_the_seed_alone(model: PreTrainedModel) -> None:
     text = some_pieces([64] * 5, 64)
     how = window_recipe(windows=WINDOWS, batch_size=2, question_share=0.5)
     first, again = (
-        [Documents(model, text, L, how).batches(seed) for seed in range(8)] for _ in range(2)
+        [DocumentTraining(model, text, L, how).batches(seed) for seed in range(8)] for _ in range(2)
     )
     assert list(map(contents, first)) == list(map(contents, again))
     assert all(sorted(torch.cat([one.rows for one in e]).tolist()) == [*range(5)] for e in first)
-    plain = Documents(model, text, L, window_recipe(windows=WINDOWS, batch_size=2))
+    plain = DocumentTraining(model, text, L, window_recipe(windows=WINDOWS, batch_size=2))
     for seed, epoch in enumerate(first):
         without = [(rows, window, None) for rows, window, _ in contents(epoch)]
         assert contents(plain.batches(seed)) == without, (

@@ -19,7 +19,7 @@ from infini.model.retrofit import retrofit
 from infini.paths import DOCUMENTS, TEACHER, Version
 from infini.training import loop
 from infini.training.config import DocumentRecipe
-from infini.training.long_context import DocumentBatch, Documents, train_on_documents
+from infini.training.long_context import DocumentBatch, DocumentTraining, train_on_documents
 from infini.training.loop import Loss
 from infini.training.seeds import TrainingRun
 from infini.training.teacher import record_log_probs
@@ -39,7 +39,9 @@ def facts(base_folder: Path) -> FactSampler:
 def test_question_share_is_the_share_of_batches(
     model: PreTrainedModel, share: float, counts: set[int]
 ) -> None:
-    documents = Documents(model, some_pieces([64] * 3, 64), L, long_recipe(question_share=share))
+    documents = DocumentTraining(
+        model, some_pieces([64] * 3, 64), L, long_recipe(question_share=share)
+    )
     epochs = [[one.question_seed is not None for one in documents.batches(i)] for i in range(300)]
     assert {sum(epoch) for epoch in epochs} == counts
     for batches in zip(*epochs, strict=True):  # at any place in an epoch
@@ -52,9 +54,12 @@ def test_losses_of_questions_cover_answers_alone(
     text = some_pieces([300, 280, 300], 300)
     retrofit(model, "window", window=8, sinks=2, retained=4)
     how = window_recipe(question_share=0.5, batch_size=2)
-    documents, plain = Documents(model, text, L, how, None, facts), Documents(model, text, L, how)
+    documents, plain = (
+        DocumentTraining(model, text, L, how, None, facts),
+        DocumentTraining(model, text, L, how),
+    )
     with_questions = batch(1, 2, question_seed=7)
-    filled = documents.filled(with_questions)
+    filled = documents.put_questions(with_questions)
     assert torch.equal(filled.tokens[0], text.tokens[0]), "not in this batch"
     changed = filled.tokens != text.tokens
     assert changed[1:].any(1).all()
@@ -70,7 +75,9 @@ def test_losses_of_questions_cover_answers_alone(
     assert torch.equal(next(documents.losses(with_questions)).total, loss.total), (
         "the batch's seed decides the facts"
     )
-    assert not torch.equal(documents.filled(batch(1, 2, question_seed=8)).tokens, filled.tokens)
+    assert not torch.equal(
+        documents.put_questions(batch(1, 2, question_seed=8)).tokens, filled.tokens
+    )
     # Batches without questions are as without facts
     (loss,), (same,) = documents.losses(batch(1, 2)), plain.losses(batch(1, 2))
     assert torch.equal(loss.total, same.total)
@@ -85,8 +92,8 @@ def test_losses_of_answers_are_cross_entropy_despite_a_teacher(
     teacher = record_log_probs(model, text, FullProtocol(context=64, stride=64))
     retrofit(model, "window", window=8, sinks=2)
     how = window_recipe(objective="distillation", question_share=0.5)
-    with_teacher = Documents(model, text, L, how, teacher, facts)
-    alone = Documents(model, text, L, how, None, facts)
+    with_teacher = DocumentTraining(model, text, L, how, teacher, facts)
+    alone = DocumentTraining(model, text, L, how, None, facts)
     for one_batch, same in ((batch(0, question_seed=3), True), (batch(0), False)):
         one, other = (next(documents.losses(one_batch)) for documents in (with_teacher, alone))
         assert one.items == other.items
@@ -118,9 +125,9 @@ def test_questions_lie_beyond_the_exact_context(
     text, gaps = some_pieces([250], 250), []  # room for one fact
     (filler,) = facts.tokenizer("#")["input_ids"]
     text.tokens.fill_(filler)
-    documents = Documents(model, text, L, how, None, facts)
+    documents = DocumentTraining(model, text, L, how, None, facts)
     for seed in range(60):
-        (tokens,) = documents.filled(batch(0, window=window, question_seed=seed)).tokens
+        (tokens,) = documents.put_questions(batch(0, window=window, question_seed=seed)).tokens
         first, *_, last = torch.where(tokens != filler)[0].tolist()
         gaps.append(int((tokens[first:last] == filler).sum()))
     assert context <= min(gaps) < 1.2 * context < 100 < max(gaps)
@@ -147,18 +154,18 @@ def test_killed_training_with_questions_resumes_to_the_same_bits(
     monkeypatch.chdir(tmp_path)
     write_documents([256, 230, 256, 256])
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    real, has_questions = Documents.losses, list[bool]()
+    real, has_questions = DocumentTraining.losses, list[bool]()
     how = window_recipe(question_share=0.5, windows=[8, 16], epochs=2, lr=1e-2)
 
     def train(fail_at: int | None = None) -> dict[str, torch.Tensor]:
-        def losses(self: Documents, batch: DocumentBatch) -> Iterator[Loss]:
+        def losses(self: DocumentTraining, batch: DocumentBatch) -> Iterator[Loss]:
             has_questions.append(batch.question_seed is not None)
             if len(has_questions) == fail_at:
                 raise KeyboardInterrupt
             yield from real(self, batch)
 
         has_questions.clear()
-        monkeypatch.setattr(Documents, "losses", losses)
+        monkeypatch.setattr(DocumentTraining, "losses", losses)
         torch.manual_seed(0)
         model = retrofit(load_base(str(base_folder)), "window", window=8, sinks=2, retained=4)
         done = train_on_documents(model, how, L, RUN)
