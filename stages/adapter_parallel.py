@@ -1,4 +1,4 @@
-"""Train a memory in frozen layers; or its control, whose memory is another document's."""
+"""Train a memory in frozen layers, or its shuffled-memory control."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Distil the replaced layer of a version into an Infini layer; or start from the layers' own."""
+"""Distil a layer into the Infini layer that replaces it; without `distill` write it untrained."""
 
 from transformers import PreTrainedModel
 
@@ -20,12 +20,12 @@ def main(version: str) -> None:
     config = params.get(f"replacements.{version}.layer", ReplaceConfig)
     recipe = params.get_optional(f"replacements.{version}.distill", Recipe)
 
-    def start(seed: int) -> PreTrainedModel:
+    def build(seed: int) -> PreTrainedModel:
         model = load_base(base.model, base.revision)
         return retrofit_with_seed(model, seed, retrofit_options(config, length))
 
     if recipe is None:
-        save_untrained(version, "distill", params.all_seeds(), start)
+        save_untrained(version, "distill", params.all_seeds(), build)
         return
 
     def train(run: TrainingRun) -> TrainingResult:

@@ -1,4 +1,4 @@
-"""Finetune a distilled version on long documents, the Infini layer only."""
+"""Finetune the replaced layers of a version on long documents."""
 
 from infini import params, processes
 from infini.console.stage import run_stage

@@ -1,4 +1,4 @@
-"""Measure what every version's memory costs against the base's full cache; on demand."""
+"""Measure the costs of every version's memory and of the base's full cache, on demand."""
 
 from infini import params
 from infini.console.stage import run_stage

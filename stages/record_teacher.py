@@ -1,4 +1,4 @@
-"""Record what the untouched base says of the training documents, with full attention."""
+"""Record the log-probabilities of the untouched base, with full attention, on training text."""
 
 from infini import params, processes
 from infini.console.stage import run_stage

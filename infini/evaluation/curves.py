@@ -102,20 +102,18 @@ def _retrieval_curves(questions: pd.DataFrame, is_base: bool) -> Iterator[Row]:
     if is_base:
         protocols = {"segmented": "exact", "full": "exact_full"}
     for task, by in (("passkey", "distance"), ("recall", "pairs"), ("recall", "distance")):
-        asked = questions[questions["task"] == task]
-        x = asked[by]
+        rows = questions[questions["task"] == task]
+        x = rows[by]
         if by == "distance":
             x = 2 ** np.log2(x).astype(int)
         for protocol, column in protocols.items():
-            if column not in asked:
+            if column not in rows:
                 continue
-            for at, share in asked[column].groupby(x).mean().dropna().items():
+            for at, share in rows[column].groupby(x).mean().dropna().items():
                 yield f"{task}_exact_by_{by}", at, protocol, Estimate(share)
-    asked = questions[questions["task"] == "passkey"]
+    rows = questions[questions["task"] == "passkey"]
     if not is_base:
-        gain = (asked["log_prob"] - asked["log_prob_off"]).groupby(
-            [asked["segments"], asked["depth"]]
-        )
+        gain = (rows["log_prob"] - rows["log_prob_off"]).groupby([rows["segments"], rows["depth"]])
         for (segments, depth), nats in gain.mean().items():
             yield "passkey_gain_by_depth", depth, f"{segments:.0f} segments", Estimate(nats)
 

@@ -248,10 +248,10 @@ class _Training(Generic[B]):
         first = self.fit.first_losses.setdefault(kind, loss)
         if math.isfinite(loss) and loss <= DIVERGED * first:
             return
-        kept = f"; the best weights so far are in {self.checkpoint.path}" if self.fit.curve else ""
+        best = f"; the best weights so far are in {self.checkpoint.path}" if self.fit.curve else ""
         raise InputError(
             f"{self.task.title}: the loss is {loss:.6g} in epoch {len(self.fit.curve) + 1}, step "
-            f"{self.epoch.steps} (at first {first:.6g}): lower the learning rate{kept}"
+            f"{self.epoch.steps} (at first {first:.6g}): lower the learning rate{best}"
         )
 
     def _take_step(self) -> None:

@@ -62,11 +62,11 @@ def test_losses_cover_every_token_in_any_chunks(model: PreTrainedModel) -> None:
 
 def test_losses_have_the_gradient_of_the_mean(model: PreTrainedModel) -> None:
     retrofit(model, "parallel", layers=[0], segment_length=L, alpha=1.0)
-    how = long_recipe(bptt_segments=0)
-    _, _, weighted = gradients(model, how)
+    recipe = long_recipe(bptt_segments=0)
+    _, _, weighted = gradients(model, recipe)
     text = some_pieces([64, 64], 64)
     model.zero_grad()
-    for loss in DocumentTraining(model, text, L, how).losses(batch(0, 1)):
+    for loss in DocumentTraining(model, text, L, recipe).losses(batch(0, 1)):
         (loss.total / 63).backward()
     flat = torch.cat(
         [p.grad.flatten() for p in infini_parameters(model).values() if p.grad is not None]
@@ -124,8 +124,8 @@ def test_losses_by_teacher_and_drawn_windows(model: PreTrainedModel) -> None:
     text = some_pieces([64, 64, 64, 64], 64)
     teacher = record_log_probs(model, text, FullProtocol(context=64, stride=64))
     retrofit(model, "window", window=8, sinks=2, retained=4)
-    how = window_recipe(objective="distillation", windows=WINDOWS, batch_size=1)
-    documents = DocumentTraining(model, text, L, how, teacher)
+    recipe = window_recipe(objective="distillation", windows=WINDOWS, batch_size=1)
+    documents = DocumentTraining(model, text, L, recipe, teacher)
     sizes = {one.window for epoch in range(1, 9) for one in documents.batches(epoch)}
     assert sizes == set(WINDOWS)
     whole, windowed = (
@@ -147,9 +147,10 @@ def test_linear_schedule() -> None:
 
 def test_batches_depend_on_the_seed_alone(model: PreTrainedModel) -> None:
     text = some_pieces([64] * 5, 64)
-    how = window_recipe(windows=WINDOWS, batch_size=2, question_share=0.5)
+    recipe = window_recipe(windows=WINDOWS, batch_size=2, question_share=0.5)
     first, again = (
-        [DocumentTraining(model, text, L, how).batches(seed) for seed in range(8)] for _ in range(2)
+        [DocumentTraining(model, text, L, recipe).batches(seed) for seed in range(8)]
+        for _ in range(2)
     )
     assert list(map(contents, first)) == list(map(contents, again))
     assert all(sorted(torch.cat([one.rows for one in e]).tolist()) == [*range(5)] for e in first)

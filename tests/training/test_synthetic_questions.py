@@ -53,10 +53,10 @@ def test_losses_of_questions_cover_answers_alone(
 ) -> None:
     text = some_pieces([300, 280, 300], 300)
     retrofit(model, "window", window=8, sinks=2, retained=4)
-    how = window_recipe(question_share=0.5, batch_size=2)
+    recipe = window_recipe(question_share=0.5, batch_size=2)
     documents, plain = (
-        DocumentTraining(model, text, L, how, None, facts),
-        DocumentTraining(model, text, L, how),
+        DocumentTraining(model, text, L, recipe, None, facts),
+        DocumentTraining(model, text, L, recipe),
     )
     with_questions = batch(1, 2, question_seed=7)
     filled = documents.put_questions(with_questions)
@@ -91,9 +91,9 @@ def test_losses_of_answers_are_cross_entropy_despite_a_teacher(
     text = some_pieces([300, 300], 300)
     teacher = record_log_probs(model, text, FullProtocol(context=64, stride=64))
     retrofit(model, "window", window=8, sinks=2)
-    how = window_recipe(objective="distillation", question_share=0.5)
-    with_teacher = DocumentTraining(model, text, L, how, teacher, facts)
-    alone = DocumentTraining(model, text, L, how, None, facts)
+    recipe = window_recipe(objective="distillation", question_share=0.5)
+    with_teacher = DocumentTraining(model, text, L, recipe, teacher, facts)
+    alone = DocumentTraining(model, text, L, recipe, None, facts)
     for one_batch, same in ((batch(0, question_seed=3), True), (batch(0), False)):
         one, other = (next(documents.losses(one_batch)) for documents in (with_teacher, alone))
         assert one.items == other.items
@@ -101,7 +101,7 @@ def test_losses_of_answers_are_cross_entropy_despite_a_teacher(
 
 
 @pytest.mark.parametrize(
-    ("how", "window", "context"),
+    ("recipe", "window", "context"),
     [
         (long_recipe(), None, L),
         (window_recipe(), None, 10),
@@ -117,15 +117,15 @@ def test_losses_of_answers_are_cross_entropy_despite_a_teacher(
 def test_questions_lie_beyond_the_exact_context(
     model: PreTrainedModel,
     facts: FactSampler,
-    how: DocumentRecipe,
+    recipe: DocumentRecipe,
     window: int | None,
     context: int,
 ) -> None:
-    assert how.exact_context(L, window) == context
+    assert recipe.exact_context(L, window) == context
     text, gaps = some_pieces([250], 250), []  # room for one fact
     (filler,) = facts.tokenizer("#")["input_ids"]
     text.tokens.fill_(filler)
-    documents = DocumentTraining(model, text, L, how, None, facts)
+    documents = DocumentTraining(model, text, L, recipe, None, facts)
     for seed in range(60):
         (tokens,) = documents.put_questions(batch(0, window=window, question_seed=seed)).tokens
         first, *_, last = torch.where(tokens != filler)[0].tolist()
@@ -142,8 +142,8 @@ def test_losses_of_answers_are_no_divergence(
     # With a window of nearly the whole text the student agrees with the teacher at once
     record_log_probs(model, text, FullProtocol(context=64, stride=64)).save(TEACHER)
     retrofit(model, "window", window=60, sinks=2)
-    how = window_recipe(objective="distillation", question_share=0.5)
-    fit = train_on_documents(model, how, L, RUN).fit
+    recipe = window_recipe(objective="distillation", question_share=0.5)
+    fit = train_on_documents(model, recipe, L, RUN).fit
     text_loss, answer_loss = fit.first_losses["text"], fit.first_losses["answers"]
     assert answer_loss > loop.DIVERGED * text_loss > 0
 
@@ -155,7 +155,7 @@ def test_killed_training_with_questions_resumes_to_the_same_bits(
     write_documents([256, 230, 256, 256])
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     real, has_questions = DocumentTraining.losses, list[bool]()
-    how = window_recipe(question_share=0.5, windows=[8, 16], epochs=2, lr=1e-2)
+    recipe = window_recipe(question_share=0.5, windows=[8, 16], epochs=2, lr=1e-2)
 
     def train(fail_at: int | None = None) -> dict[str, torch.Tensor]:
         def losses(self: DocumentTraining, batch: DocumentBatch) -> Iterator[Loss]:
@@ -168,7 +168,7 @@ def test_killed_training_with_questions_resumes_to_the_same_bits(
         monkeypatch.setattr(DocumentTraining, "losses", losses)
         torch.manual_seed(0)
         model = retrofit(load_base(str(base_folder)), "window", window=8, sinks=2, retained=4)
-        done = train_on_documents(model, how, L, RUN)
+        done = train_on_documents(model, recipe, L, RUN)
         assert [len(done.fit.curve), done.train_size, done.val_size] == [2, 4, 4]
         done.checkpoint.remove()
         return {name: tensor.detach().clone() for name, tensor in infini_parameters(model).items()}
