@@ -26,15 +26,16 @@ def run_provenance() -> dict[str, str]:
 
 
 def costs_are_stale() -> bool:
-    """Return whether settings have changed since the costs were measured, by `dvc status`."""
+    """Return whether params have changed since the costs were measured, by DVC's lock of them."""
     if not COSTS_LOCK.is_file():
         return False
+    from dvc.dependency.param import ParamsDependency
     from dvc.repo import Repo
 
     with Repo() as repo:
-        status = repo.status(targets=[COSTS_PIPELINE])
-    changes = [entry for entries in status.values() for entry in entries if isinstance(entry, dict)]
-    return any("params.yaml" in entry.get("changed deps", {}) for entry in changes)
+        dependencies = [dep for stage in repo.stage.collect(COSTS_PIPELINE) for dep in stage.deps]
+        params = [dep for dep in dependencies if isinstance(dep, ParamsDependency)]
+        return any(dep.workspace_status() for dep in params)
 
 
 def _commit() -> str:
