@@ -63,7 +63,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 # A cut CSV or text file is as valid as the whole one.
 CUT = ("half", "short by one", "doubled")
-PLAUSIBLE = {*product(("passkey", "rows", "text"), CUT), ("rows", "empty")}
+PLAUSIBLE = {*product(("curves", "rows", "text"), CUT), ("rows", "empty")}
 PLAUSIBLE |= {("text", "empty"), ("text", "a web page")}
 
 
@@ -177,7 +177,7 @@ def test_read_table_and_read_json_reject_other_content(artifacts: dict[str, Arti
     for text, message in (("[]", "must hold a JSON object"), ('{"a": 1}', "no short in it")):
         Path("base.json").write_text(text)
         assert message in outcome(artifacts["metrics"])
-    for artifact in ("prepared", "settings", "model", "memory", "losses", "passkey", "metrics"):
+    for artifact in ("prepared", "settings", "model", "memory", "losses", "curves", "metrics"):
         artifacts[artifact].file.unlink()
         assert isinstance(outcome(artifacts[artifact]), str)
 

@@ -57,7 +57,7 @@ def make(folder: Path, base_folder: Path) -> None:
                 infini.save_memory(cache_of(ours(TOKENS)), folder / f"memory/{file}.safetensors")
     losses = pd.DataFrame({"piece": [0, 0, 1], "nats": [1.0, 2.0, 3.0], "tokens": 1})
     losses.to_parquet(folder / "losses.parquet", write_page_checksum=True)
-    losses.to_csv(folder / "passkey.csv", index=False)
+    losses.to_csv(folder / "curves.csv", index=False)
     (folder / "base.json").write_text(json.dumps({"short": {"ppl": 3.0}}))
     rows = [{"id": i, "text": f"Text {i} — “so”.\n"} for i in range(3)]
     (folder / "rows").mkdir()
@@ -83,7 +83,7 @@ def table(here: Path, name: str) -> Callable[[], Any]:
 def plain(here: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
     """Return file and reader, by name, of the files without a hash."""
     return {
-        "passkey": ("passkey.csv", table(here, "passkey.csv")),
+        "curves": ("curves.csv", table(here, "curves.csv")),
         "metrics": ("base.json", lambda: read_json(here / "base.json", "short")),
         "base": ("base/model.safetensors", lambda: load_base("base") and None),
         "config": ("base/config.json", lambda: load_base("base") and None),

@@ -9,6 +9,7 @@ committed, so that a rerun leaves the working tree clean.
 import json
 import math
 import subprocess
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ def write_metrics(file: Path, metrics: dict[str, Any]) -> None:
     Raises:
         InputError: If a figure is not finite; nothing is written.
     """
-    text = committed_text(file)
-    write_json(file, round_metrics(metrics, json.loads(text) if text else {}))
+    committed: Any = {}
+    with suppress(ValueError):  # the committed file is no JSON: nothing to compare with
+        committed = json.loads(committed_text(file) or "{}")
+    write_json(file, round_metrics(metrics, committed if isinstance(committed, dict) else {}))
 
 
 def write_rounded_csv(
@@ -42,8 +45,9 @@ def write_rounded_csv(
         keys: Columns that identify a row and are not rounded.
         errors: Name of a column of figures -> name of the column of their errors.
     """
-    text = committed_text(file)
-    committed = pd.read_csv(StringIO(text)) if text else table[:0]
+    committed = table[:0]
+    with suppress(ValueError):  # the committed file is no CSV: nothing to compare with
+        committed = pd.read_csv(StringIO(committed_text(file) or ""))
     file.parent.mkdir(parents=True, exist_ok=True)
     round_table(table, committed, keys, errors or {}).to_csv(file, index=False)
 
@@ -118,13 +122,13 @@ def round_figures(figures: list[Any], committed: list[Any]) -> list[Any]:
     if not isinstance(value, float) or not all(map(math.isfinite, figures)):
         return figures
     error = math.hypot(*errors)
-    known = math.hypot(*(x for x in committed[1:] if x is not None))
+    known = math.hypot(*(x for x in committed[1:] if isinstance(x, int | float)))
     if known > 0 and abs(error - known) <= _unit(value, error):
         error = known  # or errors of 0.0999 and 0.1001 would end at different places
     unit = _unit(value, error)
     return [
         before
-        if before is not None and abs(figure - before) <= unit * (1 + 1e-6)
+        if isinstance(before, int | float) and abs(figure - before) <= unit * (1 + 1e-6)
         else round(figure, -round(math.log10(unit))) + 0.0  # no minus before zero
         for figure, before in zip(figures, committed, strict=True)
     ]

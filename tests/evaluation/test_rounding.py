@@ -125,6 +125,12 @@ def test_writers_compare_with_the_commit(tmp_path: Path, monkeypatch: pytest.Mon
         write_metrics(metrics, {"nats": nats})
         write_rounded_csv(table, pd.DataFrame({"epoch": [1], "loss": [nats]}), **keys)
         assert ((metrics.read_text(), table.read_text()) == before) == same
+    metrics.write_text("{")
+    table.write_text("")
+    git("commit", "-am", "broken")
+    write_metrics(metrics, {"nats": 3.4566})
+    write_rounded_csv(table, pd.DataFrame({"epoch": [1], "loss": [3.4566]}), **keys)
+    assert json.loads(metrics.read_text()) == {"nats": 3.457}
     folder = tmp_path / "study"
     folder.mkdir()
     monkeypatch.chdir(folder)
