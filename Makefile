@@ -13,7 +13,8 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 UV := $(BIN)/uv
-UV_INSTALL := $(UV) pip install --quiet
+# as pip does; without that variable Python itself compiles what is imported
+UV_INSTALL := $(UV) pip install --quiet $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 INSTALL := $(UV_INSTALL) --python $(BIN)/python
 TORCH := torch==2.13.0
 OLDEST := transformers==5.23.0
