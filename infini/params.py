@@ -66,7 +66,7 @@ class Params(Section):
     def targets(self) -> list[str]:
         """Return the evaluation stages of dvc.yaml that `make run` asks for."""
         wanted = [name for name in self.versions if name not in self.on_demand]
-        kinds = {name: "replacement" for name in self.replacements}
+        kinds = dict.fromkeys(self.replacements, "replacement")
         stages = [f"evaluate_ppl_{kinds.get(name, 'adapter')}@{name}" for name in wanted]
         return ["evaluate_ppl_base", *stages]
 

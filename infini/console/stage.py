@@ -97,7 +97,11 @@ def _parser(main: Callable[..., None]) -> argparse.ArgumentParser:
             parser.add_argument(name, choices=choices)
         else:
             parser.add_argument(
-                name, nargs="?", choices=choices, default=parameter.default, help="default: %(default)s"
+                name,
+                nargs="?",
+                choices=choices,
+                default=parameter.default,
+                help="default: %(default)s",
             )
     return parser
 
