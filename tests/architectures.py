@@ -1,4 +1,4 @@
-"""Tiny random models: of every architecture that a layer can be replaced in, and of more."""
+"""Tiny random models of the architectures that the methods support or reject."""
 
 import copy
 
@@ -49,10 +49,10 @@ CONFIGS = {
     "gpt2": GPT2Config(vocab_size=50, n_embd=16, n_layer=3, n_head=4, n_positions=256),
 }
 GROUPED = {**SIZES, "num_key_value_heads": 2}
-WIDE = {**GROUPED, "head_dim": 8, "sliding_window": 5}  # a window of its own, in some layers
+WIDE = {**GROUPED, "head_dim": 8, "sliding_window": 5}  # a sliding window in some layers
 IN_TURN = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 OWN_WINDOW = ("mistral_5", "gemma2", "gemma3", "cohere2", "gpt_oss")
-# Beside CONFIGS, those that can have a window
+# Supported by method="window"
 WINDOWED = {
     **CONFIGS,
     "mistral_5": MistralConfig(**GROUPED, sliding_window=5),
@@ -76,7 +76,7 @@ WINDOWED = {
     "cohere2": Cohere2Config(**WIDE),
     "glm": GlmConfig(**GROUPED, head_dim=8, pad_token_id=0),
     "gpt_oss": GptOssConfig(**WIDE, **IN_TURN, num_local_experts=4, num_experts_per_tok=2),
-    # One layer without positions
+    # One layer has no positions
     "smollm3": SmolLM3Config(**GROUPED, pad_token_id=0, no_rope_layers=[1, 0, 1]),
     "llama_yarn": LlamaConfig(
         **GROUPED,
@@ -88,14 +88,14 @@ WINDOWED = {
         },
     ),
 }
-# Attention that does not go through the interface, and positions that are given within it
+# Rejected by method="window": their attention does not call AttentionInterface
 REFUSED = {
     "bloom": BloomConfig(vocab_size=50, hidden_size=16, n_layer=3, n_head=4),
     "gptj": GPTJConfig(
         vocab_size=50, n_embd=16, n_layer=3, n_head=4, n_positions=256, rotary_dim=4
     ),
 }
-# They count a cache's columns too: for their biases, or for a window in every other layer
+# Their attention biases or sliding windows measure distance in columns of the cache
 BY_COLUMN = {
     "mpt": MptConfig(d_model=16, n_heads=4, n_layers=3, vocab_size=50, max_seq_len=256),
     "gpt_neo": GPTNeoConfig(
@@ -112,7 +112,7 @@ EVERY = {**CONFIGS, **WINDOWED, **REFUSED, **BY_COLUMN}
 
 
 def tiny(name: str) -> PreTrainedModel:
-    """With weights large enough that attention matters, biases included; no end token."""
+    """Return a model whose weights are large enough that attention matters; no end token."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(EVERY[name])).eval()
     for parameter in model.parameters():
@@ -123,5 +123,5 @@ def tiny(name: str) -> PreTrainedModel:
 
 
 def text(batch: int, tokens: int) -> torch.Tensor:
-    """Token 0, padding, does not occur."""
+    """Return random tokens, (batch, tokens), without the padding token 0."""
     return torch.randint(1, 50, (batch, tokens), generator=torch.Generator().manual_seed(tokens))

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, so that a sum has one order; no hub; a toy project."""
+"""Fixtures of all tests; one thread, so that sums have one order, and no hub."""
 
 import os
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer GPT-NeoX with random weights and a tokenizer, as save_pretrained writes them."""
+    """Return the folder of a two-layer GPT-NeoX with random weights and a tokenizer."""
     folder = tmp_path_factory.mktemp("base")
     tokenizer = train_tokenizer([Text(str(i), sentence(200, i)) for i in range(4)], 300, 64)
     torch.manual_seed(0)
@@ -43,12 +43,13 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(base_folder: Path) -> PreTrainedModel:
+    """Return the base of `base_folder`."""
     return load_base(str(base_folder))
 
 
 @pytest.fixture
 def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project of toy size in a temporary directory: a params.yaml and a folder of text."""
+    """Change to a project of toy size: a params.yaml and a folder of text."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text").mkdir()
     for i in range(24):
@@ -64,6 +65,7 @@ def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) 
         "segment_length": 16,
         "test": {"samples": 6, "documents": 2},
     }
+    content["on_demand"] = []
     for version in content["replacements"].values():
         if version["distill"] is not None:
             version["distill"]["epochs"] = 3

@@ -1,4 +1,4 @@
-"""A model hub on this machine, for what a hub can do to its users."""
+"""A Hugging Face hub on this machine that fails in the ways a hub can fail."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ PAGE = b"<!doctype html><title>We will be back soon</title>"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the folders below `root`, `models/<owner>/<name>` and `datasets/<owner>/<name>`.
+    """Server of the folders `models/<owner>/<name>` and `datasets/<owner>/<name>` below `root`.
 
-    A repository's name says what is wrong with it: html, 500, short, cut, late; else nothing is.
+    A repository whose name begins with html, 500, short, cut or late fails in that way.
     """
 
     daemon_threads = True
@@ -25,7 +25,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, root: Path):
         super().__init__(("127.0.0.1", 0), _Answer)
         self.root = root
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     @property
     def url(self) -> str:
@@ -34,7 +34,7 @@ class Hub(ThreadingHTTPServer):
 
 @contextmanager
 def running(root: Path) -> Iterator[Hub]:
-    """A hub that answers within the block."""
+    """Run a hub for the length of the block."""
     hub = Hub(root)
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     try:
@@ -50,82 +50,82 @@ class _Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
-        self.server.asked.append(f"{self.command} {path}")
+        self.server.requests.append(f"{self.command} {path}")
         parts = path.removeprefix("api/").split("/")
         kind = parts.pop(0) if parts[0] in ("models", "datasets") else "models"
         name, rest = parts[1] if len(parts) > 1 else "", parts[2:]
         folder = self.server.root / kind / "/".join(parts[:2])
         if name.startswith("500"):
-            self.say(500, PAGE)
+            self.send(500, PAGE)
         elif name.startswith("html"):
-            self.say(200, PAGE, kind="text/html")
+            self.send(200, PAGE, kind="text/html")
         elif not folder.is_dir():
-            self.say(404, b"{}", **{"X-Error-Code": "RepoNotFound"})
+            self.send(404, b"{}", **{"X-Error-Code": "RepoNotFound"})
         elif path.startswith("api/"):
-            self.about(folder, rest)
+            self.answer_api(folder, rest)
         elif rest[:1] == ["resolve"]:
-            self.file(folder / "/".join(rest[2:]), name)
+            self.send_file(folder / "/".join(rest[2:]), name)
         else:
-            self.say(404, b"{}")
+            self.send(404, b"{}")
 
     do_HEAD = do_GET
 
-    def about(self, folder: Path, rest: list[str]) -> None:
-        """What the hub's API says of a repository."""
+    def answer_api(self, folder: Path, rest: list[str]) -> None:
+        """Answer a request of the API for a repository's facts or files."""
         paths = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-        found: Any = {
+        answer: Any = {
             "id": "/".join(folder.parts[-2:]),
             "sha": SHA,
             "siblings": [{"rfilename": path} for path in paths],
         }
         if rest[:1] == ["tree"]:
-            found = [
+            answer = [
                 {"type": "file", "path": path, "size": (folder / path).stat().st_size, "oid": SHA}
                 for path in paths
                 if path.startswith("/".join(rest[2:]))
             ]
-        self.say(200, json.dumps(found).encode(), kind="application/json")
+        self.send(200, json.dumps(answer).encode(), kind="application/json")
 
-    def file(self, file: Path, name: str) -> None:
-        """A file's content, or the part of it that is asked for."""
+    def send_file(self, file: Path, name: str) -> None:
+        """Send a file, or the range of it that is requested."""
         if not file.is_file():
-            self.say(404, b"", **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": SHA})
+            self.send(404, b"", **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": SHA})
             return
         content = file.read_bytes()
         headers = {"X-Repo-Commit": SHA, "ETag": f'"{etag(file)}"', "Accept-Ranges": "bytes"}
         status, start = 200, 0
-        if (asked := self.headers.get("Range", "")).startswith("bytes="):
-            first, _, last = asked.removeprefix("bytes=").partition("-")
+        if (wanted := self.headers.get("Range", "")).startswith("bytes="):
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
             start, end = int(first), int(last) + 1 if last else len(content)
             headers["Content-Range"] = f"bytes {start}-{min(end, len(content)) - 1}/{len(content)}"
             status, content = 206, content[start:end]
         if name.startswith("short") and file.suffix == ".safetensors":
             content = content[: len(content) // 2]
-        told = len(content)
+        length = len(content)
         cut = name.startswith("cut") and file.suffix in (".safetensors", ".jsonl")
         if cut or (name.startswith("late") and file.stem.endswith("2")):
             content = content[: max(0, file.stat().st_size // 2 - start)]
-        self.say(status, content, told, **headers)
-        if len(content) < told:
+        self.send(status, content, length, **headers)
+        if len(content) < length:
             self.close_connection = True
             self.connection.close()
 
-    def say(
-        self, status: int, content: bytes, told: int | None = None, kind: str = "", **headers: Any
+    def send(
+        self, status: int, content: bytes, length: int | None = None, kind: str = "", **headers: Any
     ) -> None:
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
         if kind:
             self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content) if told is None else told))
+        self.send_header("Content-Length", str(len(content) if length is None else length))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
             self.wfile.flush()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing on the terminal."""
+        """Print nothing."""
 
 
 def etag(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""A hub that answers garbage, breaks off or is not there: one line, nothing half written."""
+"""A hub that answers garbage, breaks off or is missing: one line, nothing half written."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from conftest import ROOT
 import hub
 from toy import read_params, sentence, write_params
 
-# In a process of its own: where the hub is, libraries read once. Nobody waits between tries.
+# In a process of its own, as libraries read the hub's address once; no waiting between retries
 CHILD = """
 import importlib, json, sys, time
 import datasets
@@ -27,24 +27,22 @@ datasets.config.STREAMING_READ_MAX_RETRIES = 2
 READ = {
     "base": lambda name: load_base(name).config._commit_hash,
     "tokenizer": lambda name: load_tokenizer(name).vocab_size > 0,
-    "facts": base_info,
+    "info": base_info,
     "texts": lambda name: len(list(read_texts(name))),
     "stage": lambda name: importlib.import_module("stages." + name).main(),
 }
 for what, name in json.loads(sys.argv[1]):
     try:
-        found = READ[what](name)
+        result = READ[what](name)
     except InputError as error:
-        found = str(error)
-    print(json.dumps([what, name, found]), flush=True)
+        result = str(error)
+    print(json.dumps([what, name, result]), flush=True)
 """
 
-NO_BASE = (
-    "base.model: no model at '{}', give a folder written by save_pretrained or a hub name"
-)
+NO_BASE = "base.model: no model at '{}', give a folder written by save_pretrained or a hub name"
 NO_TEXT = "params.yaml: data.corpus: '{}' is no embedded corpus, folder or reachable hub dataset"
 EXPECTED = {
-    ("base", "some/fine"): hub.SHA,  # the revision that was read, by its hash
+    ("base", "some/fine"): hub.SHA,  # the commit that was read
     ("base", "some/short"): "base.model: 'some/short': its weights are not readable (Error while",
     ("base", "some/cut"): "base.model: 'some/cut': its weights are not readable (",
     ("base", "some/html"): NO_BASE,
@@ -52,8 +50,8 @@ EXPECTED = {
     ("base", "some/nothing"): NO_BASE,
     ("tokenizer", "some/fine"): True,
     ("tokenizer", "some/html"): NO_BASE,
-    ("facts", "some/fine"): ["gpt_neox", 2, 64],
-    ("facts", "some/html"): None,  # whoever loads it tells
+    ("info", "some/fine"): ["gpt_neox", 2, 64],
+    ("info", "some/html"): None,  # loading the base raises the error
     ("texts", "some/fine"): 60,
     ("texts", "some/html"): NO_TEXT,
     ("texts", "some/500"): NO_TEXT,
@@ -77,7 +75,7 @@ def repositories(tmp_path: Path, base_folder: Path) -> Path:
     return root
 
 
-def test_whatever_a_hub_answers_is_one_line(project: Path, repositories: Path) -> None:
+def test_hub_failures_are_one_line(project: Path, repositories: Path) -> None:
     content = read_params()
     content["data"]["corpus"] = "some/late"
     write_params(content)
@@ -97,10 +95,10 @@ def test_whatever_a_hub_answers_is_one_line(project: Path, repositories: Path) -
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    found = {(what, name): result for what, name, result in answers}
-    assert found.keys() == EXPECTED.keys()
+    results = {(what, name): result for what, name, result in answers}
+    assert results.keys() == EXPECTED.keys()
     for (what, name), expected in EXPECTED.items():
-        result = found[what, name]
+        result = results[what, name]
         if isinstance(expected, str):
             assert result.startswith(expected.format(name)), (what, name)
             assert "\n" not in result

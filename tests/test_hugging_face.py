@@ -1,4 +1,4 @@
-"""docs/hugging_face.md's Python, run as written."""
+"""Python of docs/hugging_face.md runs as written."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from conftest import ROOT
 from infini.model.modules import infini_parameters
 
 
-def test_the_snippets_run_as_written(
+def test_hugging_face_code_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data").mkdir()

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness scores our loaded model as any other, and as our protocol does."""
+"""lm-evaluation-harness scores a loaded model as protocol documents does."""
 
 import json
 import math
@@ -28,7 +28,7 @@ L, LONGEST = 16, 1024
 
 @pytest.fixture
 def loaded(model: PreTrainedModel, base_folder: Path, tmp_path: Path) -> PreTrainedModel:
-    """A model with a memory that matters, as read from its folder."""
+    """Return a saved and loaded model whose memory changes the output."""
     torch.manual_seed(1)
     infini.retrofit(model, "parallel", [0, 1], L, alpha=4.0)
     model.save_pretrained(tmp_path / "model")
@@ -42,7 +42,7 @@ def harness(model: PreTrainedModel, base_folder: Path, batch_size: int = 3) -> H
 
 @pytest.fixture
 def texts(tmp_path: Path) -> list[str]:
-    """Of a task `local_text`, whose definition is in `tasks`."""
+    """Return texts, and write the task `local_text` about them to the folder `tasks`."""
     texts = [sentence(length, seed) for seed, length in enumerate((60, 7, 25, 41))]
     lines = [json.dumps({"text": text}) for text in texts]
     (tmp_path / "texts.jsonl").write_text("\n".join(lines))
@@ -63,24 +63,24 @@ def texts(tmp_path: Path) -> list[str]:
 
 
 def results(lm: HFLM, folder: Path) -> dict[str, Any]:
-    """Of the task in `folder`."""
-    found = lm_eval.simple_evaluate(
+    """Return the results of the task in `folder`."""
+    evaluated = lm_eval.simple_evaluate(
         lm,
         tasks=["local_text"],
         task_manager=TaskManager(include_path=str(folder / "tasks"), include_defaults=False),
         bootstrap_iters=0,
     )
-    assert found is not None
-    return found["results"]["local_text"]
+    assert evaluated is not None
+    return evaluated["results"]["local_text"]
 
 
-def test_rolling_word_perplexity_is_ours(
+def test_rolling_perplexity_equals_protocol_documents(
     loaded: PreTrainedModel, base_folder: Path, texts: list[str], tmp_path: Path
 ) -> None:
     lm = harness(loaded, base_folder)
     theirs = results(lm, tmp_path)
 
-    # It puts one token in front, which is not scored: our pieces begin with it.
+    # The harness puts one token in front, which is not scored: our pieces begin with it
     ids = [torch.tensor([lm.prefix_token_id, *lm.tok_encode(text)]) for text in texts]
     tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
     mask = torch.arange(tokens.shape[1]) < torch.tensor([len(i) for i in ids])[:, None]
@@ -92,11 +92,11 @@ def test_rolling_word_perplexity_is_ours(
     assert theirs["word_perplexity,none"] == pytest.approx(math.exp(score.total / words), rel=1e-3)
     assert theirs["bits_per_byte,none"] == pytest.approx(score.bits_per_byte, rel=1e-3)
     off = score_documents(loaded, pieces, L, memory="off")
-    assert abs(off.total / score.total - 1) > 2e-3  # the memory is seen
+    assert abs(off.total / score.total - 1) > 2e-3  # the memory changes the score
 
 
 @pytest.mark.usefixtures("texts")
-def test_the_command_line_scores_a_saved_folder(
+def test_command_line_scores_a_saved_model(
     loaded: PreTrainedModel, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = (
@@ -113,7 +113,9 @@ def test_the_command_line_scores_a_saved_folder(
         assert theirs[name] == pytest.approx(ours[name], rel=1e-6)
 
 
-def test_requests_leave_nothing_behind(loaded: PreTrainedModel, base_folder: Path) -> None:
+def test_requests_do_not_depend_on_order_or_batch(
+    loaded: PreTrainedModel, base_folder: Path
+) -> None:
     pairs = [(sentence(n, n), " peace of the union") for n in (40, 5, 23, 12)]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     together = harness(loaded, base_folder).loglikelihood(requests)
