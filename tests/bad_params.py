@@ -14,6 +14,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("seeds", 3, ": Input should be a valid list, got 3"),
     ("seeds", [1, 1], " must differ from each other and all seeds, got [0, 1, 1]"),
     ("seeds", [0], " must differ from each other and all seeds, got [0, 0]"),
+    ("on_demand", ["v9"], " must be versions (v1, v2, v4, v3, v5), got 'v9'"),
     ("base", "data/base", ": Input should be a valid dictionary or instance of Base, got 'data/ba"),
     ("base.model", None, ": Input should be a valid string, got None"),
     ("base.model", 3, ": Input should be a valid string, got 3"),
