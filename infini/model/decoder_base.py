@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from infini.errors import InputError
 from infini.model.architectures import CACHE, take_cache
-from infini.model.base import tensors_fingerprint
 from infini.model.cache import MemoryCache
 from infini.model.retrofit_config import RetrofitConfig
+from infini.model.tensor_files import values_hash
+
+TOKEN_TYPES = (torch.int64, torch.int32)  # that an embedding takes
 
 
 class StatefulDecoder(nn.Module):
@@ -28,6 +30,7 @@ class StatefulDecoder(nn.Module):
     def new_cache(self) -> Any:
         """Return an empty cache of this retrofit."""
         cache = self.create_cache()
+        cache.dtype = self._dtype_name()
         cache.owner = ref(self.retrofit_config)
         return cache
 
@@ -77,6 +80,9 @@ class StatefulDecoder(nn.Module):
             return None
         cache = self.new_cache() if given is None else given
         cache.initialize(len(inputs))
+        cache.check_mask(attention_mask, inputs.shape[1])
+        if cache.records_past:
+            cache.take_snapshot()
         return cache
 
     def validate_cache(self, cache: Any) -> None:
@@ -84,7 +90,13 @@ class StatefulDecoder(nn.Module):
         if not isinstance(cache, self.cache_type):
             raise InputError(
                 f"{CACHE}: a {type(cache).__name__} cannot hold the memory: pass what an "
-                "earlier call of this model returned"
+                "earlier call of this model returned (prefix tuning, whose keys and values were "
+                "never read, is not supported)"
+            )
+        if cache.dtype not in (None, self._dtype_name()):
+            raise InputError(
+                f"the memory was written in {cache.dtype}, this model computes in "
+                f"{self._dtype_name()}: load the model with dtype=torch.{cache.dtype}"
             )
         # A cache of this retrofit stays valid while training changes the weights
         if cache.owner is None or cache.owner() is not self.retrofit_config:
@@ -92,7 +104,7 @@ class StatefulDecoder(nn.Module):
 
     def adopt_cache(self, cache: Any) -> None:
         """Become the owner of a cache; InputError if other memory layers wrote it."""
-        if not isinstance(cache, self.cache_type) or cache.fingerprint != self.fingerprint():
+        if cache.fingerprint != self.fingerprint():
             raise InputError(
                 f"the memory was written by other memory layers (fingerprint {cache.fingerprint}, "
                 f"this model's is {self.fingerprint()}): load the model that wrote it, or give "
@@ -100,10 +112,14 @@ class StatefulDecoder(nn.Module):
             )
         cache.to(next(self.parameters()).device).owner = ref(self.retrofit_config)
 
+    def _dtype_name(self) -> str:
+        """Return the type of the weights, as "float32"."""
+        return str(self.dtype).removeprefix("torch.")
+
     def fingerprint(self) -> str:
         """Return what identifies the memory layers: their config, base and weights."""
         settings = {**self.retrofit_config.to_dict(), "base": self.base_fingerprint}
-        return tensors_fingerprint(self.memory_parameters(), str(sorted(settings.items())))
+        return values_hash(self.memory_parameters(), str(sorted(settings.items())))[:16]
 
     def _check_vocabulary(self, inputs: Tensor) -> None:
         """Raise InputError for tokens outside the vocabulary, before any advances a cache.
@@ -146,6 +162,8 @@ def select_inputs(
         raise InputError("input_ids or inputs_embeds must have at least one token")
     if kwargs.get("output_attentions"):
         raise InputError("output_attentions is not supported by a model with a memory")
+    if inputs.is_meta:
+        raise InputError("input_ids or inputs_embeds must have values, got the meta device")
     kwargs.pop("return_dict", None)
     return inputs
 
@@ -158,6 +176,8 @@ def _check_tensor(inputs: Any, name: str, dims: int) -> None:
     if inputs.is_floating_point() != (dims == 3):
         kind = "floating-point numbers" if dims == 3 else "integers"
         raise InputError(f"{name} must be {kind}, got {inputs.dtype}")
+    if dims == 2 and inputs.dtype not in TOKEN_TYPES:
+        raise InputError(f"{name} must be torch.int64 or torch.int32, got {inputs.dtype}")
 
 
 def _describe(value: Any) -> str:

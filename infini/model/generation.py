@@ -1,20 +1,36 @@
 """Mixin of a retrofitted causal LM: saving, and what `generate` needs for the memory."""
 
+import copy
 from collections.abc import Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
+from transformers import GenerationMixin
+from transformers.utils import logging
 
 from infini.errors import InputError
 from infini.memory.eviction import RetentionPolicy, policy_by_name, policy_names
 from infini.model.architectures import CACHE, take_cache
+from infini.model.base_identity import FINGERPRINT, base_difference, base_tensors, describe_base
+from infini.model.cache import MemoryCache
+from infini.model.class_extension import restore_class
 from infini.model.decoder_base import mask_of_new_tokens
 from infini.model.modules import window_layers
+from infini.model.peft_adapters import has_adapter_layers
 from infini.model.serialization import rename_to_state_dict, save, state_dict_names
+from infini.model.window.attention import PREFIX, install_attention
 
 # Segments or windows of a prompt that are read at once
 PREFILL_SEGMENTS = 16
+# Seconds of reading after which a prompt has a progress bar
+PROGRESS_DELAY = 2.0
+# Accepted tokens that assisted decoding reads again with the next ones, at most
+REREAD_TOKENS = 16
+# Kinds of assisted decoding that run parts of the model, without its memory
+UNSUPPORTED_ASSISTANTS = ("assistant_early_exit", "use_mtp", "speculation_type")
 
 
 class RetrofittedModel:
@@ -23,20 +39,34 @@ class RetrofittedModel:
     infini_config: dict[str, Any]
 
     def save_pretrained(
-        self, save_directory: str | Path, is_main_process: bool = True, **_: Any
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        save_base: str | Path | None = None,
+        **_: Any,
     ) -> None:
         """Write the added parameters, the config and a model card; the base is named, not copied.
 
         Args:
             save_directory: the folder to write to.
-            is_main_process: whether this process, of several, writes.
+            is_main_process: whether this process, of several, writes; all call this.
+            save_base: a folder to which the base is written too, and where `load` will look for
+                it: for a base that has changed since `retrofit` (resized, finetuned, LoRA merged).
             **_: further options of transformers, which concern whole models; ignored.
 
         Raises:
-            InputError: weights that are not finite, a folder that cannot be written, or a
-                retention policy that is not registered and could not be loaded again.
+            InputError: a base that has changed and is not saved, weights that are not finite, a
+                folder that cannot be written, or a retention policy that is not registered and
+                could not be loaded again.
         """
         _record_policy(self)
+        if save_base is not None:
+            _save_base(self, Path(save_base), is_main_process)
+        elif difference := base_difference(self.infini_config["base"], self):  # type: ignore[arg-type]
+            raise InputError(
+                f"{save_directory}: the base has changed since retrofit, `load` would not find it: "
+                f"{difference}; to save it too: save_pretrained(folder, save_base=BASE_FOLDER)"
+            )
         if is_main_process:
             save(self, Path(save_directory))
 
@@ -51,14 +81,30 @@ class RetrofittedModel:
         """The base's tensors: Trainer must not miss them in a checkpoint."""
         return self.state_dict().keys() - set(state_dict_names(self).values())  # type: ignore[attr-defined]
 
+    def _validate_generation_mode(
+        self, generation_mode: Any, generation_config: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Refuse what no memory can do, before anything is read."""
+        implementation = generation_config.cache_implementation
+        if implementation not in (None, "dynamic"):
+            raise InputError(
+                f"cache_implementation={implementation!r}: a model with a memory brings its own "
+                "cache: leave it out"
+            )
+        for name in UNSUPPORTED_ASSISTANTS:
+            if getattr(generation_config, name, None):
+                raise InputError(
+                    f"{name} is not supported by a model with a memory: use "
+                    "prompt_lookup_num_tokens or assistant_model"
+                )
+        generation_config.cache_implementation = None  # "dynamic" is what ours is
+        super()._validate_generation_mode(  # type: ignore[misc]
+            generation_mode, generation_config, *args, **kwargs
+        )
+
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        if generation_config.cache_implementation not in (None, "dynamic"):
-            raise InputError(
-                f"cache_implementation={generation_config.cache_implementation!r}: a model with "
-                "a memory brings its own cache: leave it out"
-            )
         decoder = self.get_decoder()  # type: ignore[attr-defined]
         if (cache := take_cache(model_kwargs)) is not None:
             decoder.validate_cache(cache)
@@ -77,20 +123,148 @@ class RetrofittedModel:
         What a given cache has read precedes the prompt, unless the prompt begins with it.
         """
         cache = model_kwargs.get(CACHE)
-        if cache is not None:
-            is_new = model_kwargs.get("inputs_embeds") is None and cache.start_or_continue(
-                input_ids
-            )
-            mask = model_kwargs.get("attention_mask")
-            if is_new and mask is not None:  # drop columns of what the cache has read
-                model_kwargs["attention_mask"] = mask_of_new_tokens(mask, input_ids.shape[1])
-            name = "window" if self.infini_config["method"] == "window" else "segment_length"
-            chunk = PREFILL_SEGMENTS * self.infini_config[name]
-            if generation_config.prefill_chunk_size is None and input_ids.shape[1] > chunk:
-                generation_config.prefill_chunk_size = chunk
+        if cache is not None and model_kwargs.get("inputs_embeds") is not None:
+            cache.reset_sequence()
+        elif cache is not None:
+            self._start_prompt(input_ids, generation_config, model_kwargs)
+            size = self._chunk_size(generation_config)
+            rest = (input_ids.shape[1] - cache.get_seq_length() - 1) % size + 1  # read by super
+            if generation_config.is_assistant:
+                rest = 1
+            self._read(input_ids[:, :-rest], generation_config, model_kwargs)
+            if generation_config.is_assistant:  # its proposals may be dropped
+                cache.rereads = True
+                cache.take_snapshot()
         return super()._prefill(  # type: ignore[misc]
             input_ids, generation_config, model_kwargs, **kwargs
         )
+
+    def _chunk_size(self, generation_config: Any) -> int:
+        """Return how many tokens of a prompt are read at once."""
+        name = "window" if self.infini_config["method"] == "window" else "segment_length"
+        size: int = PREFILL_SEGMENTS * self.infini_config[name]
+        return generation_config.prefill_chunk_size or size
+
+    def _start_prompt(
+        self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
+    ) -> None:
+        """Tell whether the prompt continues what the cache has read, and cut its mask if not."""
+        cache, tokens = model_kwargs[CACHE], input_ids.shape[1]
+        mask = model_kwargs.get("attention_mask")
+        columns = getattr(generation_config, "_mask_length", tokens)  # of a mask without zeros
+        if mask is not None:
+            cache.check_mask(mask, tokens)
+            columns = mask.shape[1]
+        if not generation_config.is_assistant:
+            cache.stop_recording()
+        if columns > tokens:  # of past and new tokens: these are new
+            cache.reset_sequence()
+        elif not cache.start_or_continue(input_ids):
+            return
+        if mask is not None:  # drop columns of what the cache has read
+            model_kwargs["attention_mask"] = mask_of_new_tokens(mask, tokens)
+        generation_config._mask_length = tokens
+
+    def _read(
+        self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
+    ) -> None:
+        """Read those of a sequence's tokens, (B, T), that the cache has not read; no logits."""
+        cache, size = model_kwargs[CACHE], self._chunk_size(generation_config)
+        start, end = cache.get_seq_length(), input_ids.shape[1]
+        mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
+        device = self.device  # type: ignore[attr-defined]
+        with logging.tqdm(
+            total=max(end - start, 0), desc="reading the prompt", unit=" tokens", leave=False,
+            delay=PROGRESS_DELAY, mininterval=0.5,
+        ) as bar:  # fmt: skip
+            for first in range(start, end, size):
+                last = min(first + size, end)
+                self.get_decoder()(  # type: ignore[attr-defined]
+                    input_ids=input_ids[:, first:last].to(device),
+                    attention_mask=None if mask is None else mask[:, :last].to(device),
+                    position_ids=None
+                    if positions is None
+                    else positions[..., first:last].to(device),
+                    use_cache=True,
+                    **{CACHE: cache},
+                )
+                bar.update(last - first)
+
+    @wraps(GenerationMixin.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any
+    ) -> Any:
+        cache = kwargs.get(CACHE)
+        if isinstance(cache, MemoryCache) and cache.rereads and cache.records_past:
+            # Assisted decoding: `crop` went back to before the last pass
+            unread = input_ids.shape[1] - cache.get_seq_length()
+            known = unread - (next_sequence_length or unread)
+            if known > REREAD_TOKENS:
+                accepted = input_ids[:, : cache.get_seq_length() + known]
+                self._read(accepted, self.generation_config, {CACHE: cache})  # type: ignore[attr-defined]
+                unread -= known
+            next_sequence_length = unread
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, next_sequence_length=next_sequence_length, **kwargs
+        )
+
+    @wraps(GenerationMixin._assisted_decoding)
+    def _assisted_decoding(
+        self, input_ids: Tensor, *args: Any, generation_config: Any, **kwargs: Any
+    ) -> Any:
+        """Decode with proposed tokens; a snapshot of the small state undoes what is rejected."""
+        cache = kwargs.get(CACHE)
+        if not isinstance(cache, MemoryCache):
+            raise InputError("assisted decoding needs use_cache=True")
+        if len(input_ids) > 1 or kwargs.get("inputs_embeds") is not None:
+            raise InputError("assisted decoding needs input_ids of one sample")
+        self._start_prompt(input_ids, generation_config, kwargs)
+        self._read(input_ids[:, :-1], generation_config, kwargs)
+        cache.rereads = True
+        try:
+            out = super()._assisted_decoding(  # type: ignore[misc]
+                input_ids, *args, generation_config=generation_config, **kwargs
+            )
+        finally:
+            cache.stop_recording()
+        sequences = out if isinstance(out, Tensor) else out.sequences
+        self._read(sequences[:, :-1], generation_config, {CACHE: cache})
+        return out
+
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """Set the attention implementation of the base; the window's attention stays before it."""
+        super().set_attn_implementation(  # type: ignore[misc]
+            attn_implementation, *args, **kwargs
+        )
+        implementation = self.config._attn_implementation  # type: ignore[attr-defined]
+        if self.infini_config["method"] == "window" and not implementation.startswith(PREFIX):
+            install_attention(self)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or cast the model; InputError for the meta device, where a memory has no values."""
+        device = kwargs.get("device", next(iter(args), None))
+        if str(device).partition(":")[0] == "meta" or getattr(device, "is_meta", False):
+            raise InputError(
+                "a model with a memory cannot be on the meta device: infini.remove(model) first"
+            )
+        return super().to(*args, **kwargs)  # type: ignore[misc]
+
+
+def _save_base(model: Any, folder: Path, is_main_process: bool) -> None:
+    """Write a retrofitted model's base, and record that it is there."""
+    if has_adapter_layers(model):
+        raise InputError(f"{folder}: merge_and_unload() or unload() the adapter of peft first")
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise InputError(f"{folder}: a quantised base cannot be saved beside its memory")
+    base = copy.copy(model)
+    restore_class(base, RetrofittedModel)  # of the copy; its modules are the model's
+    if is_main_process:
+        try:
+            base.save_pretrained(folder, state_dict=base_tensors(model))
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{folder}: cannot be written: {error}") from None
+    model.infini_config["base"] = described = describe_base(model, folder)
+    model.get_decoder().base_fingerprint = described[FINGERPRINT]
 
 
 def _record_policy(model: Any) -> None:

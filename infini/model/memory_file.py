@@ -31,8 +31,13 @@ def save_memory(state: SegmentedCache | WindowCache, path: str | Path) -> None:
             "state must be the cache that a model with a memory returns, "
             f"got a {type(state).__name__}"
         )
-    metadata = {"format": state.file_format, "fingerprint": state.fingerprint}
-    write_tensors(Path(path), state.tensors(), metadata)
+    metadata = {
+        "format": state.file_format,
+        "fingerprint": state.fingerprint,
+        "dtype": state.dtype or "",
+        "seen_tokens": str(state.seen_tokens),
+    }
+    write_tensors(Path(path), state.tensors() | state.history_tensors(), metadata)
 
 
 def load_memory(path: str | Path, model: Any = None) -> SegmentedCache | WindowCache:
@@ -44,8 +49,9 @@ def load_memory(path: str | Path, model: Any = None) -> SegmentedCache | WindowC
             first use.
 
     Returns:
-        The cache. For `generate` it stands before the prompt: give new tokens alone, any number of
-        times, or all tokens since the first of them, as with any cache.
+        The cache, which continues where it was saved: give `generate` new tokens alone, any number
+        of times, or all tokens since the first that was read, as with any cache. What repeats
+        tokens that were read, but does not continue them, is refused.
 
     Raises:
         InputError: If the file is no saved memory, or memory layers other than the model's wrote
@@ -60,15 +66,22 @@ def load_memory(path: str | Path, model: Any = None) -> SegmentedCache | WindowC
         cache_type.file_format: cache_type for cache_type in (SegmentedCache, WindowCache)
     }
     if metadata.get("format") not in cache_types:
+        if str(metadata.get("format")).startswith(("infini-window-", "infini-segmented-")):
+            raise InputError(
+                f"{path}: saved by another version of infini: read the text again, and save it"
+            )
         raise InputError(f"{path}: not a memory that infini saved: {json.dumps(metadata)}")
     check_tensors_finite(tensors, str(path))
     try:
         cache_type = cache_types[metadata["format"]]
+        histories = {name: tensors.pop(name) for name in cache_type("").history_tensors()}
         state = cache_type.from_tensors(metadata["fingerprint"], tensors)
+        state.load_history(histories)
+        state.dtype = metadata["dtype"] or None
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a memory that infini saved: {error!r}") from None
     if model is not None:
         if not hasattr(model, "infini_config"):
             raise InputError(f"{path}: the model has no memory: infini.load the one that wrote it")
-        model.get_decoder().adopt_cache(state)
+        model.get_decoder().validate_cache(state)
     return state

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 import infini
 from architectures import L, text, tiny
 from infini.model.architectures import CACHE, cache_of
-from infini.model.cache import MemoryCache
 from infini.model.modules import infini_parameters
 
 NEW = 4
@@ -98,27 +97,3 @@ def test_padded_prompts_after_a_padded_text(model: PreTrainedModel) -> None:
             got = torch.stack(out.logits, 1)[row]
             torch.testing.assert_close(got, logits, rtol=1e-3, atol=1e-4)
             read[row] = whole[:, :-1]
-
-
-def test_sequence_hash_depends_on_tokens_and_order_not_on_chunks() -> None:
-    tokens = torch.randint(1000, (3, 300))
-    whole, parts = MemoryCache(""), MemoryCache("")
-    whole.initialize(3)
-    parts.initialize(3)
-    whole.append(tokens)
-    for piece in tokens.split([1, 2, 97, 200], 1):
-        parts.append(piece)
-    assert torch.equal(whole.sequence_hash, parts.sequence_hash)
-    longer = torch.cat([tokens, tokens[:, :2]], 1)
-    for cache in (whole, parts):
-        assert not cache.start_or_continue(longer)
-        assert cache.get_seq_length() == 300
-    whole.batch_select_indices(torch.tensor([2, 0]))
-    assert not whole.start_or_continue(longer[[2, 0]])
-    for other in (longer[[0, 2]], tokens[[2, 0]], longer):
-        whole.sequence_length, whole.sequence_hash = 300, parts.sequence_hash[[2, 0]]
-        assert whole.start_or_continue(other), "another order, nothing new, another batch"
-        assert whole.get_seq_length() == 0
-    swapped = longer.clone()
-    swapped[:, [10, 200]] = longer[:, [200, 10]]
-    assert parts.start_or_continue(swapped)

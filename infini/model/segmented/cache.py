@@ -4,6 +4,8 @@ Its size does not depend on the number of tokens read, unless the other layers k
 attention (`segmented=False`).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -14,14 +16,18 @@ from infini.memory.packing import gather
 from infini.model.cache import MemoryCache
 from infini.model.segmented.run import LayerStates
 
+COUNTS = ("pending", "token_mask", "token_counts")  # tensors that no layer has
+
 
 class SegmentedCache(MemoryCache):
     """Cache of a segmented model; every call that it is given to advances it in place."""
 
-    file_format = "infini-segmented-2"
+    file_format = "infini-segmented-3"
 
-    def __init__(self, fingerprint: str, base: DynamicCache | None = None):
-        super().__init__(fingerprint)
+    def __init__(
+        self, fingerprint: str, dtype: str | None = None, base: DynamicCache | None = None
+    ):
+        super().__init__(fingerprint, dtype)
         self.memory: LayerStates = {}
         # Keys and values of the other layers; `token_mask` (B, C) is about its columns
         self.base_cache = base or DynamicCache()
@@ -74,17 +80,14 @@ class SegmentedCache(MemoryCache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the memory, and of cached keys and values."""
         own = sum(state.nbytes for state in self.memory.values())
         return own + sum(t.nbytes for t in _base_tensors(self.base_cache).values())
 
-    def to(self, device: torch.device) -> "SegmentedCache":
+    def _apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        super()._apply(change)
         for index, state in self.memory.items():
-            moved = MemoryState(*(tensor.to(device) for tensor in state))
-            self.memory[index] = moved._replace(pending=state.pending)
-        for layer in self.base_cache.layers:
-            layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
-        return self
+            changed = MemoryState(*(change(tensor) for tensor in state))
+            self.memory[index] = changed._replace(pending=state.pending)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors of the cache by name.
@@ -102,13 +105,15 @@ class SegmentedCache(MemoryCache):
             for index, state in self.memory.items()
             for name, tensor in state._asdict().items()
         }
-        own = {"pending": self.pending, "token_mask": self.token_mask}
+        own = {name: getattr(self, name) for name in COUNTS}
         return memory | _base_tensors(self.base_cache) | own
 
     @classmethod
     def from_tensors(cls, fingerprint: str, tensors: dict[str, Tensor]) -> "SegmentedCache":
         cache = cls(fingerprint)
-        cache.pending, cache.token_mask = tensors.pop("pending"), tensors.pop("token_mask")
+        cache._set_batch_size(len(tensors["token_counts"]))
+        for name in COUNTS:
+            setattr(cache, name, tensors.pop(name))
         fields: dict[int, dict[str, Tensor]] = {}
         layers: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

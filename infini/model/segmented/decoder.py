@@ -16,13 +16,14 @@ from infini.model.decoder_base import (
     mask_of_new_tokens,
     select_inputs,
 )
+from infini.model.peft_adapters import active_modules
 from infini.model.segmented.cache import SegmentedCache
 from infini.model.segmented.config import SegmentedConfig
 from infini.model.segmented.layers import MemoryModule
-from infini.model.segmented.run import SegmentedRun, UsesRun, run_decoder, use_run
+from infini.model.segmented.run import RUN, SegmentedRun, run_decoder, use_run
 
 
-class SegmentedDecoder(StatefulDecoder, UsesRun):
+class SegmentedDecoder(StatefulDecoder):
     """Mixin before a decoder's own class: reads by segments, or with its full attention too.
 
     With `segmented=True` every layer sees one segment, and only the memory crosses segments. With
@@ -31,6 +32,7 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
 
     retrofit_config: SegmentedConfig
     cache_type = SegmentedCache
+    accepts_run = True  # see `run_decoder`
 
     def forward(
         self,
@@ -64,18 +66,20 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        if self.run is not None:  # called by one of the passes below
-            return super().forward(**given, use_cache=use_cache, **kwargs)
+        if RUN in kwargs:  # called by `run_decoder`
+            with use_run(kwargs.pop(RUN)):
+                return super().forward(**given, use_cache=use_cache, **kwargs)
         inputs = select_inputs(input_ids, inputs_embeds, kwargs)
         batch, tokens = inputs.shape[:2]
-        packing = Packing.from_mask(batch, tokens, mask_of_new_tokens(attention_mask, tokens))
+        mask = mask_of_new_tokens(attention_mask, tokens)
+        packing = Packing.from_mask(batch, tokens, mask)
         cache = self.prepare_cache(kwargs, use_cache, inputs, attention_mask)
         if self.retrofit_config.segmented:
             out = self._read_by_segments(inputs, packing, cache, kwargs)
         else:
             out = self._read_with_full_attention(packing, cache, given | kwargs)
         if cache is not None:
-            cache.append(inputs)
+            cache.append(inputs, as_token_mask(mask, batch, tokens))
         setattr(out, CACHE, cache)
         return out
 
@@ -84,8 +88,7 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
     ) -> Any:
         """Run the base's own pass on its arguments, `given`.
 
-        A mask of the new tokens alone, or none, is completed from the cache; InputError for a
-        mask that differs from the cache on tokens that were read.
+        A mask of the new tokens alone, or none, is completed from the cache.
         """
         states = {} if cache is None else cache.memory
         inputs = next(given[k] for k in ("inputs_embeds", "input_ids") if given[k] is not None)
@@ -99,14 +102,9 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
                 positions = (token_mask.cumsum(1) - 1).clamp(min=0)[:, past:]
                 given["attention_mask"] = token_mask.long().to(inputs.device)
                 given["position_ids"] = positions.to(inputs.device)
-            elif past and mask is not None and not torch.equal((mask != 0).cpu(), token_mask):
-                raise InputError(
-                    f"attention_mask differs from the cache's on the {past} tokens that it has "
-                    "read: give it unchanged, or for the new tokens alone"
-                )
         run = SegmentedRun(packing, tokens, self.retrofit_config.segment_length, states)
         base = {CACHE: None if cache is None else cache.base_cache, "use_cache": cache is not None}
-        with use_run(self, run):
+        with use_run(run):
             out = super().forward(**given, **base)
         if cache is not None:
             cache.token_mask = token_mask
@@ -173,7 +171,7 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
             # New padding is behind the new tokens: causality hides it
             mask = torch.cat([cache.token_mask, torch.ones(positions.shape, dtype=torch.bool)], 1)
             mask = mask.long().to(inputs.device)
-        with use_run(self, SegmentedRun(Packing(counts, None), tokens, length, cache.memory)):
+        with use_run(SegmentedRun(Packing(counts, None), tokens, length, cache.memory)):
             out = super().forward(
                 **input_kwargs(inputs),
                 **{CACHE: cache.base_cache},
@@ -188,12 +186,12 @@ class SegmentedDecoder(StatefulDecoder, UsesRun):
     def create_cache(self) -> SegmentedCache:
         # By segments: plain keys and values; with full attention: as the base caches them
         config = None if self.retrofit_config.segmented else self.config
-        return SegmentedCache(self.fingerprint(), DynamicCache(config=config))
+        return SegmentedCache(self.fingerprint(), base=DynamicCache(config=config))
 
     def memory_parameters(self) -> dict[str, nn.Parameter]:
         return {
             f"{module.layer_index}.{name}": tensor
-            for module in self.modules()
+            for module in active_modules(self)
             if isinstance(module, MemoryModule)
-            for name, tensor in module.named_parameters()
+            for name, tensor in module.own_parameters()
         }

@@ -4,6 +4,7 @@ A short text, of up to W + S tokens, is held as the base's own keys and values. 
 the cache holds sinks, window and memory of every layer, of constant size.
 """
 
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -17,12 +18,10 @@ from infini.model.cache import MemoryCache
 class WindowCache(MemoryCache):
     """State of a window model between two calls; a call advances it in place."""
 
-    file_format = "infini-window-3"
+    file_format = "infini-window-4"
 
-    def __init__(self, fingerprint: str):
-        super().__init__(fingerprint)
-        # Tokens read, without padding: (B,) int64, on the CPU
-        self.token_counts = torch.zeros(0, dtype=torch.int64)
+    def __init__(self, fingerprint: str, dtype: str | None = None):
+        super().__init__(fingerprint, dtype)
         # Sinks, window and memory of a long text, by layer; empty for a short text
         self.states: dict[int, WindowState] = {}
         # The base's keys and values of a short text, with `token_mask` and `positions` of its
@@ -33,7 +32,6 @@ class WindowCache(MemoryCache):
 
     def _set_batch_size(self, batch: int) -> None:
         super()._set_batch_size(batch)
-        self.token_counts = torch.zeros(batch, dtype=torch.int64)
         self.positions = torch.zeros(batch, 0, dtype=torch.int64)
 
     def switch_to_window(self, states: dict[int, WindowState]) -> None:
@@ -43,19 +41,15 @@ class WindowCache(MemoryCache):
 
     @property
     def nbytes(self) -> int:
-        """Size of all its tensors, in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
-    def to(self, device: torch.device) -> Self:
-        self.states = {i: state.map(lambda x: x.to(device)) for i, state in self.states.items()}
-        for layer in self.base_cache.layers:
-            layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
-        return self
+    def _apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        super()._apply(change)
+        self.states = {index: state.map(change) for index, state in self.states.items()}
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         self.states = {i: state.select(indices) for i, state in self.states.items()}
-        self.token_counts = self.token_counts[indices.cpu()]
         self.positions = self.positions[indices.cpu()]
         self.base_cache.batch_select_indices(indices)
 
@@ -74,6 +68,7 @@ class WindowCache(MemoryCache):
     @classmethod
     def from_tensors(cls, fingerprint: str, tensors: dict[str, Tensor]) -> Self:
         cache = cls(fingerprint)
+        cache._set_batch_size(len(tensors["token_counts"]))
         cache.token_counts = tensors["token_counts"]
         cache.token_mask, cache.positions = tensors["token_mask"], tensors["positions"]
         by_layer: dict[str, dict[int, dict[str, Tensor]]] = {"window": {}, "base": {}}

@@ -15,6 +15,7 @@ from infini.model.decoder_base import (
     mask_of_new_tokens,
     select_inputs,
 )
+from infini.model.peft_adapters import active_modules
 from infini.model.window.attention import HANDLER, attention_kwargs
 from infini.model.window.cache import WindowCache
 from infini.model.window.config import WindowConfig
@@ -79,8 +80,7 @@ class WindowDecoder(StatefulDecoder):
         else:
             out = self._forward_window(inputs, packing, cache, kwargs)
         if cache is not None:
-            cache.token_counts = cache.token_counts + packing.lengths
-            cache.append(inputs)
+            cache.append(inputs, as_token_mask(mask, batch, tokens))
         setattr(out, CACHE, cache)
         return out
 
@@ -160,7 +160,7 @@ class WindowDecoder(StatefulDecoder):
         positions = packing.pack(cache.positions, 1)
         order = packing.order
         states = {}
-        for module in self.modules():
+        for module in active_modules(self):
             if isinstance(module, WindowLayer):
                 layer = cache.base_cache.layers[module.layer_index]
                 k, v = layer.keys, layer.values
@@ -175,7 +175,7 @@ class WindowDecoder(StatefulDecoder):
     def memory_parameters(self) -> dict[str, nn.Parameter]:
         return {
             f"{module.layer_index}.{name}": parameter
-            for module in self.modules()
+            for module in active_modules(self)
             if isinstance(module, WindowLayer)
             for name, parameter in module.named_parameters()
         }
