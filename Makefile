@@ -50,9 +50,7 @@ run: setup
 	$(BIN)/python -m infini params
 	$(BIN)/dvc repro $$($(BIN)/python -m infini params --targets)
 	@$(BIN)/dvc repro -s compare_report
-	@# On another CPU the weights differ in their last bits, and dvc.lock has their hashes. Where
-	@# every figure is as committed, so is the lock; DVC's run cache has what was trained here.
-	@git diff --quiet HEAD -- . ':!dvc.lock' && git checkout -q HEAD -- dvc.lock || true
+	@$(BIN)/python -m infini.console.restore_lock
 
 # What is in Git and has not changed does not run again, even where its data are not in this clone.
 # All of it from the start: `dvc repro` in the study's folder.
