@@ -1,16 +1,15 @@
-"""The pretrained model that gets a memory: loads it, and tells it from other models."""
+"""The pretrained model that gets a memory: loads it and its tokenizer."""
 
-import hashlib
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,6 +20,7 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.errors import InputError
+from infini.model.architectures import decoder_layers
 from infini.model.base_info import MODEL_TYPE
 from infini.model.tensor_files import check_tensors_finite
 
@@ -39,7 +39,8 @@ def load_base(model: str, revision: str | None = None, **options: Any) -> PreTra
         The model; `config._commit_hash` is the commit on the hub, None for a folder.
 
     Raises:
-        InputError: If there is no such model, or its weights are missing, damaged or not finite.
+        InputError: If there is no such model, its weights are missing, damaged or not finite, or
+            its files have more layers than its config.
     """
     _check_weight_count(model, _load_config(model, revision))
     try:
@@ -57,6 +58,12 @@ def load_base(model: str, revision: str | None = None, **options: Any) -> PreTra
         ) from None
     if missing := sorted(info["missing_keys"]):  # transformers draws them at random
         raise InputError(f"base.model: {model!r}: its weights lack {', '.join(missing[:3])}")
+    if layer := _surplus_layer(base, info["unexpected_keys"]):
+        depth = len(decoder_layers(base))
+        raise InputError(
+            f"base.model: {model!r}: its config has num_hidden_layers {depth}, its weights have "
+            f"more ({layer})"
+        )
     check_tensors_finite(base.state_dict(), f"base.model: {model!r}")
     base.config._commit_hash = _commit_hash(model, revision)  # transformers 5.24 does not set it
     return base.eval().requires_grad_(False)
@@ -138,6 +145,19 @@ def _check_weight_count(model: str, config: PretrainedConfig) -> None:
         )
 
 
+def _surplus_layer(model: PreTrainedModel, names: Iterable[str]) -> str | None:
+    """Return the first of these tensors that belongs to a decoder layer beyond the last one."""
+    layers = decoder_layers(model)
+    path = next(name for name, module in model.named_modules() if module is layers)
+    prefix = rf"({re.escape(model.base_model_prefix)}\.)?"  # some files lack it
+    own = re.escape(path.removeprefix(f"{model.base_model_prefix}."))
+    for name in sorted(names):
+        match = re.match(rf"{prefix}{own}\.(\d+)\.", name)
+        if match and int(match[2]) >= len(layers):
+            return name
+    return None
+
+
 def _count_values(file: Path) -> int:
     """Return the number of values in a safetensors file."""
     with safe_open(file, "pt") as opened:
@@ -147,19 +167,3 @@ def _count_values(file: Path) -> int:
 def _first_line(error: BaseException) -> str:
     """Return the first line of an error's message."""
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def weights_fingerprint(model: PreTrainedModel) -> str:
-    """Return a hash that tells a base from others, whatever type its weights are loaded in."""
-    return tensors_fingerprint(model.state_dict())
-
-
-def tensors_fingerprint(tensors: Mapping[str, Tensor], settings: str = "") -> str:
-    """Return a hash of a text and of every tensor's name, shape and some values, as bfloat16."""
-    digest = hashlib.sha256(settings.encode())
-    for name, tensor in tensors.items():
-        if hasattr(tensor, "full_tensor"):  # of a sharded base
-            tensor = tensor.full_tensor()
-        sample = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)].bfloat16().float()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

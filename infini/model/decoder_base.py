@@ -93,24 +93,29 @@ class StatefulDecoder(nn.Module):
                 "earlier call of this model returned (prefix tuning, whose keys and values were "
                 "never read, is not supported)"
             )
-        if cache.dtype not in (None, self._dtype_name()):
-            raise InputError(
-                f"the memory was written in {cache.dtype}, this model computes in "
-                f"{self._dtype_name()}: load the model with dtype=torch.{cache.dtype}"
-            )
+        self._check_dtype(cache)
         # A cache of this retrofit stays valid while training changes the weights
         if cache.owner is None or cache.owner() is not self.retrofit_config:
             self.adopt_cache(cache)
 
     def adopt_cache(self, cache: Any) -> None:
         """Become the owner of a cache; InputError if other memory layers wrote it."""
-        if cache.fingerprint != self.fingerprint():
+        self._check_dtype(cache)
+        if not isinstance(cache, self.cache_type) or cache.fingerprint != self.fingerprint():
             raise InputError(
                 f"the memory was written by other memory layers (fingerprint {cache.fingerprint}, "
                 f"this model's is {self.fingerprint()}): load the model that wrote it, or give "
                 "this one its settings"
             )
         cache.to(next(self.parameters()).device).owner = ref(self.retrofit_config)
+
+    def _check_dtype(self, cache: MemoryCache) -> None:
+        """Raise InputError for a cache of a model of another type."""
+        if cache.dtype not in (None, self._dtype_name()):
+            raise InputError(
+                f"the memory was written in {cache.dtype}, this model computes in "
+                f"{self._dtype_name()}: load the model with dtype=torch.{cache.dtype}"
+            )
 
     def _dtype_name(self) -> str:
         """Return the type of the weights, as "float32"."""

@@ -1,11 +1,9 @@
 """Saved models in Hugging Face's own Auto classes.
 
-The config.json of a saved model has the model type "infini". `register_auto_classes` tells
-AutoConfig, AutoModelForCausalLM and AutoTokenizer which class loads it; `import infini` calls it
-where transformers is imported already, else the first use of a name of `infini` does.
+The config.json of a saved model has the model type "infini". This module, which `import infini`
+imports, tells AutoConfig, AutoModelForCausalLM and AutoTokenizer which class loads it.
 """
 
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,9 +84,6 @@ class InfiniTokenizer:
         return load_base_tokenizer(folder)
 
 
-@cache
-def register_auto_classes() -> None:
-    """Tell transformers' Auto classes how to load saved models; once a process."""
-    AutoConfig.register(MODEL_TYPE, InfiniConfig, exist_ok=True)
-    AutoModelForCausalLM.register(InfiniConfig, InfiniForCausalLM, exist_ok=True)
-    AutoTokenizer.register(InfiniConfig, tokenizer_class=InfiniTokenizer, exist_ok=True)
+AutoConfig.register(MODEL_TYPE, InfiniConfig, exist_ok=True)
+AutoModelForCausalLM.register(InfiniConfig, InfiniForCausalLM, exist_ok=True)
+AutoTokenizer.register(InfiniConfig, tokenizer_class=InfiniTokenizer, exist_ok=True)

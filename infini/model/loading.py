@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.errors import InputError
-from infini.model.base import load_base, load_tokenizer, weights_fingerprint
+from infini.model.base import load_base, load_tokenizer
+from infini.model.base_identity import base_difference, base_name, base_revision
 from infini.model.modules import has_memory
-from infini.model.retrofit import remove, retrofit
+from infini.model.retrofit import remove, retrofit_known
 from infini.model.serialization import CONFIG_FILE, load_tensors, read_config, read_saved
 
 
@@ -50,14 +51,14 @@ def load(
         model = base
     if has_memory(model):
         raise InputError("the base has a memory already: infini.remove(base) first")
-    if weights_fingerprint(model) != recorded["fingerprint"]:
-        name = model.config._name_or_path
-        raise InputError(
-            f"{folder}: made for another base than {name!r}: it needs {recorded['model']!r}"
-        )
+    if difference := base_difference(recorded, model):
+        name, needed = base_name(model), recorded["model"]
+        other = "" if name == needed else f"; it needs {needed!r}"
+        raise InputError(f"{folder}: made for another base than {name!r}: {difference}{other}")
     retrofit_options = {name: value for name, value in saved.config.items() if name != "base"}
+    found = {"model": base_name(model), "revision": base_revision(model)}
     try:
-        retrofit(model, **retrofit_options)
+        retrofit_known(model, recorded | found, **retrofit_options)
     except InputError as error:
         raise InputError(f"{folder / CONFIG_FILE}: {error}") from None
     try:

@@ -16,10 +16,11 @@ from infini.choices import Method, check_choice
 from infini.errors import InputError
 from infini.memory.eviction import as_policy, policy_by_name
 from infini.model.architectures import is_encoder
-from infini.model.base import weights_fingerprint
+from infini.model.base_identity import FINGERPRINT, describe_base
 from infini.model.class_extension import extend_class, restore_class
 from infini.model.generation import RetrofittedModel
 from infini.model.modules import has_memory, infini_parameters, window_layers
+from infini.model.peft_adapters import check_no_adapters
 from infini.model.retrofit_config import RetrofitConfig
 from infini.model.segmented.config import ParallelConfig, ReplaceConfig
 from infini.model.segmented.decoder import SegmentedDecoder
@@ -93,9 +94,39 @@ def retrofit(
         >>> model = infini.retrofit(model, "window", window=256, sinks=4, retained=128)
         >>> model.generate(input_ids, max_new_tokens=20)  # of any length, in constant memory
     """
-    check_choice("method", method, Method)
     if segment_length is not None:
         options["segment_length"] = segment_length
+    check_no_adapters(
+        model,
+        "merge them, save the base and retrofit that (model.merge_and_unload()), or retrofit the "
+        "base alone and put peft around it",
+    )
+    return retrofit_known(model, None, method, layers, **options)
+
+
+def retrofit_known(
+    model: PreTrainedModel,
+    base: dict[str, Any] | None,
+    method: Method,
+    layers: Sequence[int] | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """Retrofit a base whose weights are known: they are not hashed again.
+
+    Args:
+        model: as of `retrofit`.
+        base: what `describe_base` returned of it; None: it is described here.
+        method: as of `retrofit`.
+        layers: as of `retrofit`.
+        **options: as of `retrofit`, `segment_length` included.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        InputError: as of `retrofit`.
+    """
+    check_choice("method", method, Method)
     options["layers"] = _as_list(layers)
     policy = None
     if "policy" in options:
@@ -103,7 +134,7 @@ def retrofit(
         options["policy"] = policy.name
     config = CONFIG_CLASSES[method].from_dict(options)
     _check_base(model)
-    base = _describe_base(model)
+    base = base or describe_base(model)
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     if isinstance(config, WindowConfig):
         config = install_window(model, config, policy or policy_by_name(config.policy))
@@ -116,7 +147,7 @@ def retrofit(
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in added)
     decoder = model.get_decoder()
-    decoder.retrofit_config, decoder.base_fingerprint = config, base["fingerprint"]
+    decoder.retrofit_config, decoder.base_fingerprint = config, base[FINGERPRINT]
     extend_class(model, RetrofittedModel)
     extend_class(decoder, WindowDecoder if method == "window" else SegmentedDecoder)
     return model
@@ -140,8 +171,9 @@ def remove(model: PreTrainedModel) -> PreTrainedModel:
         `model` itself: the base with its own weights, class and trainable parameters.
 
     Raises:
-        InputError: `model` is no model of transformers.
+        InputError: `model` is no model of transformers, or has adapters of peft.
     """
+    check_no_adapters(model, "unload them first: model.unload()")
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"model must be a model of transformers, got {type(model).__name__}")
     if not has_memory(model):
@@ -175,7 +207,9 @@ def sliding_window(
     Yields:
         `model`, retrofitted with `layers=[]`.
     """
-    retrofit(model, "window", [], window=window, sinks=sinks)
+    # Never saved: its identity is not needed
+    unnamed = {"model": "", "revision": None, FINGERPRINT: ""}
+    retrofit_known(model, unnamed, "window", [], window=window, sinks=sinks)
     try:
         yield model
     finally:
@@ -191,15 +225,6 @@ def _as_list(layers: Sequence[int] | None) -> list[int] | None:
     if all(type(layer) is int for layer in layers):
         return sorted(set(layers))
     return list(layers)
-
-
-def _describe_base(model: PreTrainedModel) -> dict[str, Any]:
-    """Return what tells the base: name, revision on the hub, fingerprint of the weights."""
-    return {
-        "model": model.config.get_text_config()._name_or_path or model.config._name_or_path,
-        "revision": getattr(model.config, "_commit_hash", None),
-        "fingerprint": weights_fingerprint(model),
-    }
 
 
 def _check_base(model: PreTrainedModel) -> None:

@@ -16,6 +16,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from infini.errors import InputError
 from infini.files import read_json
+from infini.model.base_identity import FINGERPRINT, HALF_FINGERPRINT
 from infini.model.base_info import MODEL_TYPE
 from infini.model.model_card import CARD_FILE, render_card
 from infini.model.modules import infini_parameters
@@ -27,7 +28,7 @@ from infini.model.tensor_files import (
     write_tensors,
 )
 
-FORMAT = 2  # of infini_config.json
+FORMAT = 3  # of infini_config.json
 CONFIG_FILE, TENSORS_FILE = "infini_config.json", "infini.safetensors"
 
 
@@ -77,7 +78,7 @@ def _as_json(content: dict[str, Any]) -> str:
 
 def _hash(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Return a hash of what decides the model's output; the place of the base may change."""
-    own = {**config, "base": config["base"]["fingerprint"]}
+    own = {**config, "base": config["base"][FINGERPRINT]}
     return content_hash(tensors, json.dumps(own, sort_keys=True))
 
 
@@ -105,7 +106,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             )
         raise InputError(f"{file}: format must be {FORMAT}, got {found!r}")
     base = config.get("base")
-    for key in ("model", "revision", "fingerprint"):
+    for key in ("model", "revision", "dtype", FINGERPRINT, HALF_FINGERPRINT, "config"):
         if not isinstance(base, dict) or key not in base:
             raise InputError(f"{file}: incomplete: no base.{key}")
     return config

@@ -2,17 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from infini.errors import InputError
 
 HASH_KEY = "sha256"  # in a file's metadata
+HASH_THREADS = 4
+HASH_SMALL = 2**20  # fewer values are hashed by one thread
 
 
 def content_hash(tensors: Mapping[str, Tensor], text: str = "") -> str:
@@ -25,6 +29,55 @@ def content_hash(tensors: Mapping[str, Tensor], text: str = "") -> str:
     return digest.hexdigest()
 
 
+def values_hash(
+    tensors: Mapping[str, Tensor], text: str = "", dtype: torch.dtype = torch.bfloat16
+) -> str:
+    """Hash values, whatever type and device they are held in.
+
+    Args:
+        tensors: the tensors by name, of any class: sharded, quantised.
+        text: hashed as well.
+        dtype: type to which values of floating point are rounded; those of other types, and of one
+            byte, count as they are.
+
+    Returns:
+        64 hexadecimal digits: SHA-256 of the text and of every tensor's name, shape and values.
+    """
+    plain = plain_tensors(dict(sorted(tensors.items())))
+    if sum(tensor.numel() for tensor in tensors.values()) < HASH_SMALL:
+        digests = [_values_digest(name, tensor, dtype) for name, tensor in plain]
+    else:
+        pending: list[Future[bytes]] = []
+        with ThreadPoolExecutor(HASH_THREADS) as pool:
+            for name, tensor in plain:
+                pending.append(pool.submit(_values_digest, name, tensor, dtype))
+                if len(pending) > HASH_THREADS:  # few tensors at once in memory
+                    pending[-HASH_THREADS].result()
+        digests = [digest.result() for digest in pending]
+    return hashlib.sha256(b"".join([text.encode(), *digests])).hexdigest()
+
+
+@torch.no_grad()
+def _values_digest(name: str, tensor: Tensor, dtype: torch.dtype) -> bytes:
+    """Return the SHA-256 of a tensor's name, shape and values."""
+    digest = hashlib.sha256(f"{name} {tuple(tensor.shape)}".encode())
+    if tensor.is_floating_point() and tensor.element_size() > 1:
+        tensor = tensor.to(dtype)
+    digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def plain_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors and their names; a sharded one whole, of a quantised one the tensors in it."""
+    for name, tensor in tensors.items():
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
+        if is_traceable_wrapper_subclass(whole):
+            parts, _ = whole.__tensor_flatten__()
+            yield from plain_tensors({f"{name}.{part}": getattr(whole, part) for part in parts})
+        else:
+            yield name, whole
+
+
 def check_tensors_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     """Check that no tensor has a NaN or an infinity.
 
@@ -35,8 +88,10 @@ def check_tensors_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     Raises:
         InputError: If one has; the message names the first.
     """
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+    for name, tensor in plain_tensors(tensors):
+        if not tensor.is_floating_point() or tensor.element_size() == 1:
+            continue
+        if not tensor.isfinite().all():
             raise InputError(f"{source}: {name} has values that are not finite")
 
 

@@ -1,4 +1,4 @@
-"""Loading a base, and its fingerprint."""
+"""Loading a base."""
 
 import json
 import shutil
@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from architectures import tiny
 from infini.errors import InputError
-from infini.model.base import load_base, load_tokenizer, weights_fingerprint
+from infini.model.base import load_base, load_tokenizer
 from toy import sentence
 
 
@@ -78,14 +80,29 @@ def test_load_base_rejects_weights_that_are_not_finite(
             load_base(str(tmp_path))
 
 
-def test_weights_fingerprint_depends_on_shapes_and_values_not_on_dtype(
-    model: PreTrainedModel,
+def test_load_base_rejects_a_config_with_fewer_layers_than_the_file(
+    base_folder: Path, tmp_path: Path
 ) -> None:
-    own = weights_fingerprint(model)
-    assert weights_fingerprint(model.bfloat16()) == own
-    model.gpt_neox.layers[1].mlp.dense_h_to_4h.weight[0, 0] += 1
-    changed = weights_fingerprint(model)
-    assert changed != own
-    weight = model.gpt_neox.layers[1].mlp.dense_h_to_4h.weight
-    weight.data = weight.data.view(-1, 8)
-    assert weights_fingerprint(model) not in (own, changed)
+    shutil.copytree(base_folder, tmp_path / "base")
+    file = tmp_path / "base/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 1}))
+    message = r"its config has num_hidden_layers 1, its weights have more \(gpt_neox.layers.1\."
+    with pytest.raises(InputError, match=message):
+        load_base(str(tmp_path / "base"))
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+def test_load_base_rejects_surplus_layers_without_prefix_and_takes_other_tensors(
+    prefix: str, tmp_path: Path
+) -> None:
+    """Files of GPT-2 lack their prefix, and some have tensors that no model reads."""
+    tiny("gpt2").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors = {name.replace("transformer.", prefix): x for name, x in tensors.items()}
+    save_file(tensors | {"tower.layers.9.weight": torch.ones(1)}, file, {"format": "pt"})
+    load_base(str(tmp_path))
+    more = {f"{prefix}h.3.ln_1.bias": torch.ones(16)}
+    save_file(tensors | more, file, {"format": "pt"})
+    with pytest.raises(InputError, match=f"num_hidden_layers 3, .* more \\({prefix}h.3.ln_1.bias"):
+        load_base(str(tmp_path))

@@ -1,0 +1,149 @@
+"""Identity of a base: a hash of all its weights, and of what its config says that moves logits.
+
+The weights count as rounded to bfloat16: a base has one identity in float32, float64 and bfloat16,
+on every device. Rounded to float16 they have another hash, as rounding twice is not rounding once;
+so a memory that was saved with a base in float32 also knows its base in float16.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from infini.model.peft_adapters import has_adapter_layers
+from infini.model.segmented.layers import MemoryModule
+from infini.model.tensor_files import values_hash
+from infini.model.window.layer import SUBMODULE
+
+# Keys of infini_config.json's block `base`: the hash, and that of the weights in float16
+FINGERPRINT, HALF_FINGERPRINT = "fingerprint", "fingerprint_float16"
+FINGERPRINT_DIGITS = 16  # hexadecimal
+
+# Entries of a config that move no logit
+SILENT_ENTRIES = PreTrainedConfig().to_dict().keys() - {"model_type"} | {
+    "bos_token_id",
+    "decoder_start_token_id",
+    "eos_token_id",
+    "init_std",
+    "initializer_range",
+    "pad_token_id",
+    "quantization_config",
+    "sep_token_id",
+    "use_cache",
+}
+
+
+def base_fingerprint(model: PreTrainedModel, dtype: torch.dtype = torch.bfloat16) -> str:
+    """Return a hash that tells a base from all others, whatever type its weights are held in.
+
+    Args:
+        model: the base, or a retrofitted model, whose memory does not count.
+        dtype: type to which the weights are rounded before.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    text = json.dumps(logits_config(model.config), sort_keys=True)
+    return values_hash(base_tensors(model), text, dtype)[:FINGERPRINT_DIGITS]
+
+
+def base_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the base's state_dict, of a model with or without a memory."""
+    slots = [f"{n}." for n, module in model.named_modules() if isinstance(module, MemoryModule)]
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        slot = next((slot for slot in slots if name.startswith(slot)), "")
+        own = name.removeprefix(slot)
+        if slot and own.startswith("original."):
+            tensors[slot + own.removeprefix("original.")] = tensor
+        elif not slot and f".{SUBMODULE}." not in name:
+            tensors[name] = tensor
+    return tensors
+
+
+def logits_config(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the entries of a model's config that move its logits and differ from the default."""
+    own = config.get_text_config()
+    try:
+        default = type(own)().to_dict()
+    except Exception:  # of many kinds, where a class has no defaults
+        default = {}
+    moving = {
+        name: value
+        for name, value in own.to_dict().items()
+        if name not in SILENT_ENTRIES
+        and "drop" not in name  # dropout, in training alone
+        and (name == "model_type" or name not in default or value != default[name])
+    }
+    entries: dict[str, Any] = json.loads(json.dumps(moving, sort_keys=True, default=str))
+    return entries
+
+
+def base_name(model: PreTrainedModel) -> str:
+    """Return the folder or hub name from which a base was loaded; "" if from none."""
+    name: str = model.config.get_text_config()._name_or_path or model.config._name_or_path
+    return name
+
+
+def base_revision(model: PreTrainedModel) -> str | None:
+    """Return the commit on the hub from which a base was loaded, as far as it is known."""
+    return getattr(model.config, "_commit_hash", None)
+
+
+def describe_base(model: PreTrainedModel, folder: str | Path | None = None) -> dict[str, Any]:
+    """Return what infini_config.json records of a base.
+
+    Args:
+        model: the base, or a retrofitted model.
+        folder: where the base was saved; None: where it was loaded from.
+
+    Returns:
+        `model` and `revision`, by which `load` finds it, its type, fingerprints and config.
+    """
+    return {
+        "model": base_name(model) if folder is None else str(folder),
+        "revision": base_revision(model) if folder is None else None,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        FINGERPRINT: base_fingerprint(model),
+        HALF_FINGERPRINT: base_fingerprint(model, torch.float16),
+        "config": logits_config(model.config),
+    }
+
+
+def base_difference(recorded: Mapping[str, Any], model: PreTrainedModel) -> str | None:
+    """Compare a model's base with a recorded one.
+
+    Args:
+        recorded: what `describe_base` returned of a base.
+        model: a base, or a retrofitted model.
+
+    Returns:
+        What differs, in words; None: it is the same base.
+    """
+    half = model.dtype == torch.float16
+    key, dtype = (HALF_FINGERPRINT, torch.float16) if half else (FINGERPRINT, torch.bfloat16)
+    if base_fingerprint(model, dtype) == recorded[key]:
+        return None
+    if has_adapter_layers(model):
+        return "it has an adapter of peft, merge_and_unload() or unload() it"
+    then, now = recorded["config"], logits_config(model.config)
+    changed = [
+        f"{name} is {_shown(now, name)}, not {_shown(then, name)}"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    ]
+    if changed:
+        return f"its config differs ({'; '.join(changed[:3])})"
+    if getattr(model.config, "quantization_config", None) is not None:
+        return "its weights are quantised otherwise"
+    if half != (recorded["dtype"] == "float16"):
+        return f"its weights differ, as {model.dtype} and not torch.{recorded['dtype']} at least"
+    return "its weights differ"
+
+
+def _shown(config: Mapping[str, Any], name: str) -> str:
+    return str(config.get(name, "the default"))

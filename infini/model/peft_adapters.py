@@ -1,0 +1,48 @@
+"""Adapters of peft on a model: the modules that a pass runs, and whether the base has any.
+
+peft wraps a module of `modules_to_save` and holds a copy of it for every adapter; a pass runs the
+active adapter's. peft itself is not imported.
+"""
+
+import sys
+from collections.abc import Iterator
+
+from torch import nn
+
+from infini.errors import InputError
+
+
+def active_module(module: nn.Module) -> nn.Module:
+    """Return the copy of a module wrapped by peft that a pass runs; another module itself."""
+    original = module._modules.get("original_module")
+    copies = module._modules.get("modules_to_save")
+    if original is None or not isinstance(copies, nn.ModuleDict):
+        return module
+    names: list[str] = module.active_adapters  # type: ignore[assignment]
+    if module.disable_adapters or not names or any(name not in copies for name in names):
+        return original
+    return copies[names[0]]
+
+
+def active_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield a module and its submodules, of those wrapped by peft the active copy alone."""
+    module = active_module(module)
+    yield module
+    for child in module.children():
+        yield from active_modules(child)
+
+
+def adapter_layers(model: object) -> dict[str, nn.Module]:
+    """Return the layers, such as LoRA's, that peft put into a model, by name."""
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    if tuners is None or not isinstance(model, nn.Module):
+        return {}
+    modules = model.named_modules()
+    return {name: layer for name, layer in modules if isinstance(layer, tuners.BaseTunerLayer)}
+
+
+def check_no_adapters(model: object, mend: str) -> None:
+    """Raise InputError for a model of peft, or with layers of peft; the message ends on `mend`."""
+    peft = sys.modules.get("peft")
+    if (peft is not None and isinstance(model, peft.PeftModel)) or adapter_layers(model):
+        raise InputError(f"{type(model).__name__}: the model has adapters of peft: {mend}")

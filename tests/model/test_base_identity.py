@@ -1,0 +1,254 @@
+"""Identity of a base: which changes have another fingerprint, and what differs, in words."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import infini
+from architectures import L, text, tiny
+from infini.errors import InputError
+from infini.model.architectures import cache_of
+from infini.model.base import load_base
+from infini.model.base_identity import base_fingerprint, base_tensors, describe_base
+from infini.model.tensor_files import check_tensors_finite, values_hash
+
+METHODS: dict[str, dict[str, Any]] = {
+    "window": {"method": "window", "window": 8, "sinks": 2, "retained": 4},
+    "parallel": {"method": "parallel", "layers": [1], "segment_length": L, "alpha": 0.7},
+    "replace": {"method": "replace", "layers": [0], "segment_length": L},
+}
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    """Return the folder of a tiny Llama."""
+    tiny("llama").save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def change_config(folder: Path, **entries: Any) -> None:
+    """Change entries of a folder's config.json."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+
+
+@pytest.mark.parametrize(
+    ("entries", "difference"),
+    [
+        ({"rope_parameters": ROPE | {"rope_theta": 500.0}}, "rope_parameters is .*500.0"),
+        (
+            {"rope_parameters": ROPE | {"rope_type": "linear", "factor": 4.0}},
+            "rope_parameters is .*'factor': 4.0.*, not the default",
+        ),
+        ({"rms_norm_eps": 0.1}, "rms_norm_eps is 0.1, not the default"),
+        ({"hidden_act": "relu"}, "hidden_act is relu, not the default"),
+    ],
+)
+@torch.no_grad()
+def test_load_rejects_a_base_whose_config_moves_logits(
+    entries: dict[str, Any], difference: str, llama: Path, tmp_path: Path
+) -> None:
+    base, tokens = load_base(str(llama)), text(2, 30)
+    expected = base(tokens).logits
+    infini.retrofit(base, **METHODS["window"]).save_pretrained(tmp_path / "ours")
+    change_config(llama, attention_dropout=0.3, use_cache=False, eos_token_id=7)
+    loaded = infini.load(tmp_path / "ours")  # these move no logit
+    assert torch.equal(loaded(tokens[:, :9]).logits, base(tokens[:, :9]).logits)
+    change_config(llama, **entries)
+    assert not torch.allclose(load_base(str(llama))(tokens).logits, expected, atol=0.01)
+    message = rf"made for another base than '{llama}': its config differs \({difference}"
+    with pytest.raises(InputError, match=message):
+        infini.load(tmp_path / "ours")
+
+
+def test_base_fingerprint_changes_with_every_weight(llama: Path, tmp_path: Path) -> None:
+    base = load_base(str(llama))
+    infini.retrofit(load_base(str(llama)), **METHODS["parallel"]).save_pretrained(tmp_path / "ours")
+    before = base_fingerprint(base)
+    for name, tensor in base.state_dict().items():
+        own = tensor.clone()
+        tensor.view(-1)[-1] += 0.5
+        assert base_fingerprint(base) != before, name
+        tensor.copy_(own)
+    assert base_fingerprint(base) == before
+    weights = load_file(llama / "model.safetensors")
+    rows = weights["model.embed_tokens.weight"]
+    rows[[3, 4]] = rows[[4, 3]]
+    save_file(weights, llama / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=f"another base than '{llama}': its weights differ"):
+        infini.load(tmp_path / "ours")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_base_fingerprint_is_the_bases_own_after_retrofit(method: str, llama: Path) -> None:
+    base = load_base(str(llama))
+    tensors, own = base.state_dict(), base_fingerprint(base)
+    infini.retrofit(base, **METHODS[method])
+    again = base_tensors(base)
+    assert again.keys() == tensors.keys()
+    assert all(again[name] is tensor or torch.equal(again[name], tensor)
+               for name, tensor in tensors.items())  # fmt: skip
+    assert base_fingerprint(base) == own
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16, torch.float16])
+def test_base_identity_survives_other_types(
+    stored: torch.dtype, saved: torch.dtype, llama: Path, tmp_path: Path
+) -> None:
+    """What is rounded to float16 is another base, unless it was stored so or saved before."""
+    load_base(str(llama)).to(stored).save_pretrained(llama)
+    model = infini.retrofit(load_base(str(llama), dtype=saved), **METHODS["window"])
+    model.save_pretrained(tmp_path / "ours")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        rounded = {stored, saved} == {torch.float16} or saved == torch.float16 == dtype
+        exact = saved in (stored, torch.float32)
+        if (
+            rounded
+            or (exact and saved != torch.float16)
+            or (dtype != torch.float16 and saved != torch.float16)
+        ):
+            assert infini.load(tmp_path / "ours", dtype=dtype).dtype == dtype
+
+
+def test_load_names_the_type_that_a_base_was_rounded_to(llama: Path, tmp_path: Path) -> None:
+    half = load_base(str(llama), dtype=torch.float16)
+    infini.retrofit(half, **METHODS["window"]).save_pretrained(tmp_path / "ours")
+    message = "its weights differ, as torch.float32 and not torch.float16 at least$"
+    with pytest.raises(InputError, match=message):
+        infini.load(tmp_path / "ours")
+    assert infini.load(tmp_path / "ours", dtype=torch.float16).dtype == torch.float16
+
+
+def resize(model: PreTrainedModel) -> None:
+    model.resize_token_embeddings(53)
+
+
+def finetune(model: PreTrainedModel) -> None:
+    model.get_input_embeddings().weight.data[3] += 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (resize, r"its config differs \(vocab_size is 53, not 50\)"),
+        (finetune, "its weights differ"),
+    ],
+)
+@torch.no_grad()
+def test_save_pretrained_rejects_a_base_changed_after_retrofit_unless_it_is_saved_too(
+    method: str, change: Any, difference: str, llama: Path, tmp_path: Path
+) -> None:
+    model = infini.retrofit(load_base(str(llama)), **METHODS[method])
+    model.save_pretrained(tmp_path / "before")
+    change(model)
+    with pytest.raises(
+        InputError, match=rf"ours: the base has changed since retrofit, .*: {difference}; to save "
+        r"it too: save_pretrained\(folder, save_base=BASE_FOLDER\)"
+    ):  # fmt: skip
+        model.save_pretrained(tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+    model.save_pretrained(tmp_path / "ours", save_base=tmp_path / "base")
+    assert model.infini_config["base"] == describe_base(model, tmp_path / "base")
+    tokens = text(2, 30)
+    again = infini.load(tmp_path / "ours")
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
+    assert again.infini_config == model.infini_config
+    model.save_pretrained(tmp_path / "again")  # unchanged since
+    plain = load_base(str(tmp_path / "base"))
+    assert torch.equal(plain(tokens).logits, infini.remove(again)(tokens).logits)
+    reverse = difference.replace("53, not 50", "50, not 53")
+    with pytest.raises(InputError, match=f"another base than '{llama}': {reverse}; it needs"):
+        infini.load(tmp_path / "ours", base=llama)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_memory_of_another_base_is_rejected(method: str, llama: Path, tmp_path: Path) -> None:
+    """The bases have one shape and equal memory layers, and differ outside of them."""
+    one = infini.retrofit(load_base(str(llama)), **METHODS[method])
+    base = load_base(str(llama))
+    base.model.layers[2].mlp.up_proj.weight[5, 7] += 1
+    other = infini.retrofit(base, **METHODS[method])
+    infini.save_memory(cache_of(one(text(1, 40))), tmp_path / "memory")
+    infini.load_memory(tmp_path / "memory", one)
+    with pytest.raises(InputError, match="written by other memory layers"):
+        infini.load_memory(tmp_path / "memory", other)
+    state = infini.load_memory(tmp_path / "memory")
+    with pytest.raises(InputError, match="written by other memory layers"):
+        other(text(1, 3), past_key_values=state)
+
+
+class Quantised(Tensor):
+    """Stand-in for a quantised weight: a tensor subclass that has few operations."""
+
+    codes: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def __new__(cls, codes: Tensor, scale: Tensor) -> "Quantised":
+        made = Tensor._make_wrapper_subclass(cls, codes.shape, dtype=scale.dtype)
+        made.codes, made.scale = codes, scale
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["codes", "scale"], None
+
+    @staticmethod
+    def __tensor_unflatten__(parts: dict[str, Tensor], *_: Any) -> "Quantised":
+        return Quantised(**parts)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].codes, args[0].scale)
+        if func is torch.ops.aten.t.default:  # in a product
+            return (args[0].codes * args[0].scale).t()
+        raise NotImplementedError(f"{func} of a quantised tensor")
+
+
+@pytest.mark.parametrize("method", ["window", "parallel"])
+@torch.no_grad()
+def test_retrofit_takes_quantised_tensors(method: str, llama: Path, tmp_path: Path) -> None:
+    def quantised(scale: float) -> PreTrainedModel:
+        base = load_base(str(llama))
+        for layer in base.model.layers:
+            own = layer.mlp.up_proj.weight
+            codes = (own * 100).round().to(torch.int8)
+            layer.mlp.up_proj.weight = nn.Parameter(
+                Quantised(codes, torch.tensor(scale)), requires_grad=False
+            )
+        return base
+
+    check_tensors_finite(quantised(0.01).state_dict(), "base")
+    with pytest.raises(InputError, match="base: model.layers.0.mlp.up_proj.weight.scale has"):
+        check_tensors_finite(quantised(torch.nan).state_dict(), "base")
+    model = infini.retrofit(quantised(0.01), **METHODS[method])
+    model.save_pretrained(tmp_path)
+    again = infini.load(tmp_path, quantised(0.01))
+    assert torch.equal(again(text(1, 30)).logits, model(text(1, 30)).logits)
+    for other in (quantised(0.02), load_base(str(llama))):
+        with pytest.raises(InputError, match=f"another base than '{llama}': its weights differ"):
+            infini.load(tmp_path, other)
+
+
+def test_values_hash_is_the_same_with_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {str(i): torch.randn(300, 7) for i in range(20)} | {"empty": torch.zeros(0, 3)}
+    alone = values_hash(tensors, "text")
+    monkeypatch.setattr("infini.model.tensor_files.HASH_SMALL", 0)
+    assert values_hash(dict(reversed(tensors.items())), "text") == alone
+    assert values_hash(tensors, "other text") != alone
+    assert values_hash(tensors | {"3": tensors["3"].T.contiguous()}, "text") != alone
+    assert values_hash({n: x.double() for n, x in tensors.items()}, "text") == alone
