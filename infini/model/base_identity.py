@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from infini.model.peft_adapters import has_adapter_layers
+from infini.model.peft_adapters import adapter_layers
 from infini.model.segmented.layers import MemoryModule
 from infini.model.tensor_files import values_hash
 from infini.model.window.layer import SUBMODULE
@@ -128,7 +128,7 @@ def base_difference(recorded: Mapping[str, Any], model: PreTrainedModel) -> str 
     key, dtype = (HALF_FINGERPRINT, torch.float16) if half else (FINGERPRINT, torch.bfloat16)
     if base_fingerprint(model, dtype) == recorded[key]:
         return None
-    if has_adapter_layers(model):
+    if adapter_layers(model):
         return "it has an adapter of peft, merge_and_unload() or unload() it"
     then, now = recorded["config"], logits_config(model.config)
     changed = [

@@ -19,7 +19,7 @@ from infini.model.cache import MemoryCache
 from infini.model.class_extension import restore_class
 from infini.model.decoder_base import mask_of_new_tokens
 from infini.model.modules import window_layers
-from infini.model.peft_adapters import has_adapter_layers
+from infini.model.peft_adapters import check_no_adapters
 from infini.model.serialization import rename_to_state_dict, save, state_dict_names
 from infini.model.window.attention import PREFIX, install_attention
 
@@ -59,6 +59,11 @@ class RetrofittedModel:
                 folder that cannot be written, or a retention policy that is not registered and
                 could not be loaded again.
         """
+        check_no_adapters(
+            self,
+            "they are no part of a saved memory: save them by save_pretrained of the PeftModel "
+            "around it, or take them out by unload() or merge_and_unload()",
+        )
         _record_policy(self)
         if save_base is not None:
             _save_base(self, Path(save_base), is_main_process)
@@ -252,8 +257,6 @@ class RetrofittedModel:
 
 def _save_base(model: Any, folder: Path, is_main_process: bool) -> None:
     """Write a retrofitted model's base, and record that it is there."""
-    if has_adapter_layers(model):
-        raise InputError(f"{folder}: merge_and_unload() or unload() the adapter of peft first")
     if getattr(model.config, "quantization_config", None) is not None:
         raise InputError(f"{folder}: a quantised base cannot be saved beside its memory")
     base = copy.copy(model)

@@ -32,13 +32,12 @@ def active_modules(module: nn.Module) -> Iterator[nn.Module]:
         yield from active_modules(child)
 
 
-def adapter_layers(model: object) -> dict[str, nn.Module]:
-    """Return the layers, such as LoRA's, that peft put into a model, by name."""
+def adapter_layers(model: object) -> list[nn.Module]:
+    """Return the layers of peft in a model, such as LoRA's, that are not merged."""
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     if tuners is None or not isinstance(model, nn.Module):
-        return {}
-    modules = model.named_modules()
-    return {name: layer for name, layer in modules if isinstance(layer, tuners.BaseTunerLayer)}
+        return []
+    return [module for module in model.modules() if isinstance(module, tuners.BaseTunerLayer)]
 
 
 def check_no_adapters(model: object, mend: str) -> None:

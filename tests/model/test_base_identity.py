@@ -1,8 +1,6 @@
 """Identity of a base: which changes have another fingerprint, and what differs, in words."""
 
-import copy
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +231,7 @@ def test_retrofit_takes_quantised_tensors(method: str, llama: Path, tmp_path: Pa
         return base
 
     check_tensors_finite(quantised(0.01).state_dict(), "base")
-    with pytest.raises(InputError, match="base: model.layers.0.mlp.up_proj.weight.scale has"):
+    with pytest.raises(InputError, match=r"base: model.layers.0.mlp.up_proj.weight.scale has"):
         check_tensors_finite(quantised(torch.nan).state_dict(), "base")
     model = infini.retrofit(quantised(0.01), **METHODS[method])
     model.save_pretrained(tmp_path)
