@@ -68,7 +68,7 @@ def squared_error(layer: nn.Module, data: LayerData, chosen: Tensor) -> Tensor:
     if not mask.any():
         return next(layer.parameters()).sum() * 0.0
     packing = Packing.from_mask(len(mask), mask.shape[1], mask)
-    with use_run(layer, SegmentedRun(packing, mask.shape[1], mask.shape[1])):
+    with use_run(SegmentedRun(packing, mask.shape[1], mask.shape[1])):
         out = layer(data.inputs[chosen])
     error = (out - data.outputs[chosen]).square().mean(-1)  # (n, T)
     return (error * mask.to(error)).sum()

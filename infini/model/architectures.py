@@ -4,7 +4,7 @@ Also the name of a forward pass's cache, which transformers 5.24 changed from `p
 """
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -159,6 +159,18 @@ def attention_name(layer: nn.Module) -> str:
     raise InputError(f"{type(layer).__name__}: no attention under any of {ATTENTION_NAMES}")
 
 
+@dataclass(frozen=True)
+class BaseRotary:
+    """A base's own rotary embedding, held so that a cast of what holds it does not reach it."""
+
+    module: nn.Module
+
+    def __call__(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cos and sin of positions, (N, t, D) each, in the type of `x`."""
+        cos, sin = self.module(x, position_ids)
+        return cos, sin
+
+
 def rotary_of(model: PreTrainedModel) -> Rotary | None:
     """Return the decoder's rotary embedding; None if it has none that only needs positions."""
     rotary = getattr(model.get_decoder(), "rotary_emb", None)
@@ -168,7 +180,7 @@ def rotary_of(model: PreTrainedModel) -> Rotary | None:
         width = rotary(torch.zeros(1), torch.zeros(1, 1, dtype=torch.int64))[0].shape[-1]
     except (TypeError, AttributeError, KeyError):
         return None
-    return rotary if width else None
+    return BaseRotary(rotary) if width else None
 
 
 # Weights (out, in) and biases of the projections, by "q", "k", "v", "o"

@@ -4,13 +4,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from infini.model.architectures import decoder_layers
+from infini.model.peft_adapters import active_module, active_modules
 from infini.model.segmented.layers import MemoryModule
 from infini.model.window.layer import WindowLayer
 
 
 def segmented_layers(model: PreTrainedModel) -> dict[int, MemoryModule]:
     """Return our parallel or replaced decoder layers by index; empty for other models."""
-    layers = enumerate(decoder_layers(model))
+    layers = enumerate(map(active_module, decoder_layers(model)))
     return {index: layer for index, layer in layers if isinstance(layer, MemoryModule)}
 
 
@@ -19,7 +20,7 @@ def window_layers(model: PreTrainedModel) -> dict[int, WindowLayer]:
     return {
         module.layer_index: module
         for layer in decoder_layers(model)
-        for module in layer.modules()
+        for module in active_modules(layer)
         if isinstance(module, WindowLayer)
     }
 
@@ -64,7 +65,7 @@ def parameter_groups(
 def frozen_layers(model: PreTrainedModel) -> list[nn.Module]:
     """Return the base's own decoder layers that still run, without replaced ones."""
     layers: list[nn.Module] = []
-    for layer in decoder_layers(model):
+    for layer in map(active_module, decoder_layers(model)):
         if not isinstance(layer, MemoryModule):
             layers.append(layer)
         elif layer.runs_original:

@@ -19,9 +19,15 @@ from infini.model.architectures import (
     decoder_layers,
     rotary_of,
 )
+from infini.model.peft_adapters import active_module
 from infini.model.segmented.config import ParallelConfig, ReplaceConfig
 from infini.model.segmented.init_from_base import attention_from_base
-from infini.model.segmented.layers import InfiniAdapter, InfiniLayer, MemoryModule
+from infini.model.segmented.layers import (
+    InfiniAdapter,
+    InfiniLayer,
+    MemoryModule,
+    ParallelAttention,
+)
 
 
 def install_segmented(
@@ -40,7 +46,9 @@ def install_segmented(
     slots = decoder_layers(model)
     modules = {index: _build(model, slots[index], index, config) for index in config.layers or ()}
     for index, module in modules.items():
-        slots[index] = module.to(model.device, model.dtype).train(model.training)
+        module.training = model.training
+        module.infini_layer.train(model.training)
+        slots[index] = module
     default = _base_position(model) if _starts_as_base(config) else "none"
     return replace(config, position=config.position or default)
 
@@ -48,7 +56,7 @@ def install_segmented(
 def uninstall_segmented(model: PreTrainedModel) -> None:
     """Undo `install_segmented`, in place."""
     slots = decoder_layers(model)
-    for index, layer in enumerate(slots):
+    for index, layer in enumerate(map(active_module, slots)):
         if isinstance(layer, MemoryModule):
             slots[index] = layer.original
 
@@ -90,9 +98,11 @@ def _build(
     model: PreTrainedModel, original: nn.Module, index: int, config: ParallelConfig | ReplaceConfig
 ) -> MemoryModule:
     """Return the module that takes the slot of `original`, decoder layer `index`."""
+    # Ours alone is moved and cast, never a module of the base
+    device = next((p.device for p in original.parameters()), model.device)
     if _starts_as_base(config):
         attention = attention_from_base(model, original, config.segment_length, config.update)
-        return InfiniLayer(original, attention, index)
+        return InfiniLayer(original, attention.to(device, model.dtype), index)
     base_config = model.config.get_text_config()
     attention = InfiniAttention(
         base_config.hidden_size,
@@ -104,15 +114,17 @@ def _build(
         heads=HeadConfig(head_dim=getattr(base_config, "head_dim", None), rotary=rotary_of(model)),
     )
     if isinstance(config, ParallelConfig):
-        return InfiniAdapter(original, attention, index, float(config.alpha))
+        branch = ParallelAttention(attention, float(config.alpha)).to(device, model.dtype)
+        return InfiniAdapter(original, branch, index)
     layer = InfiniLayer(original, attention, index)
     _initialize(layer, base_config.initializer_range)
+    attention.to(device, model.dtype)
     return layer
 
 
 def _initialize(replaced: InfiniLayer, std: float) -> None:
     """Draw fresh weights of a replaced layer: matrices normal, norms 1, biases 0."""
-    for module in replaced.layer.modules():
+    for module in replaced.infini_layer.modules():
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         if isinstance(weight, nn.Parameter):
             if weight.ndim > 1:

@@ -7,6 +7,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,22 +16,32 @@ from torch.utils.checkpoint import checkpoint
 
 from infini.memory import InfiniAttention, MemoryState
 from infini.model.architectures import LAYER_CACHE_NAMES, attention_name
-from infini.model.segmented.run import SegmentedRun, UsesRun, attend_documents
+from infini.model.peft_adapters import active_module
+from infini.model.segmented.run import SegmentedRun, attend_documents, current_run, use_run
 
-Compute = Callable[[Tensor, MemoryState | None], tuple[Any, MemoryState]]
+Compute = Callable[[Tensor, SegmentedRun | None, MemoryState | None], tuple[Any, Any]]
 
 
-class MemoryModule(UsesRun):
-    """Base class of the modules that take the slot of a decoder layer."""
+class MemoryModule(nn.Module):
+    """Base class of the modules that take the slot of a decoder layer.
+
+    Args:
+        original: the decoder layer; `remove` puts it back as it is.
+        infini_layer: all that the retrofit adds.
+        layer_index: index of the decoder layer, from 0.
+    """
 
     # Whether the original layer still runs
     runs_original = True
+    # Before the names of the added parameters in a saved model
+    prefix = ""
     # Set by transformers' gradient_checkpointing_enable
     gradient_checkpointing = False
 
-    def __init__(self, original: nn.Module, layer_index: int):
+    def __init__(self, original: nn.Module, infini_layer: nn.Module, layer_index: int):
         super().__init__()
-        self.original = original  # `remove` puts it back
+        self.original = original
+        self.infini_layer = infini_layer
         self.layer_index = layer_index
 
     @property
@@ -42,27 +53,26 @@ class MemoryModule(UsesRun):
         """Run `compute` on the layer's memory so far, and store the memory that it returns.
 
         Args:
-            compute: takes hidden states, (B·N, L, d), and the memory before them, None at first;
-                returns its output and the memory after them.
+            compute: takes hidden states, (B·N, L, d), the run, and the memory before them, None at
+                first; returns its output and the memory after them.
             hidden_states: the layer's input, (B·N, L, d).
 
         Returns:
             The output of `compute`.
         """
-        state = None if self.run is None else self.run.states.get(self.layer_index)
+        run = current_run()
+        state = None if run is None else run.states.get(self.layer_index)
         if self.gradient_checkpointing and self.training:
-            out, state = checkpoint(compute, hidden_states, state, use_reentrant=False)
+            out, state = checkpoint(compute, hidden_states, run, state, use_reentrant=False)
         else:
-            out, state = compute(hidden_states, state)
-        if self.run is not None:
-            self.run.states[self.layer_index] = state
+            out, state = compute(hidden_states, run, state)
+        if run is not None:
+            run.states[self.layer_index] = state
         return out
 
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the parameters that the retrofit added, with their names."""
-        for name, parameter in self.named_parameters():
-            if not name.startswith("original."):
-                yield name, parameter
+        """Yield the parameters that the retrofit added, with their names in a saved model."""
+        return active_module(self.infini_layer).named_parameters(self.prefix)
 
     def learned_scalars(self) -> dict[str, float]:
         """Return the learned scalars that a report shows, by name."""
@@ -70,10 +80,7 @@ class MemoryModule(UsesRun):
 
 
 class ReplacedAttention(nn.Module):
-    """Module in the slot of a layer's attention; its `InfiniLayer` hands it the memory."""
-
-    run: SegmentedRun | None = None
-    state: MemoryState | None = None
+    """Module in the slot of a layer's attention."""
 
     def __init__(self, attention: InfiniAttention, layer_index: int):
         super().__init__()
@@ -82,7 +89,11 @@ class ReplacedAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, *_: Any, **kwargs: Any) -> tuple[Tensor, None]:
         """Compute our attention, called like the one it replaces; (output, no weights)."""
-        out, self.state = attend_documents(self.attention, hidden_states, self.run, self.state)
+        run = current_run()
+        state = None if run is None else run.states.get(self.layer_index)
+        out, state = attend_documents(self.attention, hidden_states, run, state)
+        if run is not None:
+            run.states[self.layer_index] = state
         for name in LAYER_CACHE_NAMES:
             if kwargs.get(name) is not None:
                 # No keys to cache here, but the base may count its cached tokens by this layer
@@ -95,58 +106,80 @@ class InfiniLayer(MemoryModule):
     """Trainable copy of a decoder layer whose attention is ours; takes the layer's slot."""
 
     runs_original = False
+    prefix = "layer"
 
     def __init__(self, original: nn.Module, attention: InfiniAttention, layer_index: int):
-        super().__init__(original, layer_index)
-        self.layer: nn.Module = copy.deepcopy(original)
-        self.attention_name = attention_name(self.layer)
-        setattr(self.layer, self.attention_name, ReplacedAttention(attention, layer_index))
+        super().__init__(original, copy.deepcopy(original), layer_index)
+        self.attention_name = attention_name(original)
+        replaced = ReplacedAttention(attention, layer_index)
+        setattr(self.infini_layer, self.attention_name, replaced)
 
     @property
     def infini_attention(self) -> InfiniAttention:
-        attention: InfiniAttention = getattr(self.layer, self.attention_name).attention
+        attention: InfiniAttention = getattr(
+            active_module(self.infini_layer), self.attention_name
+        ).attention
         return attention
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        layer = active_module(self.infini_layer)
         # `run_with_memory` checkpoints, with the memory; the layer itself must not
-        vars(self.layer)["gradient_checkpointing"] = False
-        run, replaced = self.run, getattr(self.layer, self.attention_name)
+        vars(layer)["gradient_checkpointing"] = False
 
-        def compute(hidden: Tensor, state: MemoryState | None) -> tuple[Any, Any]:
-            replaced.run, replaced.state = run, state
-            out = self.layer(hidden, *args, **kwargs)
-            new_state, replaced.run, replaced.state = replaced.state, None, None
-            return out, new_state
+        def compute(
+            hidden: Tensor, run: SegmentedRun | None, state: MemoryState | None
+        ) -> tuple[Any, MemoryState | None]:
+            # Also in the backward pass, which computes again and belongs to no run
+            states = {} if state is None else {self.layer_index: state}
+            with use_run(None if run is None else replace(run, states=states)):
+                out = layer(hidden, *args, **kwargs)
+            return out, states.get(self.layer_index)
 
         return self.run_with_memory(compute, hidden_states)
+
+
+class ParallelAttention(nn.Module):
+    """What an `InfiniAdapter` adds to its layer: α · attention(norm(x))."""
+
+    gate_parameters = ("alpha",)  # trained at the gate learning rate
+
+    def __init__(self, attention: InfiniAttention, alpha: float):
+        super().__init__()
+        self.attention = attention
+        self.norm = nn.LayerNorm(attention.q_proj.in_features)
+        self.alpha = nn.Parameter(torch.tensor(alpha))
 
 
 class InfiniAdapter(MemoryModule):
     """A decoder layer in parallel to our attention: layer(x) + α · attention(norm(x))."""
 
-    gate_parameters = ("alpha",)  # trained at the gate learning rate
-
-    def __init__(
-        self, original: nn.Module, attention: InfiniAttention, layer_index: int, alpha: float
-    ):
-        super().__init__(original, layer_index)
-        self.attention = attention
-        self.norm = nn.LayerNorm(attention.q_proj.in_features)
-        self.alpha = nn.Parameter(torch.tensor(alpha))
+    @property
+    def branch(self) -> ParallelAttention:
+        """What is added to the layer."""
+        branch = active_module(self.infini_layer)
+        assert isinstance(branch, ParallelAttention)
+        return branch
 
     @property
     def infini_attention(self) -> InfiniAttention:
-        return self.attention
+        return self.branch.attention
+
+    @property
+    def alpha(self) -> nn.Parameter:
+        """Factor of what is added."""
+        return self.branch.alpha
 
     def learned_scalars(self) -> dict[str, float]:
         return {"alpha": self.alpha.item()}
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         out = self.original(hidden_states, *args, **kwargs)
-        run = self.run
+        branch = self.branch
 
-        def compute(hidden: Tensor, state: MemoryState | None) -> tuple[Tensor, MemoryState]:
-            return attend_documents(self.attention, self.norm(hidden), run, state)
+        def compute(
+            hidden: Tensor, run: SegmentedRun | None, state: MemoryState | None
+        ) -> tuple[Tensor, MemoryState]:
+            return attend_documents(branch.attention, branch.norm(hidden), run, state)
 
-        added = self.alpha * self.run_with_memory(compute, hidden_states)
+        added = branch.alpha * self.run_with_memory(compute, hidden_states)
         return (out[0] + added, *out[1:]) if isinstance(out, tuple) else out + added

@@ -6,6 +6,7 @@ document again (`SegmentedRun`). Positions restart in every segment. arXiv 2404.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,9 @@ from infini.memory import InfiniAttention, MemoryState
 from infini.memory.packing import Packing
 
 LayerStates = dict[int, MemoryState]  # memory by decoder layer, counted from 0
+
+# Argument of a decoder's forward pass that makes it one pass of a run, see `SegmentedDecoder`
+RUN = "infini_run"
 
 
 @dataclass
@@ -34,23 +38,24 @@ class SegmentedRun:
     states: LayerStates = field(default_factory=dict)
 
 
-class UsesRun(nn.Module):
-    """Base class of the modules that a `SegmentedRun` is handed to."""
+# The run of the forward pass that this thread computes: a model may be called by many at once
+_CURRENT: ContextVar[SegmentedRun | None] = ContextVar("infini_run", default=None)
 
-    run: SegmentedRun | None = None
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def current_run() -> SegmentedRun | None:
+    """Return the run of the forward pass that calls this; None: every row is a text of its own."""
+    return _CURRENT.get()
 
 
 @contextmanager
-def use_run(model: nn.Module, run: SegmentedRun) -> Iterator[None]:
-    """Hand `run` to all our modules in `model` for the forward passes of the block."""
-    modules = [module for module in model.modules() if isinstance(module, UsesRun)]
-    for module in modules:
-        module.run = run
+def use_run(run: SegmentedRun | None) -> Iterator[None]:
+    """Make `run` the one of the forward passes in the block, in this thread alone."""
+    token = _CURRENT.set(run)
     try:
         yield
     finally:
-        for module in modules:
-            module.run = None
+        _CURRENT.reset(token)
 
 
 def attend_documents(
@@ -112,8 +117,9 @@ def run_decoder(
         padding = (0, 0) * (inputs.ndim - 2) + (0, -tokens % segment_length)
         rows = F.pad(inputs, padding).reshape(-1, segment_length, *inputs.shape[2:])  # (B·N, L, …)
     name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
-    with use_run(decoder, SegmentedRun(Packing(lengths, None), tokens, segment_length, states)):
-        out = decoder(**{name: rows}, use_cache=False, **kwargs)
+    run = SegmentedRun(Packing(lengths, None), tokens, segment_length, states)
+    own = {RUN: run} if getattr(decoder, "accepts_run", False) else {}  # an untouched base has none
+    out = decoder(**{name: rows}, use_cache=False, **own, **kwargs)
 
     def by_document(hidden: Tensor) -> Tensor:  # (B·N, L, d) → (B, T, d)
         return hidden.reshape(batch, -1, hidden.shape[-1])[:, :tokens]

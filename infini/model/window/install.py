@@ -131,7 +131,7 @@ def _add_layers(
 
 def _remove_layers(model: PreTrainedModel) -> None:
     for module in model.modules():
-        if hasattr(module, SUBMODULE):
+        if SUBMODULE in module._modules:
             delattr(module, SUBMODULE)
 
 

@@ -8,6 +8,7 @@ window.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from infini.memory.associative import AssociativeMemory
 from infini.memory.retained import AttentionSpec, RetainedPairs, WindowPairs, retained_attention
 from infini.memory.window import ChunkInfo, WindowState, window_attention
+from infini.model.peft_adapters import active_module
 from infini.model.window.attention import masked_attention
 from infini.model.window.rotation import Rotation
 
@@ -153,14 +155,17 @@ class WindowHandler:
         options: dict[str, Any],
     ) -> tuple[Tensor, None]:
         """Attend by the module's `WindowLayer`; see `AttentionHandler.attend`."""
-        layer: WindowLayer = getattr(module, SUBMODULE)
+        layer = active_module(getattr(module, SUBMODULE))
+        assert isinstance(layer, WindowLayer)
         head_dim = q.shape[-1]
+        attention = masked_attention(module, implementation, options, head_dim)
         spec = AttentionSpec(
-            masked_attention(module, implementation, options, head_dim),
+            attention,
             layer.rotation,
             options.get("scaling") or head_dim**-0.5,
             layer.context,
             options.get("sliding_window"),
+            is_softmax=isinstance(attention, partial),  # of `_sdpa`, as for most bases
         )
         state = self.states.get(layer.layer_index)
         out, next_state = layer(q, k, v, self.chunk, state, spec)
