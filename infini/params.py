@@ -4,6 +4,7 @@ An invalid value is one line with key, message and value, before any work and wi
 `check_params` looks at the base and the corpus that the file names as well.
 """
 
+import os
 from contextlib import chdir
 from functools import lru_cache
 from pathlib import Path
@@ -14,14 +15,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
-from infini.choices import REPLACEABLE
+from infini.choices import REPLACEABLE, RETENTION_BLOCK
 from infini.corpus.config import Data
 from infini.corpus.inputs import text_files
 from infini.errors import InputError
 from infini.evaluation.config import Cost, Evaluate
 from infini.model.base_info import base_info
 from infini.model.config import Base
-from infini.schema import Name, Section, Seed, error_line
+from infini.schema import Name, Section, Seed, error_line, missing_keys
 from infini.training.config import (
     Adapter,
     AnyAdapter,
@@ -51,7 +52,7 @@ class Params(Section):
     replacements: dict[Name, Replacement]
     adapters: dict[Name, AnyAdapter]
     evaluate: Evaluate
-    cost: Cost
+    cost: Cost = Cost()
 
     @property
     def versions(self) -> dict[str, VersionConfig]:
@@ -63,6 +64,10 @@ class Params(Section):
         section = "replacements" if version in self.replacements else "adapters"
         return f"{section}.{version}"
 
+    def recipe_key(self, version: str) -> str:
+        """Return the dotted key of a version's training on long documents."""
+        return self.key_of(version) + ".finetune" * (version in self.replacements)
+
     def targets(self) -> list[str]:
         """Return the evaluation stages of dvc.yaml that `make run` asks for."""
         wanted = [name for name in self.versions if name not in self.on_demand]
@@ -72,20 +77,28 @@ class Params(Section):
 
     def contexts(self) -> dict[str, int]:
         """Return how many tokens the base has to read at once, by the key that asks for it."""
-        evaluate = self.evaluate
-        tokens = {
+        return {
             "data.segment_length": self.data.segment_length,
-            "evaluate.full.context": evaluate.full.context,
-            "evaluate.window.sizes + sinks": max(evaluate.window.sizes) + evaluate.window.sinks,
+            "evaluate.full.context": self.evaluate.full.context,
         }
+
+    def window_contexts(self) -> dict[str, int]:
+        """Return how many tokens a query attends to within a window, by the key of the window."""
+        window = self.evaluate.window
+        tokens = {"evaluate.window.sizes + sinks": max(window.sizes) + window.sinks}
         for name, version in self.adapters.items():
-            if isinstance(version, WindowAdapter):
-                sinks = version.layer.sinks
-                tokens[f"adapters.{name}.layer.window + sinks"] = version.layer.window + sinks
-                if version.windows:
-                    tokens[f"adapters.{name}.windows + sinks"] = max(version.windows) + sinks
-                if extra := evaluate.window.extra_sizes:
-                    tokens["evaluate.window.extra_sizes + sinks"] = max(extra) + sinks
+            if not isinstance(version, WindowAdapter):
+                continue
+            # with retained pairs, all tokens of a block attend to one window
+            more = f" + {RETENTION_BLOCK - 1} for retained pairs" if version.layer.retained else ""
+            for key, sizes in {
+                f"adapters.{name}.layer.window": [version.layer.window],
+                f"adapters.{name}.windows": version.windows,
+                "evaluate.window.extra_sizes": window.extra_sizes,
+            }.items():
+                sums = [version.exact_context(self.data.segment_length, size) for size in sizes]
+                key += f" + sinks{more}"
+                tokens[key] = max([*sums, tokens.get(key, 0)])
         return tokens
 
     @model_validator(mode="after")
@@ -120,22 +133,44 @@ class Params(Section):
         """No stage asks for more than is prepared."""
         data, evaluate = self.data, self.evaluate
         limits = [
-            ("data.segment_length", data.segment_length, "document_length", data.document_length),
             ("evaluate.short.samples", evaluate.short.samples, "test.samples", data.test.samples),
             ("evaluate.documents", evaluate.documents, "test.documents", data.test.documents),
+            (
+                "evaluate.double_shift.documents",
+                evaluate.double_shift.documents,
+                "test.documents",
+                data.test.documents,
+            ),
         ]
         for name, version in self.versions.items():
-            key = f"{self.key_of(name)}{'.finetune' * isinstance(version, Replacement)}.documents"
             used = version.document_recipe.documents
-            limits.append((key, used or 0, "documents", data.documents))
+            limits.append((f"{self.recipe_key(name)}.documents", used, "documents", data.documents))
         for key, value, other, limit in limits:
-            if value > limit:
+            if value is not None and value > limit:
                 raise InputError(f"{key} must be ≤ data.{other} ({limit}), got {value}")
-        for name, adapter in self.adapters.items():
+        return self
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        """Documents and full attention are longer than a segment, or nothing crosses one."""
+        data, segment = self.data, self.data.segment_length
+        if segment >= data.document_length:
+            raise InputError(
+                f"data.segment_length must be < data.document_length ({data.document_length}), "
+                f"got {segment}"
+            )
+        if (context := self.evaluate.full.context) <= segment:
+            raise InputError(
+                f"evaluate.full.context must be > data.segment_length ({segment}), got {context}: "
+                "full attention would see no more than a segment"
+            )
+        for name, version in self.versions.items():
             try:
-                adapter.check_documents(data.documents, data.document_length, data.segment_length)
+                version.document_recipe.check_documents(
+                    data.documents, data.document_length, segment
+                )
             except InputError as error:
-                raise InputError(f"adapters.{name}.{error}") from None
+                raise InputError(f"{self.recipe_key(name)}.{error}") from None
         return self
 
 
@@ -227,13 +262,24 @@ def _parse(text: str, file: Path) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as invalid:
-        # The first error that is no missing key: a key moved to the wrong block is missing too.
-        errors = sorted(invalid.errors(), key=lambda error: error["type"] == "missing")
+        raise InputError(f"{file}: {_error_line(invalid)}") from None
+
+
+def _error_line(invalid: ValidationError) -> str:
+    """Return the first error that is no missing key, or else all missing keys.
+
+    A key moved to the wrong block is missing too.
+    """
+    missing = list[str]()
+    for error in invalid.errors():
         # pydantic adds the method of an adapter to the location, and "[key]" to a name's.
-        parts = [str(part) for part in errors[0]["loc"]]
+        parts = [str(part) for part in error["loc"]]
         if parts[:1] == ["adapters"] or parts[-1:] == ["[key]"]:
             del parts[2:3]
-        raise InputError(f"{file}: {error_line('.'.join(parts), errors[0])}") from None
+        if error["type"] != "missing":
+            return error_line(".".join(parts), error)
+        missing += missing_keys(Params, parts)
+    return f"missing keys: {', '.join(missing)}"
 
 
 def check_params(file: Path = PARAMS_FILE) -> Params:
@@ -248,23 +294,33 @@ def check_params(file: Path = PARAMS_FILE) -> Params:
     params = load_params(file)
     try:
         with chdir(file.parent):
-            _check_base(params)
+            known = _check_base(params)
             text_files(params.data.corpus)
+            if known:
+                _check_facts(params)
     except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+        raise InputError(f"{file}: {str(error).removeprefix(f'{PARAMS_FILE}: ')}") from None
     return params
 
 
-def _check_base(params: Params) -> None:
-    """Raise InputError if the base's config rules out what a key asks of it."""
+def _check_base(params: Params) -> bool:
+    """Raise InputError if the base's config rules out what a key asks of it.
+
+    Returns:
+        Whether the config could be read.
+    """
     if (base := base_info(params.base.model, params.base.revision)) is None:
-        return
+        return False
     name = params.base.model
-    for key, tokens in params.contexts().items():
-        if base.context is not None and tokens > base.context:
-            raise InputError(
-                f"{key} must be ≤ {base.context}, the context of {name!r}, got {tokens}"
-            )
+    for contexts, longest in (
+        (params.contexts(), base.context),
+        (params.window_contexts(), base.window_context),
+    ):
+        for key, tokens in contexts.items():
+            if longest is not None and tokens > longest:
+                raise InputError(
+                    f"{key} must be ≤ {longest}, the context of {name!r}, got {tokens}"
+                )
     for version, config in params.versions.items():
         key = params.key_of(version)
         layers = config.retrofit_options(params.data.segment_length)["layers"] or [0]
@@ -278,3 +334,32 @@ def _check_base(params: Params) -> None:
                 f"{key}: method replace needs a base of {', '.join(REPLACEABLE)}, {name!r} is "
                 f"{base.model_type}; make it an adapter, or remove it"
             )
+    return True
+
+
+def _check_facts(params: Params) -> None:
+    """Raise InputError if facts and questions, in the base's tokens, do not fit where they go."""
+    # slow to import: torch and transformers
+    from infini.corpus.haystacks import FactSampler, check_document_length
+    from infini.evaluation.retrieval import check_text_lengths
+    from infini.model.base import load_tokenizer
+
+    data, evaluate = params.data, params.evaluate
+    try:
+        tokenizer = load_tokenizer(params.base.model, params.base.revision)
+    except InputError:
+        if os.path.isdir(os.path.expanduser(params.base.model)):
+            raise
+        return  # the hub cannot be reached
+    check_text_lengths(tokenizer, data.segment_length, evaluate.passkey, evaluate.recall)
+    for name, version in params.versions.items():
+        recipe = version.document_recipe
+        if not recipe.question_share:
+            continue
+        windows: list[int | None] = [*recipe.drawn_windows] or [None]
+        distance = max(recipe.exact_context(data.segment_length, window) for window in windows)
+        length = recipe.tokens_read(data.document_length)
+        try:
+            check_document_length(length, FactSampler(tokenizer), distance)
+        except InputError as error:
+            raise InputError(f"{params.recipe_key(name)}.{error}") from None

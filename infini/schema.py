@@ -1,8 +1,9 @@
 """Types that the sections of params.yaml share, and the one line that an invalid value gets."""
 
 import difflib
+import json
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import ErrorDetails
@@ -27,7 +28,8 @@ Different = AfterValidator(_check_different)
 
 def unknown_key(key: Any, known: Iterable[str]) -> str:
     """Return the message about a key that no field has, with the most similar known one."""
-    close = difflib.get_close_matches(str(key).lower(), known, 1)
+    key = key if isinstance(key, str) else json.dumps(key, default=str)  # as YAML writes it
+    close = difflib.get_close_matches(key.lower(), known, 1)
     return f"{key}: unknown key; {f'did you mean {close[0]}?' if close else 'remove it'}"
 
 
@@ -47,6 +49,39 @@ class Section(BaseModel):
             if key not in cls.model_fields:
                 raise InputError(unknown_key(key, cls.model_fields))
         return block
+
+    @classmethod
+    def required_keys(cls) -> list[str]:
+        """Return the dotted keys within the block that have no default."""
+        keys = list[str]()
+        for name, field in cls.model_fields.items():
+            if field.is_required():
+                kind = field.annotation
+                inner = kind.required_keys() if _is_section(kind) else []
+                keys += [f"{name}.{key}" for key in inner] or [name]
+        return keys
+
+
+def _is_section(kind: Any) -> TypeGuard[type[Section]]:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def missing_keys(section: type[Section], key: list[str]) -> list[str]:
+    """Return the dotted keys to add where a validation misses `key`: those of a whole block.
+
+    Args:
+        section: the section that was validated.
+        key: the missing key's parts, from that section on.
+    """
+    kind: Any = section
+    for part in key:
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        else:
+            field = kind.model_fields.get(part) if _is_section(kind) else None
+            kind = field and field.annotation
+    inner = kind.required_keys() if _is_section(kind) else []
+    return [".".join([*key, name]) for name in inner] or [".".join(key)]
 
 
 def error_line(key: str, error: ErrorDetails) -> str:

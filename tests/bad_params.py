@@ -5,7 +5,7 @@ from typing import Any
 HUGE = 10**30
 
 # A key, its value, and the start of the message; one that begins with ":" or " " follows the key.
-BAD: list[tuple[str, Any, str]] = [
+BAD: list[tuple[Any, Any, str]] = [
     ("seed", -1, ": Input should be greater than or equal to 0, got -1"),
     ("seed", HUGE, ": Input should be less than or equal to 4294967295"),
     ("seed", 1.0, ": Input should be a valid integer, got 1.0"),
@@ -47,9 +47,11 @@ BAD: list[tuple[str, Any, str]] = [
     ("data.document_length", 1, ": Input should be greater than or equal to 2, got 1"),
     ("data.segment_length", 3, ": Input should be greater than or equal to 4, got 3"),
     ("data.segment_length", "256", ": Input should be a valid integer, got '256'"),
-    ("data.segment_length", 65, " must be ≤ data.document_length (64), got 65"),
+    ("data.segment_length", 64, " must be < data.document_length (64), got 64"),
+    ("data.segment_length", 32, "evaluate.full.context must be > data.segment_length (32), got 32"),
     ("data.test.samples", 0, ": Input should be greater than or equal to 1, got 0"),
     ("data.test.documents", [2], ": Input should be a valid integer, got [2]"),
+    ("data.test.documents", 1, ": Input should be greater than or equal to 2, got 1"),
     ("data.test.skip", -1, ": Input should be greater than or equal to 0, got -1"),
     ("data.segment_lenght", 16, ": unknown key; did you mean segment_length?"),
     ("data.zzz", 16, ": unknown key; remove it"),
@@ -103,6 +105,18 @@ BAD: list[tuple[str, Any, str]] = [
     ("adapters.v5.schedule", "cosine", ": Input should be 'constant' or 'linear', got 'cosine'"),
     ("adapters.v5.question_share", 1.5, ": Input should be less than or equal to 1, got 1.5"),
     ("adapters.v5.length", 2, ": documents of 2 tokens leave nothing to the memory, 10 are attend"),
+    (
+        "adapters.v5.length",
+        48,
+        " must be null with control: true and 6 documents (below 15, one is ",
+    ),
+    (
+        "adapters.v3.length",
+        48,
+        " must be null with control: true and 6 documents (below 15, one is ",
+    ),
+    ("adapters.v3.length", 16, " must be > data.segment_length (16), got 16: nothing is read from"),
+    ("replacements.v2.finetune.length", 9, " must be > data.segment_length (16), got 9: nothing"),
     ("adapters.v5.length", 1, ": Input should be greater than or equal to 2, got 1"),
     ("adapters.v5.windows", 64, ": Input should be a valid list, got 64"),
     ("adapters.v5.seeds", [0], " must differ from each other and all seeds, got [0, 0]"),
@@ -143,6 +157,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("adapters.v3.layer.segment_length", 16, ": unknown key"),
     ("replacements.v4.layer.position", "rope", " must be null with init: teacher, got 'rope'"),
     ("sede", 1, ": unknown key; did you mean seed?"),
+    (None, 1, "null: unknown key; remove it"),
+    (3, 1, "3: unknown key; remove it"),
 ]
 # Ten lists of ten of the one before: printing it in full never ends.
 ENDLESS = ", ".join(f"&l{n} [{', '.join([f'*l{n - 1}' if n else '0'] * 10)}]" for n in range(10))

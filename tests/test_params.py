@@ -14,6 +14,7 @@ from bad_params import BAD, BROKEN, HUGE
 from infini import params
 from infini.choices import REPLACEABLE, Policy
 from infini.corpus.config import Data
+from infini.corpus.pieces import train_val_sizes
 from infini.errors import InputError
 from infini.memory.eviction import policy_names
 from infini.model.architectures import PROJECTION_READERS
@@ -22,12 +23,13 @@ from infini.training.config import Adapter
 from toy import read_params, write_params
 
 ROOT = Path(__file__).parents[1]
+LR = {"lr": 0.5}
 
 
-def put(content: dict[str, Any], key: str, value: object) -> None:
+def put(content: dict[str, Any], key: Any, value: object) -> None:
     """Set a dotted key, blocks on the way made; a number is an index of a list."""
     block: Any = content
-    *parents, last = key.split(".")
+    *parents, last = key.split(".") if isinstance(key, str) else [key]
     for parent in parents:
         block = block[int(parent)] if isinstance(block, list) else block.setdefault(parent, {})
     block[int(last) if isinstance(block, list) else last] = value
@@ -76,11 +78,59 @@ def test_unreadable_file_is_one_line(project: Path) -> None:
     assert "not readable" in load_error()
 
 
-def test_missing_key_is_named(project: Path) -> None:
+def test_missing_keys_are_listed_all_at_once(project: Path) -> None:
     content = read_params()
-    del content["data"]["documents"]
+    del content["data"]["corpus"], content["evaluate"]["full"], content["seeds"]
+    del content["replacements"]["v1"]["finetune"], content["adapters"]["v5"]["layer"]
     write_params(content)
-    assert load_error() == "data.documents: Field required"
+    assert load_error() == (
+        "missing keys: seeds, data.corpus, replacements.v1.finetune.lr, adapters.v5.layer, "
+        "evaluate.full.context"
+    )
+    write_params({})
+    assert load_error() == (
+        "missing keys: seed, seeds, base.model, data.corpus, data.segment_length, replacements, "
+        "adapters, evaluate.full.context"
+    )
+
+
+def test_minimal_file_has_defaults(project: Path) -> None:
+    content = read_params()
+    version = {"method": "window", "layer": {"window": 64}}
+    write_params(
+        {
+            "seed": 0,
+            "seeds": [],
+            "base": {"model": content["base"]["model"]},
+            "data": {"corpus": "text", "segment_length": 32},
+            "replacements": {"r": {"layer": {"layers": [0]}, "distill": None, "finetune": LR}},
+            "adapters": {"w": version, "p": {"method": "parallel", "layer": {"layers": [1]}}},
+            "evaluate": {"full": {"context": 64}},
+        }
+    )
+    read = params.load_params()
+    assert (read.data.document_length, read.data.test.documents) == (4096, 16)
+    assert sum(read.data.shares.model_dump().values()) == pytest.approx(1)
+    assert read.evaluate.full.stride == 64
+    assert (read.evaluate.documents, read.evaluate.short.samples) == (None, None)
+    assert read.versions["w"].document_recipe.lr == 3e-3
+    assert read.versions["p"].document_recipe.lr == 2e-3
+    assert read.versions["r"].document_recipe.lr == LR["lr"]
+    for version in read.versions.values():
+        recipe = version.document_recipe
+        assert (recipe.epochs, recipe.batch_size, recipe.hold_out) == (1, 1, True)
+
+
+@pytest.mark.parametrize("documents", range(3, 40))
+def test_control_needs_two_val_documents_of_its_length(project: Path, documents: int) -> None:
+    content = read_params()
+    content["replacements"], content["data"]["documents"] = {}, documents
+    content["adapters"]["v5"]["length"] = 48
+    write_params(content)
+    if train_val_sizes(documents)[1] > 1:
+        assert params.load_params().data.documents == documents
+    else:
+        assert load_error().startswith("adapters.v5.length must be null with control: true")
 
 
 def test_misspelt_key_is_named_before_the_missing_one(project: Path) -> None:
@@ -111,6 +161,7 @@ def check_error() -> str:
 
 NO_CORPUS = " must be sotu, kjv, a folder of .txt or .jsonl files, or a hub dataset"
 NO_MODEL = " must be an existing folder or a hub name, got "
+BLOCK = " + sinks + 31 for retained pairs"
 LAYERS, CONTEXT = (
     " must be < 2, the number of layers of 'here'",
     " must be ≤ 64, the context of 'here'",
@@ -138,6 +189,19 @@ LAYERS, CONTEXT = (
         ("evaluate.full.context", 65, f"{CONTEXT}, got 65"),
         ("evaluate.window.sizes", [8, 63], f" + sinks{CONTEXT}, got 65"),
         ("evaluate.window.extra_sizes", [63], f" + sinks{CONTEXT}, got 65"),
+        (
+            "adapters.v5.layer",
+            {"window": 32, "retained": 1},
+            f"adapters.v5.layer.window{BLOCK}{CONTEXT}, got 67",
+        ),
+        ("adapters.v5.windows", [8, 32], f"{BLOCK}{CONTEXT}, got 65"),
+        ("evaluate.window.extra_sizes", [8, 32], f"{BLOCK}{CONTEXT}, got 65"),
+        ("data.corpus", "/", " must be a folder of texts alone, got '/', which holds the pipeline"),
+        ("data.corpus", ".", " must be a folder of texts alone, got '.', which holds the pipeline"),
+        ("evaluate.passkey.lengths", [2, 12], ": facts and questions take "),
+        ("evaluate.recall.segments", 2, "evaluate.recall.pairs: facts and questions take "),
+        ("adapters.v3.question_share", 0.5, ": a document of 128 tokens is too short for a fact"),
+        ("replacements.v4.finetune.question_share", 0.1, ": a document of 128 tokens is too short"),
         ("data.segment_length", 65, f"{CONTEXT}, got 65"),
     ],
 )
@@ -154,6 +218,10 @@ def test_check_params_against_base_and_corpus(
     Path("torn/config.json").write_text("{")
     content = read_params()
     content["base"]["model"], content["data"]["document_length"] = "here", 128
+    if ".window.extra" in key or key.endswith(".windows"):
+        content["adapters"]["v5"]["layer"]["retained"] = int(value != [63])
+    if value == 65:
+        content["evaluate"]["full"]["context"] = 66
     put(content, key, value)
     write_params(content)
     assert check_error().startswith(expected if expected[0] not in ": " else key + expected)

@@ -159,6 +159,7 @@ def test_other_number_of_threads_writes_the_same_files(project: Path) -> None:
     content["replacements"] = {"v2": content["replacements"]["v2"]}
     content["adapters"] = {"v5": content["adapters"]["v5"]}
     content["data"] |= {"document_length": 512, "segment_length": 32}
+    content["evaluate"]["full"]["context"] = 64
     write_params(content)
     for i, file in enumerate(sorted(Path("text").iterdir())):
         file.write_text(sentence(600, i))

@@ -12,10 +12,10 @@ class Shares(Section):
     """Shares of the documents that each split gets, by a hash of their id; they sum to 1."""
 
     # trains the embedded base only
-    base: Share
-    train: Rate
-    val: Rate
-    test: Rate
+    base: Share = 0.0
+    train: Rate = 0.8
+    val: Rate = 0.1
+    test: Rate = 0.1
 
     @model_validator(mode="after")
     def _check_sum(self) -> Self:
@@ -28,8 +28,9 @@ class Shares(Section):
 class TestSize(Section):
     """How much of split test is prepared."""
 
-    samples: Positive
-    documents: Positive
+    samples: Positive = 50
+    # at least two, since one is read with the memory of another
+    documents: Annotated[int, Field(ge=2, le=10**9)] = 16
     # first documents that are left out, because a recipe was chosen on them
     skip: Annotated[int, Field(ge=0, le=10**9)] = 0
 
@@ -39,13 +40,13 @@ class Data(Section):
 
     # "sotu" or "kjv" (embedded), a folder of .txt or .jsonl files, or a hub dataset's name
     corpus: str
-    shares: Shares
+    shares: Shares = Shares()
     # short samples for training, nine parts train and one part val
-    samples: Annotated[int, Field(ge=2, le=10**9)]
+    samples: Annotated[int, Field(ge=2, le=10**9)] = 100
     # long documents for training, nine parts train and one part val
-    documents: Annotated[int, Field(ge=2, le=10**9)]
+    documents: Annotated[int, Field(ge=2, le=10**9)] = 24
     # tokens per document
-    document_length: Annotated[int, Field(ge=2, le=10**9)]
+    document_length: Annotated[int, Field(ge=2, le=10**9)] = 4096
     # tokens per segment and per short sample
     segment_length: Annotated[int, Field(ge=4, le=10**9)]
-    test: TestSize
+    test: TestSize = TestSize()

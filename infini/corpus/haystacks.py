@@ -15,6 +15,7 @@ from infini.errors import InputError
 
 DIGITS = 5  # of a pass key and of a code
 TOKENS_PER_FACT = 128  # of a training document, at least
+CHECKED_PASS_KEYS = 64  # draws that stand for all numbers
 CODE_WORDS = (
     "acorn", "anchor", "apple", "arrow", "badger", "barrel", "basket", "beacon", "bell", "bottle",
     "bridge", "button", "candle", "canyon", "carpet", "castle", "cherry", "clock", "clover",
@@ -91,6 +92,28 @@ def insert_parts(filler: Tensor, parts: list[tuple[int, Tensor]]) -> tuple[Tenso
     return torch.cat([*pieces, filler[at:]]), starts
 
 
+def check_document_length(length: int, sampler: FactSampler, min_distance: int) -> None:
+    """Raise InputError if `with_questions` may find no room in a document of `length` tokens."""
+    generator = torch.Generator().manual_seed(0)
+    pass_keys = [sampler.pass_key(generator) for _ in range(CHECKED_PASS_KEYS)]
+    codes = sampler.codes(len(CODE_WORDS), generator)
+    needed = min(max(fact.size for fact in facts) for facts in (pass_keys, codes))
+    if needed + len(sampler.stop) > _room_for_facts(length, min_distance):
+        raise _too_short(length, min_distance)
+
+
+def _room_for_facts(length: int, min_distance: int) -> int:
+    """Return the tokens that facts and questions may take of a document of `length` tokens."""
+    return min(length - min_distance, length // 2)
+
+
+def _too_short(length: int, min_distance: int) -> InputError:
+    return InputError(
+        f"question_share: a document of {length} tokens is too short for a fact and, "
+        f"{min_distance} tokens later, its question; raise length, or lower the window"
+    )
+
+
 def with_questions(
     text: Tensor, sampler: FactSampler, min_distance: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
@@ -115,17 +138,14 @@ def with_questions(
     wanted = int(torch.randint(1, most + 1, (1,), generator=generator))
     drawn = [sampler.pass_key(generator), *sampler.codes(wanted, generator)]
     order = torch.randperm(len(drawn), generator=generator).tolist()
-    chosen, left = list[Fact](), min(len(text) - min_distance, len(text) // 2)
+    chosen, left = list[Fact](), _room_for_facts(len(text), min_distance)
     for fact in (drawn[i] for i in order):
         size = fact.size + len(sampler.stop)
         if len(chosen) < wanted and size <= left:
             chosen.append(fact)
             left -= size
     if not chosen:
-        raise InputError(
-            f"question_share: a document of {len(text)} tokens is too short for a fact and, "
-            f"{min_distance} tokens later, its question; raise length, or lower the window"
-        )
+        raise _too_short(len(text), min_distance)
     room = len(text) - sum(fact.size + len(sampler.stop) for fact in chosen)
     parts = list[tuple[int, Tensor]]()
     for fact in chosen:

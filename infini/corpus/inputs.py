@@ -17,9 +17,12 @@ def file_hashes(name: str) -> dict[str, str]:
     """Return the SHA-256 of every file below a folder by relative path, hidden ones left out.
 
     The dictionary is empty if `name` is no folder.
+
+    Raises:
+        InputError: a file's name is not UTF-8.
     """
     folder, hashes = Path(os.path.expanduser(name)), {}
-    for path in _visible_files(folder) if os.path.isdir(folder) else []:
+    for path in visible_files(folder) if os.path.isdir(folder) else []:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         hashes[str(path.relative_to(folder))] = digest
@@ -36,14 +39,20 @@ def text_files(corpus: str) -> list[Path] | None:
         The files; None for an embedded corpus or a hub dataset.
 
     Raises:
-        InputError: `corpus` is none of the three, or its folder has no such file.
+        InputError: `corpus` is none of the three; its folder has no such file, one whose name is
+            not UTF-8, or the pipeline's own files.
     """
     if corpus in EMBEDDED_CORPORA:
         return None
     folder = Path(os.path.expanduser(corpus))
     # os.path, because pathlib raises on a name that no file can have
     if corpus and os.path.isdir(folder):
-        if files := [file for file in _visible_files(folder) if file.suffix.lower() in SUFFIXES]:
+        if Path.cwd().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"data.corpus must be a folder of texts alone, got {shown(corpus)}, which holds "
+                "the pipeline and its outputs"
+            )
+        if files := [file for file in visible_files(folder) if file.suffix.lower() in SUFFIXES]:
             return files
         raise InputError(f"data.corpus: folder {corpus!r} has no .txt or .jsonl file")
     if os.path.exists(folder) or not _HUB_DATASET.fullmatch(corpus):
@@ -54,9 +63,21 @@ def text_files(corpus: str) -> list[Path] | None:
     return None
 
 
-def _visible_files(folder: Path) -> list[Path]:
-    return [
+def visible_files(folder: Path) -> list[Path]:
+    """Return all files below a folder, sorted, hidden ones left out.
+
+    Raises:
+        InputError: a file's name is not UTF-8: no record could hold it.
+    """
+    files = [
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     ]
+    for file in files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            name = ascii(os.fsencode(file))[2:-1]
+            raise InputError(f"{name}: the file's name is not UTF-8; rename it") from None
+    return files

@@ -13,15 +13,15 @@ Segments = Annotated[int, Field(ge=2, le=10**5)]
 class ShortProtocol(Section):
     """Perplexity on short samples, each read alone."""
 
-    # test samples scored
-    samples: Positive
+    # test samples scored; null: all
+    samples: Positive | None = None
 
 
 class DoubleShiftProtocol(Section):
     """Loss on the token after next, as the research log's loop computed it."""
 
-    # test documents scored, the first of evaluate.documents
-    documents: Positive
+    # test documents scored, the first of evaluate.documents; null: all
+    documents: Positive | None = None
 
 
 class FullProtocol(Section):
@@ -29,8 +29,8 @@ class FullProtocol(Section):
 
     # tokens per window; at most the base's own context
     context: Positive
-    # tokens between the starts of two windows; at most the context
-    stride: Positive
+    # tokens between the starts of two windows; at most the context, which is its default
+    stride: Positive = Field(default_factory=lambda valid: valid.get("context", 1))
 
     @model_validator(mode="after")
     def _check_stride(self) -> Self:
@@ -43,9 +43,9 @@ class WindowProtocol(Section):
     """Sliding window with sinks of the untouched base: the baseline of every memory."""
 
     # tokens per window, in rising order; with the sinks at most the base's context
-    sizes: Annotated[list[Positive], Field(min_length=1)]
+    sizes: Annotated[list[Positive], Field(min_length=1)] = Field([16, 64])
     # first tokens of a text that stay visible
-    sinks: Annotated[int, Field(ge=0)]
+    sinks: Annotated[int, Field(ge=0)] = 4
     # windows that versions with method: window are scored with besides their own
     extra_sizes: Annotated[list[Positive], Different] = Field(default_factory=list)
 
@@ -60,11 +60,11 @@ class PasskeyProtocol(Section):
     """Passkey retrieval: a number hidden in test text and asked for at its end."""
 
     # segments per text
-    lengths: Annotated[list[Segments], Field(min_length=1), Different]
+    lengths: Annotated[list[Segments], Field(min_length=1), Different] = Field([8, 32])
     # relative position of the number; 0: the start, 1: right before the question
-    depths: Annotated[list[Share], Field(min_length=1), Different]
+    depths: Annotated[list[Share], Field(min_length=1), Different] = Field([0.0, 0.5, 1.0])
     # texts per length and depth
-    samples: Positive
+    samples: Positive = 2
 
 
 class RecallProtocol(Section):
@@ -91,20 +91,20 @@ class RecallProtocol(Section):
 class Evaluate(Section):
     """Stage evaluate_ppl: the protocols."""
 
-    short: ShortProtocol
+    short: ShortProtocol = ShortProtocol()
     # test documents scored, the same by every protocol, so that differences are paired; at least
-    # two, since the shuffled-memory protocol reads one with the memory of another
-    documents: Annotated[int, Field(ge=2)]
-    double_shift: DoubleShiftProtocol
+    # two, since the shuffled-memory protocol reads one with the memory of another; null: all
+    documents: Annotated[int, Field(ge=2)] | None = None
+    double_shift: DoubleShiftProtocol = DoubleShiftProtocol()
     full: FullProtocol
-    window: WindowProtocol
-    passkey: PasskeyProtocol
+    window: WindowProtocol = WindowProtocol()
+    passkey: PasskeyProtocol = PasskeyProtocol()
     # null: not scored
     recall: RecallProtocol | None = None
 
     @model_validator(mode="after")
     def _check_documents(self) -> Self:
-        if self.double_shift.documents > self.documents:
+        if (self.double_shift.documents or 0) > (self.documents or 10**9):
             raise InputError(
                 f"double_shift.documents must be ≤ evaluate.documents ({self.documents}), "
                 f"got {self.double_shift.documents}"
@@ -116,6 +116,8 @@ class Cost(Section):
     """Stage measure_cost: time and memory of a version against the base's full cache."""
 
     # tokens read
-    lengths: Annotated[list[Annotated[int, Field(ge=1, le=10**7)]], Field(min_length=1), Different]
+    lengths: Annotated[
+        list[Annotated[int, Field(ge=1, le=10**7)]], Field(min_length=1), Different
+    ] = Field([1024, 4096])
     # runs per length, of which the fastest counts
-    repeats: Positive
+    repeats: Positive = 2

@@ -157,6 +157,26 @@ class Haystacks:
         return tokens, questions
 
 
+def check_text_lengths(
+    tokenizer: Tokenizer,
+    segment_length: int,
+    passkey: PasskeyProtocol,
+    recall: RecallProtocol | None,
+) -> None:
+    """Raise InputError if facts and questions of a retrieval text do not fit its segments.
+
+    Args:
+        tokenizer: The base's.
+        segment_length: Tokens per segment.
+        passkey: Section `evaluate.passkey`.
+        recall: Section `evaluate.recall`; None: no such task.
+    """
+    filler = torch.zeros(1, 1, dtype=torch.int64)
+    document = Pieces(filler, filler == 0, filler[0], filler[0])
+    for _ in Haystacks(tokenizer, document, segment_length, passkey, recall).texts():
+        pass
+
+
 @torch.no_grad()
 def last_segment_states(
     model: PreTrainedModel, tokens: Tensor, segment_length: int, memory: MemoryMode

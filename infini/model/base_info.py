@@ -22,6 +22,8 @@ class BaseInfo(NamedTuple):
     layers: int | None
     # Longest text that it reads at once, in tokens
     context: int | None
+    # Longest text in which positions mean the same, in tokens: a window lies within it
+    window_context: int | None
 
 
 def base_info(model: str, revision: str | None = None) -> BaseInfo | None:
@@ -53,10 +55,12 @@ def base_info(model: str, revision: str | None = None) -> BaseInfo | None:
         model_type = config["model_type"]
     except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
         raise InputError(f"base.model: {file}: not a model's config ({error!r})") from None
+    context = _first_integer(config, "max_position_embeddings", "n_positions")
     return BaseInfo(
         str(model_type),
         _first_integer(config, "num_hidden_layers", "n_layer", "num_layers"),
-        _first_integer(config, "max_position_embeddings", "n_positions"),
+        context,
+        _longrope_context(config) or context,
     )
 
 
@@ -81,6 +85,14 @@ def _config_on_hub(name: str, revision: str) -> Path | None:
     except Exception:  # of many kinds; loading the base raises the error
         return None
     return Path(cached)
+
+
+def _longrope_context(config: dict[str, Any]) -> int | None:
+    """Return the context before longrope extended it, which rotates longer texts differently."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type")) != "longrope":
+        return None
+    return _first_integer(config | rope, "original_max_position_embeddings")
 
 
 def _first_integer(config: dict[str, Any], *names: str) -> int | None:

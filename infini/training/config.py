@@ -12,21 +12,23 @@ from infini.model.segmented.config import ParallelConfig, ReplaceConfig
 from infini.model.window.config import WindowConfig
 from infini.schema import Different, Positive, Rate, Section, Seed, Share, unknown_key
 
+TWO_VAL_DOCUMENTS = 15  # fewest training documents of which two are val, one in ten
+
 
 class Recipe(Section):
     """Settings of every training."""
 
-    epochs: Positive
+    epochs: Positive = 1
     # peak learning rate
     lr: Rate
     # learning rate of the gates β and of α
-    gate_lr: Rate
+    gate_lr: Rate = 1e-2
     # samples or documents per optimizer step
-    batch_size: Positive
+    batch_size: Positive = 1
     # true: val text selects the best epoch; false: val text is trained on, the last epoch is used
-    hold_out: bool
+    hold_out: bool = True
     # epochs without a lower val loss before training stops; null: never
-    patience: Positive | None
+    patience: Positive | None = None
 
     @model_validator(mode="after")
     def _check_patience(self) -> Self:
@@ -39,7 +41,7 @@ class DocumentRecipe(Recipe):
     """Settings of a training on long documents, one optimizer step per batch of them."""
 
     # number of prepared documents used, val included; null: all
-    documents: Annotated[int, Field(ge=2, le=10**9)] | None
+    documents: Annotated[int, Field(ge=2, le=10**9)] | None = None
 
     # cross_entropy: the next token; distillation: the log-probabilities of the base with full
     # attention (stage record_teacher)
@@ -76,14 +78,26 @@ class DocumentRecipe(Recipe):
         """Whether an optimizer step follows every chunk instead of the document."""
         return False
 
+    def tokens_read(self, length: int) -> int:
+        """Return how many tokens of a document of `length` tokens are trained on."""
+        return min(self.length or length, length)
+
+    def check_documents(self, documents: int, length: int, segment_length: int) -> None:
+        """Raise InputError if so many documents of `length` tokens are too little to train on."""
+        if (read := self.tokens_read(length)) <= segment_length:
+            raise InputError(
+                f"length must be > data.segment_length ({segment_length}), got {read}: "
+                "nothing is read from the memory within the first segment"
+            )
+
 
 class LongRecipe(DocumentRecipe):
     """Settings of a training on long documents read by segments."""
 
     # segment: an optimizer step after every segment; document: after the document
-    update: Literal["segment", "document"]
+    update: Literal["segment", "document"] = "document"
     # segments that gradients flow back through the memory; null: the whole document
-    bptt_segments: Annotated[int, Field(ge=0)] | None
+    bptt_segments: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _check_update(self) -> Self:
@@ -191,7 +205,7 @@ class Adapter(DocumentRecipe):
     version_keys: ClassVar[tuple[str, ...]] = ("method", "layer", "control", "seeds")
 
     # true: also train the shuffled-memory control, whose memory is another document's
-    control: bool
+    control: bool = True
     # seeds beside the general ones that this version and its control are trained with
     seeds: list[Seed] = Field(default_factory=list)
 
@@ -209,14 +223,21 @@ class Adapter(DocumentRecipe):
         """Return the arguments of `infini.retrofit` for the untrained version."""
         raise NotImplementedError
 
-    def check_documents(self, documents: int, length: int, segment_length: int) -> None:
-        """Raise InputError if so many documents of `length` tokens are too little to train on."""
+    def check_control(self, documents: int, length: int) -> None:
+        """Raise InputError if so many documents of `length` tokens do not suffice for a control."""
         documents = self.documents or documents
         fewest = 3 if self.hold_out else 2  # one of them is val
         if self.control and documents < fewest:
             raise InputError(
                 f"documents must be ≥ {fewest} with control: true, got {documents}: the control "
                 "reads with the memory of another document"
+            )
+        shortened = self.tokens_read(length) < length
+        if self.control and self.hold_out and shortened and documents < TWO_VAL_DOCUMENTS:
+            raise InputError(
+                f"length must be null with control: true and {documents} documents (below "
+                f"{TWO_VAL_DOCUMENTS}, one is val), got {self.length}: the val document is read "
+                "whole, with the memory of a train document of its length"
             )
 
     def blocks(self) -> dict[str, Any]:
@@ -234,7 +255,12 @@ class ParallelAdapter(Adapter, LongRecipe):
     method: Literal["parallel"]
     layer: ParallelLayer
     # initial value of α; 0.0: the version starts as the base
-    alpha: Annotated[float, Field(ge=-100, le=100)]
+    alpha: Annotated[float, Field(ge=-100, le=100)] = 0.0
+    lr: Rate = 2e-3
+
+    def check_documents(self, documents: int, length: int, segment_length: int) -> None:
+        super().check_documents(documents, length, segment_length)
+        self.check_control(documents, length)
 
     def retrofit_options(self, segment_length: int) -> dict[str, Any]:
         return retrofit_options(self.layer, segment_length) | {"alpha": self.alpha}
@@ -245,6 +271,7 @@ class WindowAdapter(Adapter):
 
     method: Literal["window"]
     layer: WindowLayerConfig
+    lr: Rate = 3e-3
     # windows that each batch draws one of, instead of the layer's; in tokens
     windows: Annotated[list[Positive], Different] = Field(default_factory=list)
 
@@ -264,8 +291,7 @@ class WindowAdapter(Adapter):
         return exact + (RETENTION_BLOCK - 1 if self.layer.retained else 0)
 
     def check_documents(self, documents: int, length: int, segment_length: int) -> None:
-        read = min(self.length or length, length)
-        windows = self.windows or [self.layer.window]
+        read, windows = self.tokens_read(length), self.windows or [self.layer.window]
         exact = max(self.exact_context(segment_length, window) for window in windows)
         if read <= exact:
             key = "layer.window" if self.length is None else "length"
@@ -273,7 +299,7 @@ class WindowAdapter(Adapter):
                 f"{key}: documents of {read} tokens leave nothing to the memory, {exact} are "
                 "attended to exactly (window, sinks, a block of retained pairs)"
             )
-        super().check_documents(documents, length, segment_length)
+        self.check_control(documents, length)
 
     def retrofit_options(self, segment_length: int) -> dict[str, Any]:
         return {"method": self.method, **layer_options(self.layer)}
