@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infini.choices import MemoryMode
+from infini.memory.block_reader import MAX_BIAS, BlockReader
 from infini.memory.eviction import (
     BlockLayout,
     CallPairs,
@@ -94,6 +95,7 @@ class AttentionSpec(NamedTuple):
     scale: float  # of q·k
     context: int | None = None  # tokens of the base's context; None: any
     sliding_window: int | None = None  # the layer's own window, in tokens, where it has one
+    is_softmax: bool = False  # whether `attention` is softmax(scale · q·k) v and no more
 
 
 def retained_attention(
@@ -175,6 +177,8 @@ def _attend(
     retained: RetainedPairs,
 ) -> tuple[Tensor, RetainedState]:
     """Attend for samples of one layout."""
+    if _can_read_blockwise(q, pairs.values, spec, retained):
+        return _attend_blockwise(q, pairs, state, layout, spec, retained)
     K, N, scale = state.keys.shape[2], layout.num_blocks, spec.scale
     q, sink_q, rotated_keys, sink_keys = _rotated(q, pairs, state, layout, spec.rotate)
     keys = torch.cat([state.keys, pairs.keys], 2)  # (B, G, P, D)
@@ -234,6 +238,72 @@ def _attend(
     return out, _next_state(selection, keys, values)
 
 
+def _can_read_blockwise(
+    q: Tensor, values: Tensor, spec: AttentionSpec, retained: RetainedPairs
+) -> bool:
+    """Return whether `BlockReader` computes the same: softmax in full precision, no gradients."""
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(q.device.type):
+        return False
+    if not spec.is_softmax or retained.mode != "own" or q.dtype.itemsize < 4:
+        return False
+    # a pair's bias is a product with a vector of length V^½
+    per_head = retained.weight.float().norm(dim=-1) * values.shape[3] ** 0.5
+    return bool(retained.bias.abs().max() + per_head.max() <= MAX_BIAS)
+
+
+def _attend_blockwise(
+    q: Tensor,
+    pairs: WindowPairs,
+    state: RetainedState,
+    layout: BlockLayout,
+    spec: AttentionSpec,
+    retained: RetainedPairs,
+) -> tuple[Tensor, RetainedState]:
+    """Attend and select in one pass over the blocks, without gradients."""
+    keys = torch.cat([state.keys, pairs.keys], 2)  # (B, G, P, D)
+    values = torch.cat([state.values, pairs.values], 2)  # (B, G, P, V)
+    key_bias = retained.pair_bias(values)  # (B, G, P)
+    rotated_q, rotated_keys = _rotated_qk(q, pairs, state, layout, spec.rotate)
+    sinks = _sink_scores(q, pairs.sink_keys, layout, spec), pairs.sink_values
+    rotated_q = rotated_q * spec.scale
+    biases = retained.bias, key_bias
+    K = state.keys.shape[2]
+    reader = BlockReader(rotated_q, (rotated_keys, values), sinks, biases, layout, K)
+    call_pairs = CallPairs(keys, rotated_keys, values, pairs.sink_keys)
+    policy, layer_index = retained.policy, retained.layer_index
+    selection = select(reader, call_pairs, key_bias, state, layout, policy, layer_index)
+    return reader.out, _next_state(selection, keys, values)
+
+
+def _sink_scores(q: Tensor, sink_keys: Tensor, layout: BlockLayout, spec: AttentionSpec) -> Tensor:
+    """Return the scores of the sinks, -inf where a query sees none: (B, H, T, S).
+
+    Queries beyond the window's edge see the sinks at the same distances, so the keys are rotated.
+    """
+    if not layout.sinks:
+        return q.new_empty(*q.shape[:3], 0)
+    edge = layout.window + layout.sinks - 1
+    query = torch.arange(layout.num_past, layout.end, device=q.device).clamp(max=edge)[:, None]
+    sink = torch.arange(layout.sinks, device=q.device)
+    num_near = min(max(edge - layout.num_past, 0), layout.num_new)
+    near, far = q[:, :, :num_near], q[:, :, num_near:]
+    near_keys = far_keys = sink_keys
+    if spec.rotate is not None and num_near:
+        near = spec.rotate(near, query[:num_near].mT)
+        near_keys = spec.rotate(sink_keys, sink[None])
+    if spec.rotate is not None and num_near < layout.num_new:
+        far_keys = spec.rotate(sink_keys, sink[None] - edge)
+    grouped = [
+        x.unflatten(1, (keys.shape[1], -1)) @ keys[:, :, None].mT
+        for x, keys in ((near, near_keys), (far, far_keys))
+    ]
+    scores = torch.cat(grouped, 3).flatten(1, 2) * spec.scale
+    hidden = sink > query
+    if layout.sliding_window is not None:
+        hidden |= query - sink >= layout.sliding_window
+    return scores.masked_fill_(hidden, -torch.inf)
+
+
 def _rotated(
     q: Tensor,
     pairs: WindowPairs,
@@ -241,20 +311,34 @@ def _rotated(
     layout: BlockLayout,
     rotate: Rotate | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return q as window and sinks are seen, all keys, and sink keys, with positions.
+    """Return q as window and sinks are seen, all keys, and sink keys, with positions."""
+    rotated_q, keys = _rotated_qk(q, pairs, state, layout, rotate)
+    if rotate is None:
+        return q, q, keys, pairs.sink_keys
+    positions = torch.arange(layout.num_past, layout.end, device=q.device)[None]
+    at_edge = positions.clamp(max=layout.window + layout.sinks - 1)
+    sink_keys = rotate(pairs.sink_keys, torch.arange(layout.sinks, device=q.device)[None])
+    return rotated_q, rotate(q, at_edge), keys, sink_keys
+
+
+def _rotated_qk(
+    q: Tensor,
+    pairs: WindowPairs,
+    state: RetainedState,
+    layout: BlockLayout,
+    rotate: Rotate | None,
+) -> tuple[Tensor, Tensor]:
+    """Return q and the keys of retained, recent and new pairs, with positions.
 
     Positions count from the call's first token.
     """
     if rotate is None:
-        return q, q, torch.cat([state.keys, pairs.keys], 2), pairs.sink_keys
+        return q, torch.cat([state.keys, pairs.keys], 2)
     positions = torch.arange(-num_recent(layout.window), layout.num_new, device=q.device)[None]
-    new = positions[:, -layout.num_new :]
-    at_edge = (new + layout.num_past).clamp(max=layout.window + layout.sinks - 1)
     back = (state.positions - layout.num_past).masked_fill(state.positions < 0, 0)
     retained = rotate(state.keys.flatten(0, 1)[:, None], back.flatten(0, 1)).view_as(state.keys)
     keys = torch.cat([retained, rotate(pairs.keys, positions)], 2)
-    sink_keys = rotate(pairs.sink_keys, torch.arange(layout.sinks, device=q.device)[None])
-    return rotate(q, new), rotate(q, at_edge), keys, sink_keys
+    return rotate(q, positions[:, -layout.num_new :]), keys
 
 
 def _gather(x: Tensor, indices: Tensor) -> Tensor:

@@ -8,9 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infini.choices import MemoryMode
-from infini.memory.eviction import RetainedState, block_layout, num_recent
+from infini.memory.block_reader import MAX_BIAS
+from infini.memory.eviction import (
+    DecayedAttention,
+    HeldPairs,
+    RetainedState,
+    RetentionPolicy,
+    block_layout,
+    num_recent,
+)
 from infini.memory.retained import AttentionSpec, RetainedPairs, WindowPairs, retained_attention
-from infini.memory.window import ChunkInfo, WindowState
+from infini.memory.window import ChunkInfo, Rotate, WindowState
 from memory.toy_retained import ReferenceCache, loop
 from memory.toy_window import B, D, G, H, V, softmax, tokens, turn
 
@@ -125,6 +133,90 @@ def test_retained_attention_equals_loop_with_gradients(case: dict[str, int]) -> 
                 torch.testing.assert_close(state.keys[b, g, :count], leaves[1][b, g, own])
                 torch.testing.assert_close(state.values[b, g, :count], leaves[2][b, g, own])
                 assert not state.keys[b, g, count:].any()
+
+
+class LastQueries(RetentionPolicy):
+    """A policy with a state of its own, for which a part of the block's attention counts."""
+
+    attention = "sum"
+    last_queries = 3
+    query_decay = 0.9
+    state = ("score",)
+
+    def score(self, pairs: HeldPairs) -> Tensor:
+        assert pairs.block_attention is not None
+        pairs.state["score"] = pairs.state["score"] / 2 + pairs.block_attention
+        return pairs.state["score"] - pairs.rotated_keys.norm(dim=-1) / 9
+
+
+class SmallestKeyNorm(RetentionPolicy):
+    """A policy without attention."""
+
+    def score(self, pairs: HeldPairs) -> Tensor:
+        return -pairs.keys.norm(dim=-1)
+
+
+def not_called(*_: Tensor) -> Tensor:
+    raise AssertionError("the attention with gradients is called")
+
+
+@pytest.mark.parametrize("rotate", [turn, None])
+@pytest.mark.parametrize("policy", [DecayedAttention, LastQueries, SmallestKeyNorm])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_block_reader_equals_attention_with_gradients(
+    case: dict[str, int], policy: type[RetentionPolicy], rotate: Rotate | None
+) -> None:
+    length, retained = 101, with_random_bias(case["num_retained"])
+    retained.policy = policy()
+    qkv, reference = tokens(length), ReferenceCache(**case)
+    expected, expected_state = streamed(qkv, [length], reference, retained, rotate=rotate)
+    if rotate and policy is DecayedAttention:
+        by_loop, _ = loop(qkv, retained.bias.detach(), retained.weight.detach(), case)
+        torch.testing.assert_close(expected, by_loop, **CLOSE)
+    given = {"rotate": rotate, "attention": not_called, "is_softmax": True}
+    with torch.no_grad():
+        for chunks in ([length], [3, 14, 1, 40, length - 58], [1] * length):
+            out, state = streamed(qkv, chunks, reference, retained, **given)
+            torch.testing.assert_close(out, expected, **CLOSE)
+            assert torch.equal(state.positions, expected_state.positions)
+            for tensor, other in zip(state, expected_state, strict=True):
+                torch.testing.assert_close(tensor, other, **CLOSE)
+
+
+@torch.no_grad()
+def test_block_reader_is_not_used_where_it_differs() -> None:
+    qkv, case = tokens(60), ReferenceCache(5, 2, 4)
+    given: dict[str, Any] = {"attention": not_called, "is_softmax": True}
+    half = tuple(x.bfloat16() for x in qkv)
+    for inputs, change, spec in (
+        (qkv, {"mode": "off"}, given),
+        (qkv, {"mode": "swapped"}, given),
+        (qkv, {"bias": torch.nn.Parameter(torch.full((H,), 61.0))}, given),
+        (qkv, {"weight": torch.nn.Parameter(torch.full((G, V), 61.0))}, given),
+        (half, {}, given),
+        (qkv, {}, given | {"is_softmax": False}),
+    ):
+        retained = with_random_bias(4)
+        for name, value in change.items():
+            setattr(retained, name, value)
+        with pytest.raises(AssertionError, match="the attention with gradients is called"):
+            streamed(inputs, [60], case, retained, **spec)
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    for context in (autocast, torch.enable_grad()):
+        with context, pytest.raises(AssertionError, match="the attention with gradients is called"):
+            streamed(qkv, [60], case, with_random_bias(4), **given)
+
+
+@torch.no_grad()
+def test_block_reader_takes_the_largest_bias() -> None:
+    qkv, case, retained = tokens(60), ReferenceCache(5, 2, 4), with_random_bias(4).float()
+    retained.weight.zero_()
+    for bias in (MAX_BIAS, -MAX_BIAS):
+        retained.bias.fill_(bias)
+        q, k, v = (x.float() for x in qkv)
+        expected, _ = streamed((q, k, v), [60], case, retained)
+        out, _ = streamed((q, k, v), [60], case, retained, is_softmax=True)
+        torch.testing.assert_close(out, expected, **CLOSE)
 
 
 @torch.no_grad()

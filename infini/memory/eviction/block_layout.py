@@ -112,14 +112,23 @@ class BlockLayout:
         recent = F.pad(recent, (self.block_size - 1 - offset, 0))
         return torch.cat([x[..., :num_retained], recent], -1)
 
-    def window_mask(self, device: torch.device) -> Tensor:
-        """Return which tokens of its window a query sees: (N, C, W - 1 + C), True where it does."""
+    def window_mask(self, device: torch.device, block: int | None = None) -> Tensor:
+        """Return which tokens of its window a query sees, True where it does.
+
+        Args:
+            device: Device of the mask.
+            block: One block; None: all.
+
+        Returns:
+            The mask, (C, W - 1 + C) or (N, C, W - 1 + C).
+        """
         C = self.block_size
-        starts = self.block_start(0) + C * torch.arange(self.num_blocks, device=device)
-        key = starts[:, None] - self.window + 1 + torch.arange(self.window_width, device=device)
-        query = starts[:, None] + torch.arange(C, device=device)
-        distance = query[..., None] - key[:, None]
-        mask = (distance >= 0) & (key[:, None] >= self.sinks)
+        blocks = torch.arange(self.num_blocks, device=device)
+        starts = self.block_start(0) + C * (blocks if block is None else blocks[block])
+        key = starts[..., None] - self.window + 1 + torch.arange(self.window_width, device=device)
+        query = starts[..., None] + torch.arange(C, device=device)
+        distance = query[..., None] - key[..., None, :]
+        mask = (distance >= 0) & (key[..., None, :] >= self.sinks)
         return mask if self.sliding_window is None else mask & (distance < self.sliding_window)
 
     def sink_mask(self, device: torch.device) -> Tensor:

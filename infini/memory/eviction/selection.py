@@ -19,7 +19,7 @@ N blocks of C queries, K retained pairs, R = W + C - 2 recent ones, T new ones, 
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +96,7 @@ class Selection(NamedTuple):
 
 @torch.no_grad()
 def select(
-    queries: tuple[Tensor, Tensor],
+    queries: "tuple[Tensor, Tensor] | BlockWeights",
     pairs: CallPairs,
     key_bias: Tensor,
     state: RetainedState,
@@ -108,7 +108,7 @@ def select(
 
     Args:
         queries: Scaled queries with positions, (B, H, T, D): as the window and the retained pairs
-            are seen, and as the sinks are.
+            are seen, and as the sinks are. Or what computes the attention weights.
         pairs: All pairs of the call.
         key_bias: Learned bias of every pair, logits: (B, G, P).
         state: State before the call.
@@ -120,11 +120,16 @@ def select(
         The selection; it carries no gradient.
     """
     with torch.autocast(key_bias.device.type, enabled=False):
-        return _select(queries, pairs, key_bias, state, layout, policy, layer_index)
+        weights = None
+        if not isinstance(queries, tuple):
+            weights = queries
+        elif policy.attention is not None:
+            weights = _AttentionWeights(queries, pairs, layout, state.positions.shape[2])
+        return _select(weights, pairs, key_bias, state, layout, policy, layer_index)
 
 
 def _select(
-    queries: tuple[Tensor, Tensor],
+    weights: "BlockWeights | None",
     pairs: CallPairs,
     key_bias: Tensor,
     state: RetainedState,
@@ -135,7 +140,6 @@ def _select(
     """Select without autocast."""
     (B, G, K), P, device = state.positions.shape, key_bias.shape[2], key_bias.device
     C = layout.block_size
-    weights = None if policy.attention is None else _AttentionWeights(queries, pairs, layout, K)
     rank_bias = (key_bias.float() - BIAS_THRESHOLD).clamp(min=0)  # (B, G, P)
     indices = torch.arange(K, device=device).expand(B, G, -1)
     positions, valid = state.positions, state.positions >= 0
@@ -144,9 +148,10 @@ def _select(
     selected = [(indices, valid)]
     for block in range(layout.num_blocks):
         scored = layout.scored_queries(block, policy.last_queries)
-        if weights is not None and scored:
-            received = weights.of_block(block, indices, valid)[..., scored.start : scored.stop, :]
-            attention = _add_attention(policy, attention, received)
+        if weights is not None and (scored or weights.in_all_blocks):
+            received = weights.of_block(block, indices, valid, scored)
+            if policy.attention is not None and scored:
+                attention = _add_attention(policy, attention, received)
         if layout.is_block_end(block):
             window = torch.arange(layout.window_width, device=device).expand(B, G, -1)
             window = window + layout.block_start(block) - layout.window + 1
@@ -160,7 +165,7 @@ def _select(
                 num_retained=K,
                 block_start=layout.block_start(block),
                 block_size=C,
-                block_attention=None if weights is None else attention,
+                block_attention=None if policy.attention is None else attention,
                 state=dict(zip(policy.state, policy_state.unbind(2), strict=True)),
                 gather=partial(_gather_held, pairs, indices, valid),
             )
@@ -177,7 +182,7 @@ def _select(
             attention = torch.zeros_like(attention)
         selected.append((indices, valid))
     all_indices, all_valid = (torch.stack(x, 2) for x in zip(*selected, strict=True))
-    if weights is not None:
+    if policy.attention is not None:
         attention = layout.from_blocks(attention, K)
     if policy.state_covers_window:
         policy_state = layout.from_blocks(policy_state, K)
@@ -244,8 +249,30 @@ def _add_attention(policy: RetentionPolicy, received: Tensor, attention: Tensor)
     return received
 
 
+class BlockWeights(Protocol):
+    """Attention weights of the new queries, a block at a time, in order."""
+
+    in_all_blocks: bool
+    """Whether it is called in every block; False: where the weights of some queries count"""
+
+    def of_block(self, block: int, indices: Tensor, valid: Tensor, queries: range) -> Tensor:
+        """Return the weights on retained pairs and window.
+
+        Args:
+            block: Block, from 0.
+            indices: Pairs retained during the block, (B, G, K).
+            valid: Where there is one, (B, G, K).
+            queries: New queries, by their index in the block; it may be empty.
+
+        Returns:
+            The weights, (B, G, r, len(queries), K + W - 1 + C), float32.
+        """
+
+
 class _AttentionWeights:
     """Attention weights of the new queries, computed a block at a time."""
+
+    in_all_blocks = False
 
     def __init__(
         self, queries: tuple[Tensor, Tensor], pairs: CallPairs, layout: BlockLayout, K: int
@@ -266,11 +293,8 @@ class _AttentionWeights:
         self.to_sinks.masked_fill_(sink_mask, -torch.inf)
         self.window_mask = window_mask
 
-    def of_block(self, block: int, indices: Tensor, valid: Tensor) -> Tensor:
-        """Return the weights on retained pairs and window: (B, G, r, C, K + W - 1 + C).
-
-        indices, valid: the pairs retained during the block, (B, G, K).
-        """
+    def of_block(self, block: int, indices: Tensor, valid: Tensor, queries: range) -> Tensor:
+        """Return the weights of some queries; see `BlockWeights`."""
         q, to_sinks = self.q[:, :, block], self.to_sinks[:, :, block]
         index = indices[..., None].expand(-1, -1, -1, self.keys.shape[3])
         to_retained = q @ self.keys.gather(2, index).mT
@@ -278,4 +302,5 @@ class _AttentionWeights:
         to_window = q @ self.windows[:, :, block].mT
         to_window.masked_fill_(self.window_mask[block], -torch.inf)
         weights = torch.cat([to_sinks, to_retained, to_window], -1).softmax(-1)
-        return weights[..., to_sinks.shape[3] :].unflatten(2, (self.heads, -1))
+        weights = weights[..., to_sinks.shape[3] :].unflatten(2, (self.heads, -1))
+        return weights[..., queries.start : queries.stop, :]
