@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from infini.model.peft_adapters import adapter_layers
@@ -21,6 +22,7 @@ from infini.model.window.layer import SUBMODULE
 
 # Keys of infini_config.json's block `base`: the hash, and that of the weights in float16
 FINGERPRINT, HALF_FINGERPRINT = "fingerprint", "fingerprint_float16"
+BASE_KEYS = ("model", "revision", "dtype", "quantization", FINGERPRINT, HALF_FINGERPRINT, "config")
 FINGERPRINT_DIGITS = 16  # hexadecimal
 
 # Entries of a config that move no logit
@@ -49,6 +51,18 @@ def base_fingerprint(model: PreTrainedModel, dtype: torch.dtype = torch.bfloat16
     """
     text = json.dumps(logits_config(model.config), sort_keys=True)
     return values_hash(base_tensors(model), text, dtype)[:FINGERPRINT_DIGITS]
+
+
+def quantization_of(model: PreTrainedModel) -> str | None:
+    """Return the method that quantised a model's weights, or else their class; None: none did."""
+    config = getattr(model.config, "quantization_config", None)
+    if config is not None:
+        method = config["quant_method"] if isinstance(config, dict) else config.quant_method
+        return str(getattr(method, "value", method))
+    for tensor in base_tensors(model).values():
+        if is_traceable_wrapper_subclass(tensor) and not hasattr(tensor, "full_tensor"):
+            return type(tensor).__name__
+    return None
 
 
 def base_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -102,12 +116,14 @@ def describe_base(model: PreTrainedModel, folder: str | Path | None = None) -> d
         folder: where the base was saved; None: where it was loaded from.
 
     Returns:
-        `model` and `revision`, by which `load` finds it, its type, fingerprints and config.
+        `model` and `revision`, by which `load` finds it, its type, quantisation, fingerprints and
+        config.
     """
     return {
         "model": base_name(model) if folder is None else str(folder),
         "revision": base_revision(model) if folder is None else None,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": quantization_of(model),
         FINGERPRINT: base_fingerprint(model),
         HALF_FINGERPRINT: base_fingerprint(model, torch.float16),
         "config": logits_config(model.config),
@@ -138,8 +154,8 @@ def base_difference(recorded: Mapping[str, Any], model: PreTrainedModel) -> str 
     ]
     if changed:
         return f"its config differs ({'; '.join(changed[:3])})"
-    if getattr(model.config, "quantization_config", None) is not None:
-        return "its weights are quantised otherwise"
+    if (quantization := quantization_of(model)) != recorded["quantization"]:
+        return f"it is quantised by {quantization}, not by {recorded['quantization']}"
     if half != (recorded["dtype"] == "float16"):
         return f"its weights differ, as {model.dtype} and not torch.{recorded['dtype']} at least"
     return "its weights differ"

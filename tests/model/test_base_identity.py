@@ -100,24 +100,48 @@ def test_base_fingerprint_is_the_bases_own_after_retrofit(method: str, llama: Pa
     assert base_fingerprint(base) == own
 
 
-@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16, torch.float16])
-def test_base_identity_survives_other_types(
-    stored: torch.dtype, saved: torch.dtype, llama: Path, tmp_path: Path
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+
+
+@pytest.mark.parametrize(
+    ("stored", "saved", "loaded"),
+    [
+        (F32, F32, [F16, BF16, F32, F64]),
+        (F32, BF16, [BF16, F32, F64]),
+        (F32, F16, [F16]),
+        (F16, F32, [F16, BF16, F32, F64]),
+        (F16, F16, [F16, BF16, F32, F64]),
+        (F16, BF16, [BF16, F32, F64]),
+        (BF16, F32, [F16, BF16, F32, F64]),
+        (BF16, BF16, [F16, BF16, F32, F64]),
+    ],
+)
+def test_base_identity_depends_on_float16_alone_of_the_types_that_a_base_is_held_in(
+    stored: torch.dtype,
+    saved: torch.dtype,
+    loaded: list[torch.dtype],
+    llama: Path,
+    tmp_path: Path,
 ) -> None:
-    """What is rounded to float16 is another base, unless it was stored so or saved before."""
     load_base(str(llama)).to(stored).save_pretrained(llama)
     model = infini.retrofit(load_base(str(llama), dtype=saved), **METHODS["window"])
     model.save_pretrained(tmp_path / "ours")
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        rounded = {stored, saved} == {torch.float16} or saved == torch.float16 == dtype
-        exact = saved in (stored, torch.float32)
-        if (
-            rounded
-            or (exact and saved != torch.float16)
-            or (dtype != torch.float16 and saved != torch.float16)
-        ):
+    for dtype in (F16, BF16, F32, F64):
+        if dtype in loaded:
             assert infini.load(tmp_path / "ours", dtype=dtype).dtype == dtype
+        else:
+            with pytest.raises(InputError, match="its weights differ"):
+                infini.load(tmp_path / "ours", dtype=dtype)
+
+
+@torch.no_grad()
+def test_save_pretrained_takes_a_model_cast_after_retrofit(llama: Path, tmp_path: Path) -> None:
+    model = infini.retrofit(load_base(str(llama)), **METHODS["window"])
+    for dtype in (BF16, F16, F64):
+        own = infini.retrofit(load_base(str(llama)), **METHODS["window"]).to(dtype)
+        own.save_pretrained(tmp_path / "ours")
+        assert own.infini_config == model.infini_config
+        assert infini.load(tmp_path / "ours").dtype == F32
 
 
 def test_load_names_the_type_that_a_base_was_rounded_to(llama: Path, tmp_path: Path) -> None:
@@ -237,8 +261,11 @@ def test_retrofit_takes_quantised_tensors(method: str, llama: Path, tmp_path: Pa
     model.save_pretrained(tmp_path)
     again = infini.load(tmp_path, quantised(0.01))
     assert torch.equal(again(text(1, 30)).logits, model(text(1, 30)).logits)
-    for other in (quantised(0.02), load_base(str(llama))):
-        with pytest.raises(InputError, match=f"another base than '{llama}': its weights differ"):
+    for other, difference in (
+        (quantised(0.02), "its weights differ"),
+        (load_base(str(llama)), "it is quantised by None, not by Quantised"),
+    ):
+        with pytest.raises(InputError, match=f"another base than '{llama}': {difference}$"):
             infini.load(tmp_path, other)
 
 
