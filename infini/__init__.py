@@ -51,7 +51,14 @@ def __getattr__(name: str) -> Any:
         return import_module("infini.memory")
     if name not in _MODULES:
         raise AttributeError(f"module 'infini' has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    try:
+        module = import_module(_MODULES[name])
+    except ModuleNotFoundError as error:
+        if not _MODULES[name].startswith("infini.evaluation."):
+            raise
+        message = f"infini.{name} needs {error.name}: pip install 'infini[pipeline]'"
+        raise ModuleNotFoundError(message, name=error.name) from None
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

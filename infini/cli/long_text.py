@@ -38,6 +38,11 @@ def read_tokens(file: Path, tokenizer: Tokenizer, before: str = "") -> Iterator[
             yield token_ids(tokenizer, piece)
 
 
+def read_text(file: Path) -> str:
+    """Return a text file whole; InputError if it is not readable, or no UTF-8 text."""
+    return "".join(_parts(file))
+
+
 def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return a text's tokens, without special ones that it does not spell out."""
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False, verbose=False)
@@ -46,7 +51,7 @@ def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def _pieces(file: Path, rest: str = "") -> Iterator[str]:
     """Yield `rest` and the text, cut before a space between two words where there is one."""
-    for part in _parts(file):
+    for part in _parts(file, f"reading {file.name}"):
         text = rest + part
         match = _UP_TO_LAST_GAP.match(text)
         cut = match.end() if match else len(text)
@@ -56,14 +61,14 @@ def _pieces(file: Path, rest: str = "") -> Iterator[str]:
         yield rest
 
 
-def _parts(file: Path) -> Iterator[str]:
-    """Yield the text as it is read, with \\n as line ends."""
+def _parts(file: Path, title: str = "") -> Iterator[str]:
+    """Yield the text as it is read, with \\n as line ends; under a progress bar with a title."""
     decoder = IncrementalNewlineDecoder(getincrementaldecoder("utf-8-sig")(), translate=True)
     read = 0
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            for start in progress(range(0, size, PIECE_BYTES), f"reading {file.name}"):
+            for start in progress(range(0, size, PIECE_BYTES), title):
                 part = stream.read(PIECE_BYTES)
                 read = start + len(part)
                 text = decoder.decode(part, final=read >= size)

@@ -16,6 +16,10 @@ folder or a hub name), which gets an untrained window with sinks and retained ke
 tokenizer's chat template is used if there is one; otherwise a prompt continues the text. Every
 question is answered from the same memory. Without --prompt, questions are typed, or read from
 standard input, one a line."""
+EVALUATE = """Score text files with a model, in nats per token and perplexity, beside what its base
+does without training: with full attention, and with a sliding window of as many state bytes. MODEL
+is a folder with a retrofitted model that save_pretrained wrote, or a base (a folder or a hub name),
+which is scored with full attention and, with --window, with that window."""
 PARAMS = "Check a params.yaml, and the base and the corpus that it names; nothing is computed."
 
 
@@ -51,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_chat(commands.add_parser("chat", help="read a long text and answer", description=CHAT))
+    _add_evaluate(commands.add_parser("evaluate", help="score text files", description=EVALUATE))
     params = commands.add_parser("params", help="check params.yaml", description=PARAMS)
     params.add_argument(
         "file", metavar="FILE", type=Path, nargs="?", default=Path("params.yaml"),
@@ -75,6 +80,18 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     base.add_argument("--window", metavar="W", type=int, help="tokens of the window (256)")
     base.add_argument("--sinks", metavar="S", type=int, help="attention sinks (4)")
     base.add_argument("--retained", metavar="K", type=int, help="retained pairs per head (128)")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of a saved model, or a base")
+    add(
+        "--file", metavar="TEXT", type=Path, nargs="+", required=True,
+        help="UTF-8 texts of any length, or folders of .txt files",
+    )  # fmt: skip
+    add("--base", metavar="MODEL", help="where a saved model's base is, if it has moved")
+    add("--window", metavar="W", type=int, help="tokens of a base's window")
+    add("--sinks", metavar="S", type=int, default=4, help="attention sinks of the window (4)")
 
 
 def _count(text: str) -> int:

@@ -7,6 +7,8 @@ also learns its style; the control has learnt that too, with another document's 
 from pathlib import Path
 
 import pandas as pd
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from infini.evaluation.cost import StateBytes, cache_after, state_bytes
@@ -29,29 +31,27 @@ def window_protocol(size: int) -> str:
     return f"window_{size}"
 
 
-def token_bytes(base: PreTrainedModel, text: HeldOutText) -> int:
+def token_bytes(base: PreTrainedModel) -> int:
     """Return the bytes of one token's keys and values in all layers of the untouched base."""
-    tokens = text.long_documents.tokens[:1, :8].to(base.device)
+    tokens = torch.zeros(1, 8, dtype=torch.int64, device=base.device)
     return state_bytes(cache_after(base, tokens)).exact // tokens.shape[1]
 
 
-def window_bytes(base: PreTrainedModel, text: HeldOutText, size: int) -> int:
+def window_bytes(base: PreTrainedModel, size: int, sinks: int) -> int:
     """Return the state bytes of a window of `size` tokens, the current one included, and sinks."""
-    return token_bytes(base, text) * (text.recipes.window.sinks + size - 1)
+    return token_bytes(base) * (sinks + size - 1)
 
 
-def equal_window(base: PreTrainedModel, text: HeldOutText, total: int) -> int:
+def equal_window(base: PreTrainedModel, total: int, sinks: int) -> int:
     """Return the smallest window of at least `total` state bytes, at most the base's context."""
-    sinks, longest = text.recipes.window.sinks, context_length(base)
-    size = max(1, -(-total // token_bytes(base, text)) - sinks + 1)
+    longest = context_length(base)
+    size = max(1, -(-total // token_bytes(base)) - sinks + 1)
     return size if longest is None else min(size, longest - sinks)
 
 
-def max_state_bytes(model: PreTrainedModel, text: HeldOutText) -> StateBytes:
-    """Count the state bytes at their maximum: right before a segment's last token."""
-    length = text.segment_length
-    tokens = text.long_documents.tokens[:1]
-    tokens = tokens[:, : tokens.shape[1] // length * length - 1]
+def max_state_bytes(model: PreTrainedModel, tokens: Tensor, segment_length: int) -> StateBytes:
+    """Count the state bytes of (1, T) tokens at their maximum: before a segment's last token."""
+    tokens = tokens[:, : tokens.shape[1] // segment_length * segment_length - 1]
     return state_bytes(cache_after(model, tokens.to(model.device)))
 
 
@@ -76,7 +76,7 @@ def score_baselines(
     Returns:
         Loss tables of the protocols baseline and, if there is a control, control.
     """
-    size = equal_window(base, text, total)
+    size = equal_window(base, total, text.recipes.window.sinks)
     known = rows_of_protocol(base_losses, window_protocol(size)).assign(protocol="baseline")
     scores = {"baseline": text.window(base, size)} if known.empty else {}
     if control.is_dir():
@@ -102,12 +102,12 @@ def evaluate_extra_windows(
     metrics, tables = Metrics(), []
     for size in text.recipes.window.extra_sizes:
         with loaded(folders[0], base) as model, window_override(model, size):
-            state = max_state_bytes(model, text)
+            state = max_state_bytes(model, text.long_documents.tokens[:1], text.segment_length)
             losses = text.tables({"documents": text.documents(model)})
         baselines = score_baselines(base, folders[1], text, state.total, base_losses, size)
         losses = pd.concat([losses, baselines])
         gains = gains_over_baselines(losses, base_losses)
-        gains["baseline"]["window"] = equal_window(base, text, state.total)
+        gains["baseline"]["window"] = equal_window(base, state.total, text.recipes.window.sinks)
         documents = perplexity_metrics(rows_of_protocol(losses, "documents"))
         own = {"documents": documents, "state_bytes": state.as_metrics()}
         metrics[f"at_window_{size}"] = own | gains

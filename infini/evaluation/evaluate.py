@@ -83,8 +83,8 @@ def evaluate_base(base: PreTrainedModel, text: HeldOutText) -> Evaluation:
         Its results.
     """
     text.check(base)
-    bytes_per_token, sizes = token_bytes(base, text), text.recipes.window.sizes
-    state = {size: window_bytes(base, text, size) for size in sizes}
+    bytes_per_token, windows = token_bytes(base), text.recipes.window
+    state = {size: window_bytes(base, size, windows.sinks) for size in windows.sizes}
     processes.shard_layers(frozen_layers(base))
     losses = text.tables(
         {
@@ -92,13 +92,13 @@ def evaluate_base(base: PreTrainedModel, text: HeldOutText) -> Evaluation:
             "segmented": text.documents(base),
             "full": text.full(base),
             "double_shift": text.double_shift(base),
-            **{window_protocol(size): text.window(base, size) for size in sizes},
+            **{window_protocol(size): text.window(base, size) for size in windows.sizes},
         }
     )
     questions = score_retrieval(base, text.haystacks, text.recipes.full.context)
     metrics = protocol_metrics(losses)
     metrics["full"]["state_bytes"] = bytes_per_token * text.recipes.full.context
-    for size in sizes:
+    for size in windows.sizes:
         metrics[window_protocol(size)] |= {"tokens": size, "state_bytes": state[size]}
     segment = StateBytes(bytes_per_token * (text.segment_length - 1))
     metrics |= retrieval_metrics(questions)
@@ -152,7 +152,7 @@ def evaluate_version(
     if version.model_folder("distill").is_dir():
         distilled, metrics["distill"] = _distilled(base, version, text)
     with loaded(version.model_folder("finetune"), base) as model:
-        state = max_state_bytes(model, text)
+        state = max_state_bytes(model, text.long_documents.tokens[:1], text.segment_length)
         added, gates, weights = added_parameters(model), _gates(model), _weights(model)
         processes.shard_layers(frozen_layers(model))
         by_window = bool(window_layers(model))
@@ -173,7 +173,7 @@ def evaluate_version(
         before = {"documents": final["memory_off"]} if in_full else {}
     metrics["finetune"] = _finetuned(version, before, final)
     gains = gains_over_baselines(losses, base_losses)
-    gains["baseline"]["window"] = equal_window(base, text, state.total)
+    gains["baseline"]["window"] = equal_window(base, state.total, text.recipes.window.sinks)
     metrics |= weights | final | gains
     metrics |= {"state_bytes": state.as_metrics(), "added_parameters": added}
     metrics |= retrieval_metrics(questions) if in_full else {}

@@ -24,7 +24,7 @@ from infini.evaluation.losses import (
     token_after_next,
 )
 from infini.evaluation.score import Score
-from infini.model.architectures import output_head
+from infini.model.architectures import CACHE, cache_of, output_head
 from infini.model.forward import forward_documents, memory_mode
 from infini.model.segmented.run import run_segments
 
@@ -65,6 +65,34 @@ def score_documents(
     return _score(model, pieces, losses, title, even=swapped)
 
 
+def score_in_chunks(
+    model: PreTrainedModel, pieces: Pieces, chunk_tokens: int, chunk_title: str = ""
+) -> Score:
+    """Score pieces of any length as a retrofitted model reads them, in the memory of a chunk.
+
+    Args:
+        model: A retrofitted model, whose cache goes from chunk to chunk.
+        pieces: Text.
+        chunk_tokens: Tokens per forward pass.
+        chunk_title: Name in the progress bar over a batch's chunks.
+
+    Returns:
+        The losses of the next token, those of `score_documents`.
+    """
+
+    def losses(batch: PieceBatch) -> tuple[Tensor, Tensor]:
+        targets, decoder = next_token(batch.tokens, batch.mask), model.get_decoder()
+        chunks = [x.split(chunk_tokens, dim=1) for x in (batch.tokens, targets)]
+        nats, cache = [], None
+        for tokens, scored in progress(list(zip(*chunks, strict=True)), chunk_title):
+            out = decoder(tokens, use_cache=True, **{CACHE: cache})
+            cache = cache_of(out)
+            nats.append(cross_entropy(out.last_hidden_state, output_head(model), scored))
+        return torch.cat(nats, 1), targets
+
+    return _score(model, pieces, losses, title="")
+
+
 def score_double_shift(
     model: PreTrainedModel, pieces: Pieces, segment_length: int, title: str = ""
 ) -> Score:
@@ -87,7 +115,12 @@ def score_double_shift(
 
 
 def score_full_attention(
-    model: PreTrainedModel, pieces: Pieces, context: int, stride: int, title: str = ""
+    model: PreTrainedModel,
+    pieces: Pieces,
+    context: int,
+    stride: int,
+    title: str = "",
+    window_title: str = "",
 ) -> Score:
     """Score a model without memory by full attention, every token once.
 
@@ -97,14 +130,14 @@ def score_full_attention(
 
     def losses(batch: PieceBatch) -> tuple[Tensor, Tensor]:
         targets = next_token(batch.tokens, batch.mask)
-        hidden = full_attention_states(model, batch.tokens, context, stride)
+        hidden = full_attention_states(model, batch.tokens, context, stride, window_title)
         return cross_entropy(hidden, output_head(model), targets), targets
 
     return _score(model, pieces, losses, title)
 
 
 def full_attention_states(
-    model: PreTrainedModel, tokens: Tensor, context: int, stride: int
+    model: PreTrainedModel, tokens: Tensor, context: int, stride: int, title: str = ""
 ) -> Tensor:
     """Compute last hidden states by full attention over overlapping windows.
 
@@ -113,21 +146,21 @@ def full_attention_states(
         tokens: (B, T).
         context: Tokens per window.
         stride: Tokens from a window's start to the next one's.
+        title: Name in the progress bar over windows.
 
     Returns:
         (B, T, d); each token's state is of the first window that predicts what follows it.
     """
     hidden: list[Tensor] = []
     length, done = tokens.shape[1], 0
-    for start in range(0, length, stride):
+    starts = range(0, max(length - context, 0) + stride, stride)
+    for start in progress(starts, title):
         end = min(start + context, length)
         states = model.get_decoder()(tokens[:, start:end], use_cache=False).last_hidden_state
         # The token after a window's last is predicted by the next one, if they overlap.
         to = end if end == length or stride == context else end - 1
         hidden.append(states[:, done - start : to - start])
         done = to
-        if end == length:
-            break
     return torch.cat(hidden, 1)
 
 

@@ -12,7 +12,7 @@ from infini.cli.main import main
 ROOT = Path(module.__file__).parents[2]
 
 
-@pytest.mark.parametrize("command", [[], ["chat"], ["params"]])
+@pytest.mark.parametrize("command", [[], ["chat"], ["evaluate"], ["params"]])
 def test_help_imports_nothing_slow(command: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "infini", *command, "--help"],
@@ -31,6 +31,7 @@ def test_help_imports_nothing_slow(command: list[str]) -> None:
         ([], "the following arguments are required: COMMAND"),
         (["chatt"], "invalid choice: 'chatt'"),
         (["chat", "m", "--max-new-tokens", "0"], "must be an integer ≥ 1, got '0'"),
+        (["evaluate", "m"], "the following arguments are required: --file"),
         (["chat", "m", "--window", "x"], "argument --window: invalid int value: 'x'"),
     ],
 )
