@@ -18,6 +18,8 @@ TOKEN_TYPES = (torch.int64, torch.int32)  # that an embedding takes
 class StatefulDecoder(nn.Module):
     """Decoder whose calls start, continue or reject a cache of ours."""
 
+    # The base's own config
+    config: Any
     retrofit_config: RetrofitConfig
     # Identifies the weights of the base
     base_fingerprint: str

@@ -67,7 +67,7 @@ class RetrofittedModel:
         _record_policy(self)
         if save_base is not None:
             _save_base(self, Path(save_base), is_main_process)
-        elif difference := base_difference(self.infini_config["base"], self):  # type: ignore[arg-type]
+        elif difference := base_difference(self.infini_config["base"], self):
             raise InputError(
                 f"{save_directory}: the base has changed since retrofit, `load` would not find it: "
                 f"{difference}; to save it too: save_pretrained(folder, save_base=BASE_FOLDER)"

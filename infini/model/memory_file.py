@@ -83,5 +83,5 @@ def load_memory(path: str | Path, model: Any = None) -> SegmentedCache | WindowC
     if model is not None:
         if not hasattr(model, "infini_config"):
             raise InputError(f"{path}: the model has no memory: infini.load the one that wrote it")
-        model.get_decoder().validate_cache(state)
+        model.get_decoder().adopt_cache(state)
     return state

@@ -1,5 +1,6 @@
 """A cache with a memory stands before any number of prompts, each alone or continuing the last."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,58 @@ def test_padded_prompts_after_a_padded_text(model: PreTrainedModel) -> None:
             got = torch.stack(out.logits, 1)[row]
             torch.testing.assert_close(got, logits, rtol=1e-3, atol=1e-4)
             read[row] = whole[:, :-1]
+
+
+def test_cache_of_a_pass_with_gradients_is_copied_without_them(model: PreTrainedModel) -> None:
+    for length in (5, 40, 2 * L):
+        cache, more = cache_of(model(text(2, length))), text(2, 9)
+        copied = copy.deepcopy(cache)
+        expected = model(more, **{CACHE: copied}).logits
+        logits = model(more, **{CACHE: cache}).logits  # the original has its graph still
+        assert torch.equal(logits, expected)
+        logits.sum().backward()
+
+
+def test_detach_cuts_the_graph_for_truncated_backpropagation(model: PreTrainedModel) -> None:
+    embeddings = [model.get_input_embeddings()(text(2, n)).detach() for n in (40, 30)]
+    for x in embeddings:
+        x.requires_grad_()
+    gradients = []
+    for cut in (False, True):
+        cache = cache_of(model(inputs_embeds=embeddings[0]))
+        if cut:
+            assert cache.detach_() is cache
+        out = model(inputs_embeds=embeddings[1], **{CACHE: cache}).logits
+        gradients.append(torch.autograd.grad(out.sum(), embeddings, allow_unused=True))
+    assert gradients[0][0].abs().max() > 0
+    assert gradients[1][0] is None
+    assert torch.equal(gradients[0][1], gradients[1][1])
+
+
+@torch.no_grad()
+def test_seen_tokens_counts_what_was_read_without_padding(
+    model: PreTrainedModel, tmp_path: Path
+) -> None:
+    tokens = text(2, 40)
+    mask = torch.ones_like(tokens)
+    mask[0, :3] = mask[1, :7] = 0
+    cache = cache_of(model(tokens, attention_mask=mask))
+    assert (cache.seen_tokens, cache.get_seq_length()) == (37, 40)
+    assert cache.token_counts.tolist() == [37, 33]
+    model.generate(text(2, 9), **{CACHE: cache}, **GREEDY)
+    assert cache.seen_tokens == 37 + 9 + NEW - 1
+    infini.save_memory(cache, tmp_path / "memory")
+    assert infini.load_memory(tmp_path / "memory").seen_tokens == cache.seen_tokens
+    cache.reorder_cache(torch.tensor([1, 1]))
+    assert cache.seen_tokens == 33 + 9 + NEW - 1
+    cache.reset()
+    assert cache.seen_tokens == 0
+
+
+@torch.no_grad()
+def test_embeddings_as_a_prompt_are_new_tokens(model: PreTrainedModel) -> None:
+    read, prompt = text(2, 40), text(2, 9)
+    expected = model.generate(prompt, **{CACHE: cache_of(model(read))}, **GREEDY)
+    embeddings = model.get_input_embeddings()(prompt)
+    out = model.generate(inputs_embeds=embeddings, **{CACHE: cache_of(model(read))}, **GREEDY)
+    assert torch.equal(out.sequences, expected.sequences[:, 9:])

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,6 +107,15 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
         {"inputs_embeds": torch.zeros(2, 3)},
     ),
     "fractions": ("input_ids must be integers, got torch.float32", {"input_ids": torch.ones(2, 3)}),
+    "bytes": (
+        "input_ids must be torch.int64 or torch.int32, got torch.uint8",
+        {"input_ids": text(2, 3).to(torch.uint8)},
+    ),
+    "truth values": (
+        "input_ids must be torch.int64 or torch.int32, got torch.bool",
+        {"input_ids": text(2, 3) > 9},
+    ),
+    "no values": ("must have values, got the meta device", {"input_ids": text(2, 3).to("meta")}),
     "no sample": ("must have at least one token", {"input_ids": text(0, 3)}),
     "other batch": ("holds 2 samples, the batch has 3", {"input_ids": text(3, 3)}),
     "vocabulary": (
@@ -161,26 +171,83 @@ def test_attention_mask_longer_than_the_text_is_rejected(model: PreTrainedModel)
             model(text(2, 3), attention_mask=torch.ones(2, 4), use_cache=use_cache)
 
 
+@pytest.mark.parametrize("length", [8, 40])
 @torch.no_grad()
-def test_attention_mask_that_contradicts_the_cache_is_rejected(retrofitted: Retrofitted) -> None:
-    model, tokens = retrofitted("llama", "parallel_full"), text(2, 20)
+def test_attention_mask_that_contradicts_the_cache_is_rejected(
+    model: PreTrainedModel, length: int
+) -> None:
+    tokens = text(2, length + 8)
     mask = torch.ones_like(tokens)
     mask[0, :4] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)  # for full attention, as a base needs them
 
     def state() -> Any:
-        return cache_of(model(tokens[:, :12], attention_mask=mask[:, :12]))
+        given = {"attention_mask": mask[:, :length], "position_ids": positions[:, :length]}
+        return cache_of(model(tokens[:, :length], **given))
 
-    whole = model(tokens, attention_mask=mask).logits[:, 12:]
-    logits = model(tokens[:, 12:], attention_mask=mask, **{CACHE: state()}).logits
+    more = tokens[:, length:]
+    whole = model(tokens, attention_mask=mask, position_ids=positions).logits[:, length:]
+    given: dict[str, Any] = {"attention_mask": mask, "position_ids": positions[:, length:]}
+    logits = model(more, **given, **{CACHE: state()}).logits
     torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-5)
-    with pytest.raises(InputError, match="differs from the cache's on the 12 tokens"):
-        model(tokens[:, 12:], attention_mask=torch.ones_like(mask), **{CACHE: state()})
+    assert torch.equal(model(more, **{CACHE: state()}).logits, logits)
+    hidden = mask.clone()
+    hidden[1, 2] = 0  # read, and to be hidden now
+    for wrong in (torch.ones_like(mask), hidden, mask.roll(1, 0)):
+        for call in (model, model.generate):
+            cache = state()
+            expected = model(more, **{CACHE: copy.deepcopy(cache)}).logits
+            # generate drops a mask of ones: it hides nothing, and says that tokens are new
+            if call is model or not wrong.all():
+                with pytest.raises(InputError, match=f"differs from the cache's on the {length} "):
+                    call(more, attention_mask=wrong, **{CACHE: cache})
+                assert torch.equal(model(more, **{CACHE: cache}).logits, expected)
+
+
+@torch.no_grad()
+def test_attention_mask_of_the_last_tokens_hides_none(model: PreTrainedModel) -> None:
+    cache, more = cache_of(model(text(2, 40))), text(2, 5)
+    expected = model(more, **{CACHE: copy.deepcopy(cache)}).logits
+    mask = torch.ones(2, 12, dtype=torch.int64)
+    logits = model(more, attention_mask=mask, **{CACHE: copy.deepcopy(cache)}).logits
+    assert torch.equal(logits, expected)
+    mask[0, 3] = 0
+    with pytest.raises(InputError, match="differs from the cache's on the 7 tokens"):
+        model(more, attention_mask=mask, **{CACHE: cache})
+
+
+@torch.no_grad()
+def test_memory_of_another_dtype_is_rejected(model: PreTrainedModel, tmp_path: Path) -> None:
+    state = cache_of(model(text(2, 20)))
+    infini.save_memory(state, tmp_path / "memory")
+    shown = "was written in float32, this model computes in bfloat16: load the model with dtype"
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    with pytest.raises(InputError, match=shown):
+        infini.load_memory(tmp_path / "memory", half)
+    loaded = infini.load_memory(tmp_path / "memory")
+    for call in (half, half.generate):
+        for cache in (loaded, state):
+            with pytest.raises(InputError, match=shown):
+                call(text(2, 3), **{CACHE: cache})
+    model.to(torch.bfloat16)  # its own cache
+    with pytest.raises(InputError, match=shown):
+        model(text(2, 3), **{CACHE: state})
+
+
+@torch.no_grad()
+def test_cache_after_remove_is_rejected(model: PreTrainedModel) -> None:
+    states = [cache_of(model(text(2, length))) for length in (5, 30)]
+    infini.remove(model)
+    for state in states:
+        for call in (model, model.generate):
+            with pytest.raises(InputError, match="belongs to a model with a memory, this one has"):
+                call(text(2, 3), **{CACHE: state})
 
 
 @pytest.mark.parametrize("name", dict.fromkeys([CACHE, "past_key_values"]))
 def test_generate_rejects_a_cache_without_memory(name: str, model: PreTrainedModel) -> None:
     given: dict[str, Any] = {name: DynamicCache()}
-    with pytest.raises(InputError, match="a DynamicCache cannot hold the memory"):
+    with pytest.raises(InputError, match=r"a DynamicCache cannot hold the memory.*prefix tuning"):
         model.generate(text(1, 3), **given, max_new_tokens=2)
 
 

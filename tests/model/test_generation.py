@@ -1,5 +1,6 @@
 """`generate` with a memory writes what forward passes over the same text predict."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
-from architectures import text
+import infini
+from architectures import text, tiny
 from infini.errors import InputError
+from infini.model import generation
 from infini.model.architectures import CACHE, cache_of
+from infini.model.cache import MemoryCache
 from infini.model.generation import PREFILL_SEGMENTS
 from infini.model.segmented.run import run_segments
 
@@ -79,7 +84,7 @@ def test_prefill_reads_a_long_prompt_in_chunks(
 ) -> None:
     model = retrofitted("gpt_neox", "parallel")
     tokens = text(1, 40 * L + 5)
-    decoder, widest = model.get_decoder(), 0
+    widest = 0
     embed = model.get_input_embeddings()
 
     def watch(_: Any, args: tuple[Tensor, ...]) -> None:
@@ -92,7 +97,6 @@ def test_prefill_reads_a_long_prompt_in_chunks(
     _, states = run_segments(model, tokens[:, : 40 * L], L)
     for layer, state in cache_of(out).memory.items():
         torch.testing.assert_close(state.normalizer, states[layer].normalizer)
-    assert decoder.run is None
 
 
 @torch.no_grad()
@@ -110,3 +114,84 @@ def test_cache_implementation_is_rejected(retrofitted: Retrofitted) -> None:
     model = retrofitted("llama", "parallel")
     with pytest.raises(InputError, match="cache_implementation='static'"):
         model.generate(text(1, 3), cache_implementation="static", max_new_tokens=2)
+
+
+@torch.no_grad()
+def test_dynamic_cache_implementation_is_the_memory(any_model: PreTrainedModel) -> None:
+    tokens = text(1, 37)
+    expected = any_model.generate(tokens, max_new_tokens=3, **GREEDY)
+    for given in ({}, {CACHE: cache_of(any_model(tokens))}):
+        if given:
+            tokens = torch.cat([tokens, text(1, 4)], 1)
+            expected = any_model.generate(tokens, max_new_tokens=3, **GREEDY)
+        out = any_model.generate(
+            tokens, cache_implementation="dynamic", max_new_tokens=3, **given, **GREEDY
+        )
+        assert torch.equal(out.sequences, expected.sequences)
+        assert isinstance(cache_of(out), MemoryCache)
+
+
+@torch.no_grad()
+def test_long_prompt_has_a_progress_bar(
+    retrofitted: Retrofitted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = retrofitted("llama", "parallel")
+    enabled = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    try:
+        model.generate(text(1, 40 * L), max_new_tokens=2)
+        assert "reading" not in capsys.readouterr().err  # it takes no time
+        monkeypatch.setattr(generation, "PROGRESS_DELAY", 0)
+        model.generate(text(1, 40 * L), max_new_tokens=2)
+        # The last part is read with the first logits
+        assert f"reading the prompt:   0%|          | 0/{32 * L} " in capsys.readouterr().err
+        logging.disable_progress_bar()
+        model.generate(text(1, 40 * L), max_new_tokens=2)
+        assert "reading" not in capsys.readouterr().err
+    finally:
+        (logging.enable_progress_bar if enabled else logging.disable_progress_bar)()
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("method", ["window", "parallel"])
+@torch.no_grad()
+def test_set_attn_implementation_keeps_the_memory(method: str, implementation: str) -> None:
+    options = {"window": 7, "sinks": 3, "retained": 4} if method == "window" else {"alpha": 0.5}
+    model, tokens = infini.retrofit(tiny("llama"), method, **options), text(1, 60)
+    logits = model(tokens).logits
+    model.set_attn_implementation(implementation)
+    torch.testing.assert_close(model(tokens).logits, logits, rtol=1e-4, atol=1e-5)
+    infini.remove(model)
+    assert model.config._attn_implementation == implementation
+    base = tiny("llama")
+    base.set_attn_implementation(implementation)
+    assert torch.equal(model(tokens).logits, base(tokens).logits)
+
+
+@torch.no_grad()
+def test_attention_set_around_the_model_is_rejected() -> None:
+    model = infini.retrofit(tiny("llama"), "window", window=7, sinks=3)
+    model.config._attn_implementation = "eager"
+    with pytest.raises(InputError, match=r"model.set_attn_implementation"):
+        model(text(1, 60))
+
+
+@pytest.mark.parametrize("method", ["window", "parallel", "replace"])
+@torch.no_grad()
+def test_pickled_model_is_the_model(method: str) -> None:
+    options = {"window": 16} if method == "window" else {}
+    model, tokens = infini.retrofit(tiny("llama"), method, **options), text(1, 200)
+    expected = model(tokens).logits
+    again = pickle.loads(pickle.dumps(model))
+    assert type(again).__name__ == "LlamaForCausalLM"
+    assert torch.equal(again(tokens).logits, expected)
+    assert torch.equal(infini.remove(again)(tokens).logits, tiny("llama")(tokens).logits)
+
+
+@pytest.mark.parametrize("device", ["meta", torch.device("meta")])
+def test_model_on_the_meta_device_is_rejected(device: Any) -> None:
+    model = infini.retrofit(tiny("llama"), "parallel")
+    for move in (lambda: model.to(device), lambda: model.to(device=device)):
+        with pytest.raises(InputError, match="cannot be on the meta device"):
+            move()
+    model.to(torch.float64).to("cpu", torch.float32)(text(1, 3))

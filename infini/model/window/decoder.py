@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infini.errors import InputError
 from infini.memory.packing import Packing, gather
 from infini.memory.window import ChunkInfo
 from infini.model.architectures import CACHE
@@ -16,7 +17,7 @@ from infini.model.decoder_base import (
     select_inputs,
 )
 from infini.model.peft_adapters import active_modules
-from infini.model.window.attention import HANDLER, attention_kwargs
+from infini.model.window.attention import HANDLER, PREFIX, attention_kwargs
 from infini.model.window.cache import WindowCache
 from infini.model.window.config import WindowConfig
 from infini.model.window.layer import WindowHandler, WindowLayer
@@ -66,6 +67,11 @@ class WindowDecoder(StatefulDecoder):
                 inputs_embeds=inputs_embeds,
                 use_cache=use_cache,
                 **kwargs,
+            )
+        if not self.config._attn_implementation.startswith(PREFIX):
+            raise InputError(
+                "the attention implementation was set around the window: set it by "
+                "model.set_attn_implementation, of the whole model"
             )
         inputs = select_inputs(input_ids, inputs_embeds, kwargs)
         batch, tokens = inputs.shape[:2]
