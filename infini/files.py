@@ -89,7 +89,7 @@ def read_table(file: Path, *columns: str) -> Any:
         if file.suffix == ".parquet":
             table = pd.read_parquet(file, page_checksum_verification=True)
         else:
-            table = pd.read_csv(file)
+            table = read_csv(file)
     except FileNotFoundError:
         raise InputError(f"{file}: not found; run the stage that writes it") from None
     except Exception as error:  # a damaged file raises errors of many types
@@ -100,6 +100,13 @@ def read_table(file: Path, *columns: str) -> Any:
         if name not in NOT_NUMERIC and not _is_finite(table[name]):
             raise InputError(f"{file}: {name} has values that are not finite numbers")
     return table
+
+
+def read_csv(source: Any) -> Any:
+    """Read CSV into a pandas DataFrame; only an empty cell is missing, `nan` may be a name."""
+    import pandas as pd
+
+    return pd.read_csv(source, keep_default_na=False, na_values=[""])
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -68,6 +68,12 @@ class Params(Section):
         """Return the dotted key of a version's training on long documents."""
         return self.key_of(version) + ".finetune" * (version in self.replacements)
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a version is trained on the teacher's log-probabilities."""
+        recipes = [version.document_recipe for version in self.versions.values()]
+        return any(recipe.objective == "distillation" for recipe in recipes)
+
     def targets(self) -> list[str]:
         """Return the evaluation stages of dvc.yaml that `make run` asks for."""
         wanted = [name for name in self.versions if name not in self.on_demand]

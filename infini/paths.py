@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INPUTS = Path("data/inputs")
+DISTILLATION = INPUTS / "distillation.json"
 SAMPLES, DOCUMENTS = Path("data/prepared/samples"), Path("data/prepared/documents")
 TEACHER = Path("data/teacher/train.safetensors")
 MODELS = Path("data/models")
 EVALUATION = Path("data/evaluation")
 CHECKPOINTS = Path(".checkpoints")  # of unfinished trainings; no stage's output
+LOCKS = Path("data/locks")  # of running stages; not in Git
 TIMES = Path("data/times")  # of each stage's last run on this machine; not in Git
 
 # Committed results

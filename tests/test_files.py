@@ -60,6 +60,13 @@ def test_read_table(tmp_path: Path, name: str) -> None:
         read_table(file, "x")
 
 
+def test_read_table_keeps_names_that_pandas_takes_for_missing(tmp_path: Path) -> None:
+    file = tmp_path / "costs.csv"
+    table = pd.DataFrame({"version": ["nan", "null", "NA", "v1"], "x": [1.0, 2.0, 3.0, None]})
+    table.to_csv(file, index=False)
+    pd.testing.assert_frame_equal(read_table(file, "version"), table)
+
+
 def test_flatten_joins_keys_by_dots() -> None:
     assert flatten({"a": {"b": {"c": 1}, "d": 2}, "e": 3}) == {"a.b.c": 1, "a.d": 2, "e": 3}
 

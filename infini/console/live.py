@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,5 +115,5 @@ class LiveCurves(AbstractContextManager["LiveCurves"]):
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         if kind is None:
             shutil.rmtree(self.folder, ignore_errors=True)
-            if not any(LIVE.iterdir()):
+            with suppress(OSError):  # others' curves are in it, or they have just removed it
                 LIVE.rmdir()

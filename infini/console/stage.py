@@ -1,17 +1,21 @@
 """Entry point of a stage's script: arguments, logging, launcher, and errors in one line."""
 
 import argparse
+import fcntl
 import inspect
 import os
+import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 from infini.console.progress import configure_logging
 from infini.console.signals import Stopped
 from infini.errors import InputError
+from infini.paths import LOCKS
 
 LAUNCH = "INFINI_LAUNCH"
 RANK = "RANK"  # every launcher sets it for the processes that it starts
@@ -32,7 +36,8 @@ def run_stage(main: Callable[..., None], *, parallel: bool = False) -> None:
     configure_logging()
 
     def work() -> None:
-        main(**vars(arguments))
+        with _stage_lock():
+            main(**vars(arguments))
         if parallel:
             from infini import processes  # imports torch, which not every stage needs
 
@@ -47,6 +52,29 @@ def run_stage(main: Callable[..., None], *, parallel: bool = False) -> None:
         os._exit(code)
     if code:
         sys.exit(code)
+
+
+@contextmanager
+def _stage_lock() -> Iterator[None]:
+    """Hold the lock of this command in this folder; InputError if another process has it.
+
+    Two runs at once would write the same checkpoints and outputs. The system frees a dead
+    process's lock.
+    """
+    if os.environ.get(RANK, "0") != "0":
+        yield
+        return
+    command = " ".join([_module(), *sys.argv[1:]])
+    name = re.sub(r"[^\w.-]", "-", command)[:100]
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    with (LOCKS / f"{name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{command}: another process runs it in this folder; wait for its end"
+            ) from None
+        yield
 
 
 def exit_code(work: Callable[[], None], incomplete: str = "") -> int:

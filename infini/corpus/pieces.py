@@ -83,8 +83,8 @@ class Pieces:
         other = replace(other, texts=other.texts + self.texts.max() + 1)
         return Pieces(*map(torch.cat, zip(vars(self).values(), vars(other).values(), strict=True)))
 
-    def first(self, count: int) -> "Pieces":
-        """Return the first `count` pieces."""
+    def first(self, count: int | None) -> "Pieces":
+        """Return the first `count` pieces; None: all."""
         return Pieces(*(tensor[:count] for tensor in vars(self).values()))
 
     def shortened(self, tokens: int) -> "Pieces":

@@ -43,7 +43,7 @@ class WindowProtocol(Section):
     """Sliding window with sinks of the untouched base: the baseline of every memory."""
 
     # tokens per window, in rising order; with the sinks at most the base's context
-    sizes: Annotated[list[Positive], Field(min_length=1)] = Field([16, 64])
+    sizes: Annotated[list[Positive], Field(min_length=1)] = Field(default=[16, 64])
     # first tokens of a text that stay visible
     sinks: Annotated[int, Field(ge=0)] = 4
     # windows that versions with method: window are scored with besides their own
@@ -60,9 +60,9 @@ class PasskeyProtocol(Section):
     """Passkey retrieval: a number hidden in test text and asked for at its end."""
 
     # segments per text
-    lengths: Annotated[list[Segments], Field(min_length=1), Different] = Field([8, 32])
+    lengths: Annotated[list[Segments], Field(min_length=1), Different] = Field(default=[8, 32])
     # relative position of the number; 0: the start, 1: right before the question
-    depths: Annotated[list[Share], Field(min_length=1), Different] = Field([0.0, 0.5, 1.0])
+    depths: Annotated[list[Share], Field(min_length=1), Different] = Field(default=[0.0, 0.5, 1.0])
     # texts per length and depth
     samples: Positive = 2
 
@@ -118,6 +118,6 @@ class Cost(Section):
     # tokens read
     lengths: Annotated[
         list[Annotated[int, Field(ge=1, le=10**7)]], Field(min_length=1), Different
-    ] = Field([1024, 4096])
+    ] = Field(default=[1024, 4096])
     # runs per length, of which the fastest counts
     repeats: Positive = 2

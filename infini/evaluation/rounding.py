@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from infini.files import flatten, write_json
+from infini.files import flatten, read_csv, write_json
 
 ERROR_DIGITS, MOST_DECIMALS = 3, 5  # of a figure with an error
 VALUE_DIGITS = 4  # of a figure without
@@ -47,7 +47,7 @@ def write_rounded_csv(
     """
     committed = table[:0]
     with suppress(ValueError):  # the committed file is no CSV: nothing to compare with
-        committed = pd.read_csv(StringIO(committed_text(file) or ""))
+        committed = read_csv(StringIO(committed_text(file) or ""))
     file.parent.mkdir(parents=True, exist_ok=True)
     round_table(table, committed, keys, errors or {}).to_csv(file, index=False)
 

@@ -35,6 +35,7 @@ TRAINING_STEPS = ("distill", "finetune")
 BASE_KEYS = ("segmented", "full", "state_bytes")
 VERSION_KEYS = ("documents", "baseline", "state_bytes", "beats_both")
 COST_COLUMNS = ("version", "length", "state_bytes", "tokens_per_second", "peak_mib")
+SIZES = frozenset({"state_bytes", "added_parameters", "tokens", "ppl", "nats_se", "ppl_se"})
 LIMIT = 1e100  # larger values cannot be printed or drawn
 AT_WINDOW = re.compile(r"at_window_(\d+)\.(.+)")
 
@@ -100,6 +101,8 @@ def read_metrics(name: str, root: Path = Path()) -> dict[str, Any]:
     for key, value in flatten(tree).items():
         if type(value) not in (int, float) or not abs(value) < LIMIT:
             raise InputError(f"{file}: {key} must be a finite number, got {value!r:.40}")
+        if value < 0 and not SIZES.isdisjoint(key.split(".")):
+            raise InputError(f"{file}: {key} must be ≥ 0, got {value}")
     return tree
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 
+from infini import processes
 from infini.errors import InputError
 from infini.model.tensor_files import read_tensors, write_tensors
 from infini.paths import CHECKPOINTS
@@ -31,16 +32,17 @@ KEY_DIGITS = 16  # hexadecimal
 def fingerprint(
     settings: Any, inputs: Iterable[str | Path], tensors: Mapping[str, Tensor] | None = None
 ) -> str:
-    """Hash everything that decides a training's result, this package's code included.
+    """Hash everything that decides a training's result, code and precision of products included.
 
     Args:
-        settings: Settings, as JSON can hold them.
+        settings: Settings, as JSON can hold them; `infini_config` knows the base.
         inputs: Input files, and folders, of which every file below counts.
         tensors: What the training starts from, unless settings and files decide it.
 
     Returns:
         `KEY_DIGITS` hexadecimal digits.
     """
+    settings = [processes.precision(), settings]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode())
     code = Path(__file__).parents[1]
     for path in (code, *map(Path, inputs)):
@@ -94,6 +96,8 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
+        if self.path.is_dir():
+            raise InputError(f"{self.path}: must be a file, is a folder; remove it")
         try:
             stored, metadata = read_tensors(self.path)
             record: dict[str, Any] = json.loads(metadata["record"])

@@ -65,6 +65,12 @@ class Teacher(NamedTuple):
         write_tensors(file, self._asdict())
 
 
+def empty_teacher() -> Teacher:
+    """Return the record of no document."""
+    log_probs = torch.zeros(0, 0, NUM_LIKELIEST)
+    return Teacher(log_probs.half(), log_probs.int())
+
+
 @torch.no_grad()
 def record_log_probs(base: PreTrainedModel, documents: Pieces, full: FullProtocol) -> Teacher:
     """Record the untouched base's log-probabilities.

@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,3 +161,12 @@ def test_live_curves_continue(clock: Clock) -> None:
     take_steps(curves, clock, 1, 2.0)
     expected = [["1", "0.5"], ["2", "0.5"], ["3", "0.5"]]
     assert points("v1/plots/metrics/step loss")[1:] == expected
+
+
+def test_live_curves_of_two_trainings_end_in_any_order(clock: Clock) -> None:
+    with LiveCurves("v3", steps=4, done=0, epochs=1) as outer:
+        with LiveCurves("v5", steps=4, done=0, epochs=1) as inner:
+            take_steps(inner, clock, 2, 2.0)
+        take_steps(outer, clock, 2, 2.0)
+        shutil.rmtree(live.LIVE)  # as the other process does after its last curve
+    assert not live.LIVE.exists()

@@ -201,3 +201,30 @@ def test_ctrl_c_during_imports_prints_no_traceback() -> None:
     )
     assert done.returncode == -2
     assert done.stderr == "stopped by SIGINT; run again to continue\n"
+
+
+def test_run_stage_runs_once_at_a_time(
+    configured: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def main(version: str, step: str) -> None:
+        configured.append(step)
+        if len(configured) < 3:
+            with pytest.raises(SystemExit) as ended:
+                run_stage(main)  # the same command, while it runs
+            assert ended.value.code == 2
+            monkeypatch.setattr(sys, "argv", ["toy.py", "v1", "other"])
+            run_stage(main)
+
+    run_stage(main)
+    assert configured == ["logging", "more", "logging", "logging", "other"]
+    assert capsys.readouterr().err == (
+        "error: stages.toy v1 more: another process runs it in this folder; wait for its end\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["toy.py", "v1", "more"])
+    run_stage(main)  # it has ended
+    assert configured[-1] == "more"

@@ -101,9 +101,11 @@ def test_read_training_tells_seeds_apart(folder: Path) -> None:
         ({"documents": {"ppl": "high"}}, "v3.json: documents.ppl must be a finite number, got"),
         ({"documents": {"ppl": 1e300}}, "documents.ppl must be a finite number, got 1e"),
         ({"documents": {"ppl": None}}, "documents.ppl must be a finite number, got None"),
+        ({"documents": {"ppl": -1.0}}, "documents.ppl must be ≥ 0, got -1.0"),
+        ({"state_bytes": {"total": -8}}, "state_bytes.total must be ≥ 0, got -8"),
     ],
 )
-def test_read_metrics_rejects_values_that_are_not_finite(
+def test_read_metrics_rejects_impossible_values(
     folder: Path, changed: dict[str, Any], message: str
 ) -> None:
     write_json(Version("v3").metrics, METRICS_BY_VERSION["v3"] | changed)
