@@ -126,6 +126,11 @@ def set_precision(precision: Precision) -> None:
             _precision = "float32"
 
 
+def precision() -> Precision:
+    """Return the type in which `autocast` computes products."""
+    return _precision
+
+
 def _product_seconds(dtype: torch.dtype) -> float:
     """Return the time of a matrix product of a small model's size, the shortest of three."""
     x, times = torch.ones(256, 256, dtype=dtype), []

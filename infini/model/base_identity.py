@@ -155,7 +155,11 @@ def base_difference(recorded: Mapping[str, Any], model: PreTrainedModel) -> str 
     if changed:
         return f"its config differs ({'; '.join(changed[:3])})"
     if (quantization := quantization_of(model)) != recorded["quantization"]:
-        return f"it is quantised by {quantization}, not by {recorded['quantization']}"
+        now, then = (
+            f"quantised by {method}" if method else "unquantised"
+            for method in (quantization, recorded["quantization"])
+        )
+        return f"its weights are {now}, not {then}"
     if half != (recorded["dtype"] == "float16"):
         return f"its weights differ, as {model.dtype} and not torch.{recorded['dtype']} at least"
     return "its weights differ"

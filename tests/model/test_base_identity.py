@@ -263,7 +263,7 @@ def test_retrofit_takes_quantised_tensors(method: str, llama: Path, tmp_path: Pa
     assert torch.equal(again(text(1, 30)).logits, model(text(1, 30)).logits)
     for other, difference in (
         (quantised(0.02), "its weights differ"),
-        (load_base(str(llama)), "it is quantised by None, not by Quantised"),
+        (load_base(str(llama)), "its weights are unquantised, not quantised by Quantised"),
     ):
         with pytest.raises(InputError, match=f"another base than '{llama}': {difference}$"):
             infini.load(tmp_path, other)

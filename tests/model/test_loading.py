@@ -54,7 +54,8 @@ def test_load_finds_the_base_by_its_recorded_name_on_the_cpu(
         InputError, match=f"no model at '{here}'.*; or say where the base is: base=FOLDER"
     ):
         infini.load(tmp_path / "ours")
-    with pytest.raises(InputError, match=f"made for another base than '.*': it needs '{here}'"):
+    message = f"another base than '{base_folder}': its weights differ; it needs '{here}'"
+    with pytest.raises(InputError, match=message):
         infini.load(tmp_path / "ours", load_base(str(base_folder)))
 
 
@@ -73,8 +74,8 @@ def test_load_rejects_what_does_not_fit(
         with pytest.raises(InputError, match=message):
             infini.load(tmp_path, base)
 
-    rejected("infini_config.json: incomplete: no base.model", {"format": 2})
-    rejected("incomplete: no base.fingerprint", {"format": 2, "base": {"model": 1, "revision": 2}})
+    rejected("infini_config.json: incomplete: no base.model", {"format": 3})
+    rejected("incomplete: no base.dtype", {"format": 3, "base": {"model": 1, "revision": 2}})
     rejected("infini_config.json: depth is not an option of method", config | {"depth": 2})
     rejected("segment_length must be ≤ 64", config | {"segment_length": 65})
     torch.nn.init.zeros_(base.get_input_embeddings().weight)
