@@ -1,18 +1,21 @@
 """Segmented run: whole documents by segments, chunks, gradients, a pass that ends early."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import infini
 from architectures import L, text, tiny
 from infini.memory.packing import Packing
-from infini.model.architectures import decoder_layers
+from infini.model.architectures import CACHE, cache_of, decoder_layers
 from infini.model.segmented.run import (
     SegmentedRun,
-    UsesRun,
+    current_run,
     detach_states,
     run_segments,
     stop_after,
@@ -81,16 +84,73 @@ def test_stop_after_records_the_layer_and_ends_the_pass(model: PreTrainedModel) 
 
 
 @torch.no_grad()
-def test_use_run_sets_all_modules_for_the_block() -> None:
-    model = infini.retrofit(tiny("llama"), "replace", [0, 2], L)
-    modules = [module for module in model.modules() if isinstance(module, UsesRun)]
-    assert len(modules) == 3  # the decoder and two layers
+def test_use_run_holds_for_the_block_in_its_thread() -> None:
     run = SegmentedRun(Packing.from_mask(1, 2 * L, None), 2 * L, L)
-    with use_run(model.get_decoder(), run):
-        assert all(module.run is run for module in modules)
-        rows = text(1, 2 * L).view(2, L)
-        model.get_decoder()(rows, use_cache=False)
-    assert sorted(run.states) == [0, 2]
-    with pytest.raises(ZeroDivisionError), use_run(model.get_decoder(), run):
+    with use_run(run), ThreadPoolExecutor(1) as other:
+        assert current_run() is run
+        assert other.submit(current_run).result() is None
+        with use_run(None):
+            assert current_run() is None
+        assert current_run() is run
+    with pytest.raises(ZeroDivisionError), use_run(run):
         raise ZeroDivisionError
-    assert all(module.run is None for module in modules)
+    assert current_run() is None
+
+
+@pytest.mark.parametrize(
+    "kind", ["parallel", "replace_teacher", "parallel_full", "replace_teacher_full", "window"]
+)
+def test_threads_that_call_one_model_get_the_values_of_calls_in_turn(
+    kind: str, retrofitted: Retrofitted
+) -> None:
+    if kind == "window":
+        model = infini.retrofit(tiny("llama"), "window", window=8, sinks=2, retained=4)
+    else:
+        model = retrofitted("llama", kind)
+    texts = [text(2, 40), text(2, 40).flip(1)]
+
+    def read(tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            first = model(tokens[:, :37])
+            rest = model(tokens[:, 37:], **{CACHE: cache_of(first)})
+            return torch.cat([first.logits, rest.logits], 1)
+
+    expected = [read(tokens) for tokens in texts]
+    both = Barrier(2, timeout=30)
+
+    def enter_together(*_: object) -> None:
+        both.wait()
+
+    for layer in decoder_layers(model):
+        layer.register_forward_pre_hook(enter_together)
+    with ThreadPoolExecutor(2) as pool:
+        for logits, alone in zip(pool.map(read, texts), expected, strict=True):
+            assert torch.equal(logits, alone)
+
+
+@pytest.mark.parametrize("kind", ["parallel", "replace_teacher"])
+def test_backward_pass_in_another_thread_recomputes_with_the_memory(
+    kind: str, retrofitted: Retrofitted
+) -> None:
+    model, tokens = retrofitted("llama", kind).train(), text(2, 3 * L)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    plain = torch.autograd.grad(model(tokens, labels=tokens, use_cache=False).loss, trained)
+    model.gradient_checkpointing_enable()
+    loss = model(tokens, labels=tokens).loss
+    with ThreadPoolExecutor(1) as other:
+        gradients = other.submit(torch.autograd.grad, loss, trained).result()
+    torch.testing.assert_close(gradients, plain)
+
+
+@torch.no_grad()
+def test_a_model_called_within_another_models_pass_has_its_own_run(
+    retrofitted: Retrofitted,
+) -> None:
+    outer, inner = retrofitted("llama", "parallel"), retrofitted("gpt_neox", "replace_teacher")
+    tokens, other = text(2, 40), text(1, 25)
+    expected = outer(tokens).logits, inner(other).logits
+    seen: list[Tensor] = []
+    decoder_layers(outer)[1].register_forward_pre_hook(lambda *_: seen.append(inner(other).logits))
+    assert torch.equal(outer(tokens).logits, expected[0])
+    assert seen
+    assert all(torch.equal(logits, expected[1]) for logits in seen)
