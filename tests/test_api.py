@@ -14,6 +14,7 @@ import infini
 # Where a user starts: their docstrings have an example.
 EXAMPLES = (
     "retrofit",
+    "evaluate",
     "load",
     "save_memory",
     "load_memory",

@@ -9,6 +9,7 @@ from conftest import ROOT
 
 from examples.render import EXAMPLE, PAGE, render
 
+COMMAND_LINE = ROOT / "docs/command_line.md"
 NUMBER = re.compile(r"-?[\d,]*\.?\d+")
 
 
@@ -40,6 +41,27 @@ def test_readme_code_runs(clone: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert f"{names['text'].input_ids.shape[1]:,} tokens" in (ROOT / "README.md").read_text()
     assert names["model"].infini_config["retained"] == 32
     assert (clone / "my-memory/infini.safetensors").is_file()
+
+
+def test_command_line_shows_what_evaluate_prints(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import infini
+    from infini.cli.main import main
+    from infini.model.base import load_base
+
+    options = {"window": 64, "sinks": 4, "retained": 32, "update": "gated_delta"}
+    written = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    assert f'"window", {written})'.replace("'", '"') in (ROOT / "README.md").read_text()
+    infini.retrofit(load_base("data/base"), "window", **options).save_pretrained("my-memory")
+    main(["evaluate", "my-memory", "--file", "examples/message.txt"])
+    shown = re.search(r"^```text\n(1 text,.*?)^```$", COMMAND_LINE.read_text(), re.S | re.M)
+    assert shown
+    printed, expected = capsys.readouterr().out, shown[1]
+    assert NUMBER.sub("0", printed) == NUMBER.sub("0", expected)
+    for number, value in zip(NUMBER.findall(printed), NUMBER.findall(expected), strict=True):
+        number, value = (float(x.replace(",", "")) for x in (number, value))
+        assert number == pytest.approx(value, rel=1e-3, abs=1e-5)
 
 
 def test_policies_code_runs(clone: Path) -> None:

@@ -15,12 +15,17 @@ def test_hugging_face_code_runs(
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/base").symlink_to(ROOT / "data/base")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs/hugging_face.md").read_text(), re.S)
     names: dict[str, Any] = {}
     for snippet in snippets:
         exec(snippet, names)
     assert "The state of the Union" in capsys.readouterr().out
+    table = names["table"]
+    assert list(table.index) == ["model", "baseline", "full"]
+    assert 1 <= table["state_bytes"]["baseline"] / table["state_bytes"]["model"] < 1.02
+    assert table["nats"]["full"] < table["nats"]["model"] < 4
     once, twice = infini_parameters(names["best"]), infini_parameters(names["again"])
     assert all((once[name] == tensor).all() for name, tensor in twice.items())
     assert not all(
