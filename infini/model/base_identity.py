@@ -22,7 +22,15 @@ from infini.model.window.layer import SUBMODULE
 
 # Keys of infini_config.json's block `base`: the hash, and that of the weights in float16
 FINGERPRINT, HALF_FINGERPRINT = "fingerprint", "fingerprint_float16"
-BASE_KEYS = ("model", "revision", "dtype", "quantization", FINGERPRINT, HALF_FINGERPRINT, "config")
+RECORDED_KEYS = (
+    "model",
+    "revision",
+    "dtype",
+    "quantization",
+    FINGERPRINT,
+    HALF_FINGERPRINT,
+    "config",
+)
 FINGERPRINT_DIGITS = 16  # hexadecimal
 
 # Entries of a config that move no logit
@@ -90,6 +98,7 @@ def logits_config(config: PreTrainedConfig) -> dict[str, Any]:
         name: value
         for name, value in own.to_dict().items()
         if name not in SILENT_ENTRIES
+        and not name.startswith("_")  # transformers' own notes, such as where a model was loaded
         and "drop" not in name  # dropout, in training alone
         and (name == "model_type" or name not in default or value != default[name])
     }
@@ -154,12 +163,10 @@ def base_difference(recorded: Mapping[str, Any], model: PreTrainedModel) -> str 
     ]
     if changed:
         return f"its config differs ({'; '.join(changed[:3])})"
-    if (quantization := quantization_of(model)) != recorded["quantization"]:
-        now, then = (
-            f"quantised by {method}" if method else "unquantised"
-            for method in (quantization, recorded["quantization"])
-        )
-        return f"its weights are {now}, not {then}"
+    methods = quantization_of(model), recorded["quantization"]
+    if methods[0] != methods[1]:
+        words = [f"quantised by {name}" if name else "unquantised" for name in methods]
+        return f"its weights are {words[0]}, not {words[1]}"
     if half != (recorded["dtype"] == "float16"):
         return f"its weights differ, as {model.dtype} and not torch.{recorded['dtype']} at least"
     return "its weights differ"
