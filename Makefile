@@ -66,7 +66,7 @@ studies/%/.packages/done: studies/%/requirements.txt | $(UV)
 
 # A study is a DVC project of its own: params.yaml, whatever writes its data/base, copies of DVC's
 # files, and links to the code. The default run never reads it.
-links:
+links: .dvc/plots/page.html
 	@test -f "$(STUDY_FOLDER)/params.yaml" || \
 		{ echo "error: STUDY must be one of: $(STUDIES), got '$(STUDY)'" >&2; exit 2; }
 	@mkdir -p $(STUDY_FOLDER)/.dvc/plots

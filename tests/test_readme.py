@@ -53,6 +53,12 @@ def test_experiment_with_another_value(clone: Clone) -> None:
     assert "adapter_parallel@v5" not in stages_run(first)
     (row,) = (line for line in rest.splitlines() if "[hot]" in line)
     assert "0.004" in row
+    columns = [cell.strip() for cell in f"| Experiment{rest}".splitlines()[0].strip("|").split("|")]
+    assert sum(name.endswith("full.ppl") for name in columns) == 1  # the base's
+    versions = [name for name in columns if name.endswith("documents.ppl")]
+    assert len(versions) >= 5
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert all(cells[columns.index(name)] not in ("", "-") for name in columns[1:])
     assert stages_run(rest) == ALWAYS
 
 

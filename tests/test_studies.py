@@ -97,7 +97,7 @@ def repository(project: Path, base_folder: Path) -> Path:
 
 def test_study_runs_in_its_folder_alone(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = commit()
-    shell("make", "-o", "setup", "links", "STUDY=toy")
+    shell("make", "-o", ".dvc/plots/page.html", "links", "STUDY=toy")
     folder = "studies/toy"
     shell("dvc", "repro", "evaluate_ppl_base", cwd=folder)
     new = commit() - before
@@ -133,9 +133,17 @@ def test_study_runs_in_its_folder_alone(repository: Path, monkeypatch: pytest.Mo
     }  # fmt: skip
 
 
+def test_links_alone_make_the_template_of_plots(repository: Path) -> None:
+    planned = shell("make", "-n", "-W", "infini/console/plots_page.py", "links", "STUDY=toy")
+    assert "-m infini.console.plots_page" in planned
+
+
 def test_make_study_rejects_unknown_study(repository: Path) -> None:
     done = subprocess.run(
-        ["make", "-o", "setup", "study", "STUDY=tiny"], capture_output=True, text=True, check=False
+        ["make", "-o", "setup", "-o", ".dvc/plots/page.html", "study", "STUDY=tiny"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode != 0
     assert "error: STUDY must be one of: toy, got 'tiny'" in done.stderr

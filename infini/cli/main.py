@@ -20,6 +20,8 @@ EVALUATE = """Score text files with a model, in nats per token and perplexity, b
 does without training: with full attention, and with a sliding window of as many state bytes. MODEL
 is a folder with a retrofitted model that save_pretrained wrote, or a base (a folder or a hub name),
 which is scored with full attention and, with --window, with that window."""
+NEW_STUDY = """Write studies/NAME/params.yaml: a minimal file for a base and a text of your own,
+with one version, a window and its memory. `make study STUDY=NAME` runs it."""
 PARAMS = "Check a params.yaml, and the base and the corpus that it names; nothing is computed."
 
 
@@ -32,15 +34,16 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = _parser().parse_args(arguments)
 
     def work() -> None:
+        name = parsed.command.replace("-", "_")
         try:
-            module = import_module(f"infini.cli.{parsed.command}")
+            module = import_module(f"infini.cli.{name}")
         except ModuleNotFoundError as error:
             raise InputError(
                 f"{parsed.command} needs {error.name}: pip install 'infini[pipeline]'"
             ) from None
         configure_logging()
         try:
-            getattr(module, f"run_{parsed.command}")(parsed)
+            getattr(module, f"run_{name}")(parsed)
             sys.stdout.flush()
         except BrokenPipeError:  # the reader of a pipe such as `… | head` has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     params.add_argument(
         "--targets", action="store_true", help="print the stages that `make run` asks DVC for"
     )
+    study = commands.add_parser("new-study", help="write a study's folder", description=NEW_STUDY)
+    study.add_argument("name", metavar="NAME", help="name of the folder in studies/")
+    study.add_argument(
+        "--base", metavar="MODEL", required=True, help="a folder of save_pretrained, or a hub name"
+    )
+    study.add_argument(
+        "--text", metavar="CORPUS", required=True,
+        help="a folder of .txt or .jsonl files, sotu, kjv, or a hub dataset",
+    )  # fmt: skip
     return parser
 
 

@@ -13,9 +13,9 @@ class Shares(Section):
 
     # trains the embedded base only
     base: Share = 0.0
-    train: Rate = 0.8
+    train: Rate = 0.7
     val: Rate = 0.1
-    test: Rate = 0.1
+    test: Rate = 0.2
 
     @model_validator(mode="after")
     def _check_sum(self) -> Self:
