@@ -173,27 +173,33 @@ class RetrofittedModel:
     def _read(
         self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
     ) -> None:
-        """Read those of a sequence's tokens, (B, T), that the cache has not read; no logits."""
-        cache, size = model_kwargs[CACHE], self._chunk_size(generation_config)
-        start, end = cache.get_seq_length(), input_ids.shape[1]
+        """Read those tokens of a prompt, (B, T), that the cache has not read, in chunks."""
+        size, end = self._chunk_size(generation_config), input_ids.shape[1]
+        start = model_kwargs[CACHE].get_seq_length()
         mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
-        device = self.device  # type: ignore[attr-defined]
         with logging.tqdm(
             total=max(end - start, 0), desc="reading the prompt", unit=" tokens", leave=False,
             delay=PROGRESS_DELAY, mininterval=0.5,
         ) as bar:  # fmt: skip
             for first in range(start, end, size):
                 last = min(first + size, end)
-                self.get_decoder()(  # type: ignore[attr-defined]
-                    input_ids=input_ids[:, first:last].to(device),
-                    attention_mask=None if mask is None else mask[:, :last].to(device),
-                    position_ids=None
-                    if positions is None
-                    else positions[..., first:last].to(device),
-                    use_cache=True,
-                    **{CACHE: cache},
+                chunk = {
+                    **model_kwargs,
+                    "attention_mask": None if mask is None else mask[:, :last],
+                    "position_ids": None if positions is None else positions[..., first:last],
+                }
+                inputs = self.prepare_inputs_for_generation(
+                    input_ids[:, first:last],  # type: ignore[arg-type]
+                    is_first_iteration=True,
+                    **chunk,
                 )
+                self(**inputs, return_dict=True)  # type: ignore[operator]
                 bar.update(last - first)
+
+    def _read_again(self, cache: MemoryCache, input_ids: Tensor) -> None:
+        """Read the tokens, (1, T), before which `crop` has put the cache; no logits."""
+        if (start := cache.get_seq_length()) < input_ids.shape[1]:
+            self.get_decoder()(input_ids=input_ids[:, start:], use_cache=True, **{CACHE: cache})  # type: ignore[attr-defined]
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(
@@ -205,8 +211,7 @@ class RetrofittedModel:
             unread = input_ids.shape[1] - cache.get_seq_length()
             known = unread - (next_sequence_length or unread)
             if known > REREAD_TOKENS:
-                accepted = input_ids[:, : cache.get_seq_length() + known]
-                self._read(accepted, self.generation_config, {CACHE: cache})  # type: ignore[attr-defined]
+                self._read_again(cache, input_ids[:, : cache.get_seq_length() + known])
                 unread -= known
             next_sequence_length = unread
         return super().prepare_inputs_for_generation(  # type: ignore[misc]
@@ -233,7 +238,7 @@ class RetrofittedModel:
         finally:
             cache.stop_recording()
         sequences = out if isinstance(out, Tensor) else out.sequences
-        self._read(sequences[:, :-1], generation_config, {CACHE: cache})
+        self._read_again(cache, sequences[:, :-1])
         return out
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
