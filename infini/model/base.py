@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +145,10 @@ def _check_weight_count(model: str, config: PretrainedConfig) -> None:
         )
 
 
-def _surplus_layer(model: PreTrainedModel, names: Iterable[str]) -> str | None:
+def _surplus_layer(model: PreTrainedModel, names: Collection[str]) -> str | None:
     """Return the first of these tensors that belongs to a decoder layer beyond the last one."""
+    if not names:
+        return None
     layers = decoder_layers(model)
     path = next(name for name, module in model.named_modules() if module is layers)
     prefix = rf"({re.escape(model.base_model_prefix)}\.)?"  # some files lack it

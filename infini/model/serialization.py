@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from infini.errors import InputError
 from infini.files import read_json
-from infini.model.base_identity import BASE_KEYS, FINGERPRINT
+from infini.model.base_identity import FINGERPRINT, RECORDED_KEYS
 from infini.model.base_info import MODEL_TYPE
 from infini.model.model_card import CARD_FILE, render_card
 from infini.model.modules import infini_parameters
@@ -106,7 +106,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             )
         raise InputError(f"{file}: format must be {FORMAT}, got {found!r}")
     base = config.get("base")
-    for key in BASE_KEYS:
+    for key in RECORDED_KEYS:
         if not isinstance(base, dict) or key not in base:
             raise InputError(f"{file}: incomplete: no base.{key}")
     return config
