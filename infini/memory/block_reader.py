@@ -51,8 +51,12 @@ class BlockReader:
         self.layout, self.num_retained = layout, num_retained
         self.q, self.sink_scores = (x.unflatten(1, (G, -1)) for x in (q, sink_scores))
         columns = memory_columns(self.value_width)
-        self.pairs = _extend(torch.cat([keys, values], 3), self.key_width + columns)
-        self.sink_values = _extend(sink_values, columns).flatten(0, 1)
+        self.pairs = keys.new_zeros(*keys.shape[:3], self.key_width + columns)  # [k | v | 1 | 0]
+        self.pairs[..., : self.key_width] = keys
+        _fill(self.pairs[..., self.key_width :], values)
+        self.sink_values = keys.new_zeros(*sink_values.shape[:3], columns)
+        _fill(self.sink_values, sink_values)
+        self.sink_values = self.sink_values.flatten(0, 1)
         self.head_factors = biases[0].to(q.dtype).exp().view(G, -1, 1, 1)
         self.pair_factors = biases[1].to(q.dtype).exp()
         C = layout.block_size
@@ -136,9 +140,8 @@ class BlockReader:
             scores.masked_fill_(~mask, -torch.inf)
 
 
-def _extend(x: Tensor, width: int) -> Tensor:
-    """Return [x | 1 | 0], (B, G, ·, width)."""
-    out = x.new_zeros(*x.shape[:3], width)
-    out[..., : x.shape[3]] = x
-    out[..., x.shape[3]] = 1
-    return out
+def _fill(out: Tensor, values: Tensor) -> None:
+    """Write [values | 1] into zeros."""
+    width = values.shape[3]
+    out[..., :width] = values
+    out[..., width] = 1

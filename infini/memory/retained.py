@@ -177,13 +177,13 @@ def _attend(
     retained: RetainedPairs,
 ) -> tuple[Tensor, RetainedState]:
     """Attend for samples of one layout."""
-    if _can_read_blockwise(q, pairs.values, spec, retained):
-        return _attend_blockwise(q, pairs, state, layout, spec, retained)
+    values = torch.cat([state.values, pairs.values], 2)  # (B, G, P, V)
+    key_bias = retained.pair_bias(values)  # (B, G, P)
+    if _can_read_blockwise(q, key_bias, spec, retained):
+        return _attend_blockwise(q, pairs, (values, key_bias), state, layout, spec, retained)
     K, N, scale = state.keys.shape[2], layout.num_blocks, spec.scale
     q, sink_q, rotated_keys, sink_keys = _rotated(q, pairs, state, layout, spec.rotate)
     keys = torch.cat([state.keys, pairs.keys], 2)  # (B, G, P, D)
-    values = torch.cat([state.values, pairs.values], 2)  # (B, G, P, V)
-    key_bias = retained.pair_bias(values)  # (B, G, P)
     selection = select(
         (q * scale, sink_q * scale),
         CallPairs(keys, rotated_keys, values, sink_keys),
@@ -235,34 +235,32 @@ def _attend(
     )  # (B·N, C, H, V)
     out = out.unflatten(0, (-1, N)).flatten(1, 2)
     out = out[:, layout.block_offset : layout.block_offset + layout.num_new]
-    return out, _next_state(selection, keys, values)
+    return out, _next_state(selection, state, keys, values)
 
 
 def _can_read_blockwise(
-    q: Tensor, values: Tensor, spec: AttentionSpec, retained: RetainedPairs
+    q: Tensor, key_bias: Tensor, spec: AttentionSpec, retained: RetainedPairs
 ) -> bool:
     """Return whether `BlockReader` computes the same: softmax in full precision, no gradients."""
     if torch.is_grad_enabled() or torch.is_autocast_enabled(q.device.type):
         return False
     if not spec.is_softmax or retained.mode != "own" or q.dtype.itemsize < 4:
         return False
-    # a pair's bias is a product with a vector of length V^½
-    per_head = retained.weight.float().norm(dim=-1) * values.shape[3] ** 0.5
-    return bool(retained.bias.abs().max() + per_head.max() <= MAX_BIAS)
+    return bool(retained.bias.abs().max() + key_bias.abs().max() <= MAX_BIAS)
 
 
 def _attend_blockwise(
     q: Tensor,
     pairs: WindowPairs,
+    values_and_bias: tuple[Tensor, Tensor],
     state: RetainedState,
     layout: BlockLayout,
     spec: AttentionSpec,
     retained: RetainedPairs,
 ) -> tuple[Tensor, RetainedState]:
     """Attend and select in one pass over the blocks, without gradients."""
+    values, key_bias = values_and_bias
     keys = torch.cat([state.keys, pairs.keys], 2)  # (B, G, P, D)
-    values = torch.cat([state.values, pairs.values], 2)  # (B, G, P, V)
-    key_bias = retained.pair_bias(values)  # (B, G, P)
     rotated_q, rotated_keys = _rotated_qk(q, pairs, state, layout, spec.rotate)
     sinks = _sink_scores(q, pairs.sink_keys, layout, spec), pairs.sink_values
     rotated_q = rotated_q * spec.scale
@@ -272,7 +270,7 @@ def _attend_blockwise(
     call_pairs = CallPairs(keys, rotated_keys, values, pairs.sink_keys)
     policy, layer_index = retained.policy, retained.layer_index
     selection = select(reader, call_pairs, key_bias, state, layout, policy, layer_index)
-    return reader.out, _next_state(selection, keys, values)
+    return reader.out, _next_state(selection, state, keys, values)
 
 
 def _sink_scores(q: Tensor, sink_keys: Tensor, layout: BlockLayout, spec: AttentionSpec) -> Tensor:
@@ -296,6 +294,7 @@ def _sink_scores(q: Tensor, sink_keys: Tensor, layout: BlockLayout, spec: Attent
     grouped = [
         x.unflatten(1, (keys.shape[1], -1)) @ keys[:, :, None].mT
         for x, keys in ((near, near_keys), (far, far_keys))
+        if x.shape[2]
     ]
     scores = torch.cat(grouped, 3).flatten(1, 2) * spec.scale
     hidden = sink > query
@@ -368,8 +367,12 @@ def _mask(layout: BlockLayout, batch: int, num_retained: int, device: torch.devi
     return mask[None].expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
 
 
-def _next_state(selection: Selection, keys: Tensor, values: Tensor) -> RetainedState:
+def _next_state(
+    selection: Selection, state: RetainedState, keys: Tensor, values: Tensor
+) -> RetainedState:
     """Return the retained pairs for later tokens; keys, values: of all P pairs."""
+    if torch.equal(selection.positions, state.positions):
+        return RetainedState(state.keys, state.values, *selection[2:])
     indices, valid = selection.indices[:, :, -1], selection.valid[:, :, -1, :, None]
     retained_keys, retained_values = (_gather(x, indices) * valid for x in (keys, values))
     return RetainedState(retained_keys, retained_values, *selection[2:])

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -279,9 +280,9 @@ def test_window_reads_far_beyond_the_bases_context(
     used: list[Tensor] = []
     rotate = Rotation.__call__
 
-    def record(self: Rotation, x: Tensor, positions: Tensor) -> Tensor:
+    def record(self: Rotation, x: Tensor, positions: Tensor, *memo: Any, **named: Any) -> Tensor:
         used.append(positions)
-        return rotate(self, x, positions)
+        return rotate(self, x, positions, *memo, **named)
 
     monkeypatch.setattr(Rotation, "__call__", record)
     short, long = nats(model, echoes(16, CONTEXT, 999), 16), echoes(1, 1500, 1000)

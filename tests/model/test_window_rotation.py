@@ -12,7 +12,7 @@ from infini.errors import InputError
 from infini.memory.eviction import block_layout
 from infini.model.architectures import CACHE, cache_of
 from infini.model.window.attention import install_attention, uninstall_attention
-from infini.model.window.rotation import BaseAttentions, probe_attention
+from infini.model.window.rotation import AngleMemo, BaseAttentions, probe_attention
 
 
 def probe(name: str) -> BaseAttentions:
@@ -84,6 +84,20 @@ def test_unknown_rotation_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(InputError, match="positions in a way that infini does not know"):
         probe("llama")
+
+
+def test_angle_memo_tells_rotations_and_positions_apart() -> None:
+    one, other = (probe(name).rotations[0] for name in ("llama", "cohere"))
+    assert one is not None
+    assert other is not None
+    x, memo = torch.randn(2, 4, 6, 4), AngleMemo()
+    for _ in range(2):  # the second time from the memo
+        for rotation in (one, other):
+            for positions in (torch.arange(6)[None], torch.arange(-2, 4)[None]):
+                expected = rotation(x, positions)
+                assert torch.equal(rotation(x, positions, memo), expected)
+                both = torch.cat([positions, positions - 1])
+                assert torch.equal(rotation(x, both, memo)[:1], expected[:1])
 
 
 @pytest.mark.parametrize("retained", [0, 4])

@@ -19,7 +19,7 @@ from infini.memory.retained import AttentionSpec, RetainedPairs, WindowPairs, re
 from infini.memory.window import ChunkInfo, WindowState, window_attention
 from infini.model.peft_adapters import active_module
 from infini.model.window.attention import masked_attention
-from infini.model.window.rotation import Rotation
+from infini.model.window.rotation import AngleMemo, Rotation
 
 # Name of the `WindowLayer` in the base's attention module
 SUBMODULE = "infini_window"
@@ -143,6 +143,7 @@ class WindowHandler:
     states: dict[int, WindowState] = field(default_factory=dict)
     # Gets the state after the pass, by layer; None: it is not needed
     next_states: dict[int, WindowState] | None = None
+    angles: AngleMemo = field(default_factory=AngleMemo)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(
@@ -161,7 +162,7 @@ class WindowHandler:
         attention = masked_attention(module, implementation, options, head_dim)
         spec = AttentionSpec(
             attention,
-            layer.rotation,
+            layer.rotation and partial(layer.rotation, memo=self.angles),
             options.get("scaling") or head_dim**-0.5,
             layer.context,
             options.get("sliding_window"),

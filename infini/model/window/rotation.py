@@ -44,28 +44,36 @@ class Rotation:
     # True: dimensions 2i and 2i + 1 are rotated together; False: i and i + width / 2
     interleaved: bool
 
-    def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, positions: Tensor, memo: "AngleMemo | None" = None) -> Tensor:
         """Rotate by positions, without the base's scale, which `x` has already.
 
         Args:
             x: Queries or keys, (B, H, T, D).
             positions: Any integers, (B or 1, T).
+            memo: Holds cos and sin of positions that several layers have in common.
 
         Returns:
             The rotated `x`, (B, H, T, D).
         """
-        like = torch.zeros(1, device=x.device)
-        cos, sin = (part.float() for part in self.module(like, positions, *self.arguments))
-        scale = (cos.square() + sin.square()).sqrt()
-        cos, sin = (self._distinct(part / scale) for part in (cos, sin))  # (B or 1, 1, T, w / 2)
+        cos, sin = self.cos_sin(positions) if memo is None else memo.cos_sin(self, positions)
         rotated, rest = x[..., : self.width].float(), x[..., self.width :]
         if self.interleaved:
             x1, x2 = rotated[..., ::2], rotated[..., 1::2]
         else:
             x1, x2 = rotated.chunk(2, -1)
         parts = x1 * cos - x2 * sin, x2 * cos + x1 * sin
-        out = torch.stack(parts, -1).flatten(-2) if self.interleaved else torch.cat(parts, -1)
-        return torch.cat([out.to(x.dtype), rest], -1)
+        if self.interleaved:
+            out = torch.stack(parts, -1).flatten(-2)
+            return torch.cat([out.to(x.dtype), rest], -1)
+        return torch.cat([*(part.to(x.dtype) for part in parts), rest], -1)
+
+    def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cos and sin of every angle once, (B or 1, 1, T, w / 2)."""
+        like = torch.zeros(1, device=positions.device)
+        parts = self.module(like, positions, *self.arguments)
+        cos, sin = (self._distinct(part.float()) for part in parts)
+        scale = (cos.square() + sin.square()).sqrt()
+        return cos / scale, sin / scale
 
     def _distinct(self, x: Tensor) -> Tensor:
         """Select every angle once: (B, T, w) → (B, 1, T, w / 2)."""
@@ -74,6 +82,22 @@ class Rotation:
         elif self.repeats == "pairs":
             x = x[..., ::2]
         return x[:, None]
+
+
+class AngleMemo:
+    """Cos and sin of a forward pass: layers rotate by the same positions."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Rotation, bytes], tuple[Tensor, Tensor]] = {}
+
+    def cos_sin(self, rotation: Rotation, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cos and sin, (1, 1, T, w / 2); computed anew for positions that samples have."""
+        if len(positions) > 1 or positions.device.type != "cpu":
+            return rotation.cos_sin(positions)
+        key = rotation, positions.numpy().tobytes()
+        if key not in self._known:
+            self._known[key] = rotation.cos_sin(positions)
+        return self._known[key]
 
 
 class BaseAttentions(NamedTuple):

@@ -1,0 +1,129 @@
+"""Speed and memory of generation with a retrofitted model, beside the base with its own cache.
+
+    python -m benchmarks.serving --base FOLDER [--weights FOLDER] [--lengths 1024 6000] [--batch 1]
+
+A prompt of random tokens in one call, then tokens one by one. Without --weights the model of
+v7's sizes is untrained, which costs the same.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+import infini
+from benchmarks import table
+from infini.evaluation.peak_memory import peak_added_by
+from infini.model.architectures import CACHE, cache_of
+from infini.model.base import load_base
+
+MATMUL = 2048  # rows and columns of the product that gives the machine's rate
+OURS = "v7: window 64, 128 retained pairs, matrix"
+UNTRAINED = "window 256, 128 retained pairs"
+BASE = "base, its own cache"
+
+
+def models(base: str, weights: str | None) -> dict[str, PreTrainedModel]:
+    """Return the models to compare by name."""
+    options = {"sinks": 4, "retained": 128}
+    if weights is None:
+        ours = infini.retrofit(
+            load_base(base), "window", window=64, update="gated_delta", **options
+        )
+    else:
+        ours = infini.load(weights, base=base)
+    other = infini.retrofit(load_base(base), "window", window=256, update="none", **options)
+    return {BASE: load_base(base), OURS: ours.eval(), UNTRAINED: other.eval()}
+
+
+def generate(
+    clock: Callable[[], float], model: PreTrainedModel, prompt: Tensor, tokens: int
+) -> tuple[float, float]:
+    """Return the seconds of the prompt and of each further token."""
+
+    def read(new: Tensor, cache: object) -> tuple[Tensor, object]:
+        out = model(new, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1:].argmax(-1), cache_of(out)
+
+    start = clock()
+    new, cache = read(prompt, None)
+    first = clock()
+    for _ in range(tokens):
+        new, cache = read(new, cache)
+    return first - start, (clock() - first) / tokens
+
+
+def matmul_rate(clock: Callable[[], float]) -> float:
+    """Return the rate of a large product, the best of ten, in GFLOP/s."""
+    x, rates = torch.randn(MATMUL, MATMUL), []
+    for _ in range(10):
+        start = clock()
+        x @ x
+        rates.append(2 * MATMUL**3 / (clock() - start) / 1e9)
+    return max(rates)
+
+
+@torch.no_grad()
+def compare(arguments: argparse.Namespace, clock: Callable[[], float]) -> pd.DataFrame:
+    """Return one row per batch, prompt and model."""
+    rows = []
+    variants = models(arguments.base, arguments.weights)
+    generator = torch.Generator().manual_seed(0)
+    cases = [(batch, length) for batch in arguments.batch for length in arguments.lengths]
+    for batch, length in tqdm(cases, mininterval=5):
+        vocabulary = variants[BASE].config.vocab_size
+        prompt = torch.randint(vocabulary, (batch, length), generator=generator)
+        base_first = base_each = 0.0
+        for name, model in variants.items():
+            times: list[tuple[float, float]] = []
+            work = partial(generate, clock, model, prompt, arguments.tokens)
+            peak = peak_added_by(lambda: times.append(work()))  # noqa: B023
+            first, each = times[0]
+            if name == BASE:
+                base_first, base_each = first, each
+            rows.append(
+                {
+                    "batch": batch,
+                    "prompt": length,
+                    "model": name,
+                    "first token, s": f"{first:.2f}",
+                    "÷ base": f"{first / base_first:.2f}",
+                    "prefill, tokens/s": round(batch * length / first),
+                    "decoding, tokens/s": f"{batch / each:.1f}",
+                    "× base": f"{base_each / each:.2f}",
+                    "peak memory, MiB": round(peak),
+                }
+            )
+            print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", required=True, help="folder of SmolLM2-135M")
+    parser.add_argument("--weights", help="folder of v7's weights; without it: untrained")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 6000, 16384, 32768])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--tokens", type=int, default=50, help="generated after the prompt")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu-time", action="store_true", help="processor time, for 1 thread")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    rate, rows = matmul_rate(clock), compare(arguments, clock)
+    kind = "processor" if arguments.cpu_time else "wall"
+    notes = (
+        f"float32, {arguments.tokens} tokens after the prompt, one run, {kind} time; peak memory "
+        f"beyond the weights. A product of {MATMUL} × {MATMUL} runs at {rate:.0f} GFLOP/s here."
+    )
+    table.write("serving", rows, notes)
+
+
+if __name__ == "__main__":
+    main()
