@@ -134,6 +134,8 @@ def test_study_runs_in_its_folder_alone(repository: Path, monkeypatch: pytest.Mo
 
 
 def test_links_alone_make_the_template_of_plots(repository: Path) -> None:
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, name)
     planned = shell("make", "-n", "-W", "infini/console/plots_page.py", "links", "STUDY=toy")
     assert "-m infini.console.plots_page" in planned
 
