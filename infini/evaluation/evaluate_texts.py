@@ -77,7 +77,8 @@ def evaluate(
 
         - `model`: the model with its memory, in chunks, as it reads any text.
         - `baseline`: the untouched base with the smallest sliding window with sinks that has at
-          least the model's state bytes. For a base without a memory: `window_<n>`.
+          least the model's state bytes, at most its own context. For a base without a memory:
+          `window_<n>`.
         - `full`: the untouched base with full attention up to its own context; in a longer text a
           token sees at least the half of it.
 
