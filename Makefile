@@ -110,8 +110,14 @@ wheel-test: setup-test
 	cd .wheel && venv/bin/python ../tests/wheel.py load model
 
 # site/index.html out of every Markdown file; what mkdocs warns of, a broken link too, is an error.
+# With it reports/index.html of the default run and of every study, made of what is in Git alone.
 docs: setup-test
 	rm -rf .pages && mkdir .pages
+	git ls-files 'params.yaml' 'reports/*' 'studies/*/params.yaml' 'studies/*/reports/*' ':!*dvc.*' | \
+		xargs cp --parents -t .pages
+	cd .pages && for metrics in reports/metrics/base.json studies/*/reports/metrics/base.json; do \
+		(cd ./$${metrics%reports/*} && PYTHONPATH=$(CURDIR) python -m stages.compare_report) || exit; \
+	done
 	git ls-files -co --exclude-standard '*.md' '*.svg' LICENSE constraints.txt | xargs cp --parents -t .pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 

@@ -14,7 +14,7 @@ from conftest import ROOT
 from dvc.repo import Repo
 
 from infini import params
-from toy import read_params, write_params
+from toy import read_params, stage, write_params
 
 STUDIES = sorted(file.parent for file in (ROOT / "studies").glob("*/params.yaml"))
 COPIES = ("dvc.yaml", ".dvcignore", ".dvc/config", ".dvc/plots/curves.json")
@@ -45,6 +45,27 @@ def test_packages_of_studies_are_not_the_environments(folder: Path) -> None:
     own = {line.split("==")[0] for line in lines if not line.startswith("#")}
     pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().split()}
     assert not own & pinned
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [f for f in (ROOT, *STUDIES) if (f / "reports/metrics/base.json").is_file()],
+    ids=lambda folder: folder.name,
+)
+def test_report_is_made_of_files_in_git_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = shell("git", "ls-files", "params.yaml", "reports", cwd=str(folder)).split()
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    stage("compare_report")
+    page = Path("reports/index.html").read_text()
+    for version in params.load_params().versions:
+        assert version in page
+    for name in ("reports/compare.md", "reports/compare.csv"):
+        assert Path(name).read_bytes() == (folder / name).read_bytes()
 
 
 def shell(*words: str, cwd: str = ".") -> str:
