@@ -1,6 +1,7 @@
 """Identity of a base: which changes have another fingerprint, and what differs, in words."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, TorchAoConfig
 
 import infini
 from architectures import L, text, tiny
@@ -153,6 +154,16 @@ def test_load_names_the_type_that_a_base_was_rounded_to(llama: Path, tmp_path: P
     assert infini.load(tmp_path / "ours", dtype=torch.float16).dtype == torch.float16
 
 
+def test_load_names_the_number_of_layers_of_a_base_cut_by_its_config(
+    llama: Path, tmp_path: Path
+) -> None:
+    infini.retrofit(load_base(str(llama)), **METHODS["window"]).save_pretrained(tmp_path / "ours")
+    cut = AutoModelForCausalLM.from_pretrained(llama, num_hidden_layers=1)
+    message = rf"another base than '{llama}': its config differs \(num_hidden_layers is 1, not 3\)$"
+    with pytest.raises(InputError, match=message):
+        infini.load(tmp_path / "ours", cut)
+
+
 def resize(model: PreTrainedModel) -> None:
     model.resize_token_embeddings(53)
 
@@ -267,6 +278,22 @@ def test_retrofit_takes_quantised_tensors(method: str, llama: Path, tmp_path: Pa
     ):
         with pytest.raises(InputError, match=f"another base than '{llama}': {difference}$"):
             infini.load(tmp_path, other)
+
+
+@pytest.mark.skipif(not find_spec("torchao"), reason="torchao is not installed")
+@pytest.mark.parametrize("method", ["window", "parallel"])
+@torch.no_grad()
+def test_retrofit_takes_int8_weights_of_torchao(method: str, llama: Path, tmp_path: Path) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    options = {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig()), "dtype": F32}
+    base = AutoModelForCausalLM.from_pretrained(llama, **options)
+    model = infini.retrofit(base, **METHODS[method])
+    model.save_pretrained(tmp_path / "ours")
+    again = infini.load(tmp_path / "ours", **options)
+    assert torch.equal(again(text(1, 30)).logits, model(text(1, 30)).logits)
+    with pytest.raises(InputError, match="its weights are unquantised, not quantised by torchao"):
+        infini.load(tmp_path / "ours")
 
 
 def test_values_hash_is_the_same_with_threads(monkeypatch: pytest.MonkeyPatch) -> None:
