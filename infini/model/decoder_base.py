@@ -23,6 +23,9 @@ class StatefulDecoder(nn.Module):
     retrofit_config: RetrofitConfig
     # Identifies the weights of the base
     base_fingerprint: str
+    # Last result of `fingerprint`, and what it was computed of
+    _fingerprint: str
+    _fingerprint_key: tuple[str, list[tuple[int, int, float]]]
     cache_type: type[MemoryCache]
 
     def create_cache(self) -> Any:
@@ -126,7 +129,12 @@ class StatefulDecoder(nn.Module):
     def fingerprint(self) -> str:
         """Return what identifies the memory layers: their config, base and weights."""
         settings = {**self.retrofit_config.to_dict(), "base": self.base_fingerprint}
-        return values_hash(self.memory_parameters(), str(sorted(settings.items())))[:16]
+        parameters, text = self.memory_parameters(), str(sorted(settings.items()))
+        key = text, _state_of([*parameters.values()])
+        if key != getattr(self, "_fingerprint_key", None):  # every new cache asks for it
+            self._fingerprint = values_hash(parameters, text)[:16]
+            self._fingerprint_key = key
+        return self._fingerprint
 
     def _check_vocabulary(self, inputs: Tensor) -> None:
         """Raise InputError for tokens outside the vocabulary, before any advances a cache.
@@ -143,6 +151,15 @@ class StatefulDecoder(nn.Module):
                     f"input_ids must be between 0 and {embeddings.num_embeddings - 1}, "
                     f"got {least if least < 0 else most}"
                 )
+
+
+@torch.no_grad()
+def _state_of(parameters: list[Tensor]) -> list[tuple[int, int, float]]:
+    """Return what changes with parameters: addresses, versions, norms (of changes by `.data`)."""
+    norms = torch._foreach_norm(parameters) if parameters else ()
+    return [
+        (p.data_ptr(), p._version, norm.item()) for p, norm in zip(parameters, norms, strict=True)
+    ]
 
 
 def select_inputs(

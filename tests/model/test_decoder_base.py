@@ -81,6 +81,19 @@ def test_cache_survives_training_copy_and_pickle(model: PreTrainedModel) -> None
     model(text(1, 9), **{CACHE: state})
 
 
+@torch.no_grad()
+def test_decoder_fingerprint_changes_with_every_parameter(model: PreTrainedModel) -> None:
+    decoder = model.get_decoder()
+    first = decoder.fingerprint()
+    for name, parameter in decoder.memory_parameters().items():
+        own = parameter.clone()
+        parameter.data.view(-1)[-1] += 0.5  # which does not count as a new version
+        changed = decoder.fingerprint()
+        assert changed != first, name
+        parameter.copy_(own)
+        assert decoder.fingerprint() == first
+
+
 WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "long mask": (
         r"attention_mask must have ≤ {columns} columns \(past and new tokens\), got",
