@@ -1,5 +1,7 @@
 """`retrofit` and `remove`: what they change, leave and reject."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import (
@@ -25,6 +27,7 @@ from transformers import (
 import infini
 from architectures import CONFIGS, L, text, tiny
 from infini.errors import InputError
+from infini.model.architectures import decoder_layers
 from infini.model.segmented.run import run_segments
 
 METHODS = [{"method": "parallel"}] + [
@@ -49,6 +52,32 @@ def test_parallel_with_alpha_zero_equals_base_bit_for_bit(name: str) -> None:
 
     infini.retrofit(model, "parallel", [0, 2], L, alpha=0.0, segmented=False)
     assert torch.equal(model(tokens).logits, full)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+@torch.no_grad()
+def test_base_in_half_precision_is_not_cast(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    tiny(name).save_pretrained(tmp_path)
+    model, tokens = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype), text(2, L)
+    norm = decoder_layers(model)[0].get_submodule("input_layernorm").float()  # as bases may hold it
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    assert any(b.dtype == torch.float32 for b in buffers.values())  # the rotation's angles
+    with torch.autocast("cpu", dtype):
+        expected = model(tokens).logits
+        for segmented in (True, False):
+            infini.retrofit(model, "parallel", [0, 2], L, alpha=0.0, segmented=segmented)
+            assert torch.equal(model(tokens).logits, expected)
+            assert torch.equal(infini.remove(model)(tokens).logits, expected)
+        infini.retrofit(model, "replace", [0, 1], L)
+        error = (model(tokens).logits - expected).abs().max()
+        assert error < 30 * torch.finfo(dtype).eps * expected.abs().max()
+        infini.remove(model)
+        assert torch.equal(model(tokens).logits, expected)
+    assert norm.weight.dtype == torch.float32
+    for name, buffer in model.named_buffers():
+        assert buffer.dtype == buffers[name].dtype
+        assert torch.equal(buffer, buffers[name])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
