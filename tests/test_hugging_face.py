@@ -22,6 +22,7 @@ def test_hugging_face_code_runs(
     for snippet in snippets:
         exec(snippet, names)
     assert "The state of the Union" in capsys.readouterr().out
+    assert names["cache"].seen_tokens == names["tokens"].shape[1] - 1 > 3 * 20
     table = names["table"]
     assert list(table.index) == ["model", "baseline", "full"]
     assert 1 <= table["state_bytes"]["baseline"] / table["state_bytes"]["model"] < 1.02

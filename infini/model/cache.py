@@ -16,7 +16,7 @@ from transformers import Cache, DynamicCache
 from infini.errors import InputError
 from infini.model.architectures import CACHE
 from infini.model.retrofit_config import RetrofitConfig
-from infini.model.token_history import TAIL, TokenHistory
+from infini.model.token_history import TokenHistory
 
 HISTORIES = ("text", "sequence")
 
@@ -201,16 +201,12 @@ class MemoryCache(Cache):  # type: ignore[misc]
                 if history.is_continued_by(input_ids):
                     self.sequence = history
                     return False
-                repeated = history.count_repeated(input_ids)
-                enough = TAIL
-                if input_ids.shape[1] >= history.length:  # as long as a transcript
-                    enough = min(enough, max(8, history.length // 2))
-                if repeated >= enough:
+                if history.is_changed_in(input_ids):
                     raise InputError(
-                        f"the prompt repeats {repeated} or more of the {history.length} tokens "
-                        f"that {CACHE} has read, but does not begin with all of them and go on: "
-                        "give the whole text unchanged, or new tokens alone (after "
-                        f"{CACHE}.reset_sequence(), whatever they are)"
+                        f"the prompt repeats some of the {history.length} tokens that {CACHE} has "
+                        "read, but does not begin with all of them and go on: give the whole text "
+                        f"unchanged, or new tokens alone (after {CACHE}.reset_sequence(), whatever "
+                        "they are)"
                     )
         self.reset_sequence()
         return True

@@ -1,7 +1,7 @@
-"""What a cache has read: number and hashes of the tokens, in nearly constant space.
+"""Number and hashes of the tokens that a cache has read, in nearly constant space.
 
 The hash of tokens x₀ … xₙ₋₁ is Σ (xᵢ + 1) · HASH_FACTORⁱ modulo 2⁶⁴, so that the hashes of parts
-add up. Hashes of the first 8, 16, … 64 tokens, and of the first 2ʲ and 1.5 · 2ʲ after that, tell
+add up. Hashes of the first 4, 8, … 64 tokens, and of the first 2ʲ and 1.5 · 2ʲ after that, tell
 a changed transcript from new tokens.
 """
 
@@ -70,32 +70,50 @@ class TokenHistory:
         begin = _hash_terms(_hash_values(input_ids[:, : self.length])).sum(1)
         return torch.equal(begin, self.hash.to(begin.device))
 
-    def count_repeated(self, input_ids: Tensor) -> int:
+    def count_repeated(self, input_ids: Tensor) -> tuple[int, bool]:
         """Return how many of the tokens (B, T) repeat what was read, in all samples.
 
         Counted are whole stretches between two marks that are equal at their place, or else the
         last TAIL tokens read, wherever they are.
+
+        Returns:
+            The number, and whether the repeated tokens are the beginning alone, as those of two
+            prompts that a chat template has framed.
         """
         if len(input_ids) != len(self.hash):
-            return 0
+            return 0, True
         values = _hash_values(input_ids)
         end = min(values.shape[1], self.length)
         places = _mark_positions(end)
         own = self.marks[:, : len(places)].to(values.device)
         if end == self.length:
             places, own = [*places, end], torch.cat([own, self.hash[:, None].to(own.device)], 1)
-        repeated = 0
+        repeated, beginning = 0, True
         if places:
             given = _hash_terms(values).cumsum(1)[:, [n - 1 for n in places]]
             difference = torch.cat([torch.zeros_like(own[:, :1]), given - own], 1)
             equal = (difference[:, 1:] == difference[:, :-1]).all(0)
             widths = torch.tensor(places).diff(prepend=torch.zeros(1, dtype=torch.int64))
-            repeated = int(widths[equal.cpu()].sum())
+            equal = equal.cpu()
+            repeated = int(widths[equal].sum())
+            beginning = bool((equal[:-1] >= equal[1:]).all())
         if repeated < TAIL <= min(values.shape[1], self.length):
             tail = self.tail.to(values.device)[:, None]
             if bool((values.unfold(1, TAIL, 1) == tail).all(2).all(0).any()):
                 repeated = TAIL
-        return repeated
+        return repeated, beginning
+
+    def is_changed_in(self, input_ids: Tensor) -> bool:
+        """Return whether tokens (B, T) are a changed text of what was read, rather than new ones.
+
+        They are if they repeat TAIL tokens, or are as long as what was read and repeat half of it,
+        or three quarters from its beginning on.
+        """
+        repeated, beginning = self.count_repeated(input_ids)
+        if input_ids.shape[1] < self.length:
+            return repeated >= TAIL
+        share = self.length * 3 // 4 if beginning else self.length // 2
+        return repeated >= min(TAIL, max(8, share))
 
     def has_mask(self, token_mask: Tensor) -> bool:
         """Return whether exactly these tokens, (B, length) bool on the CPU, were no padding."""
@@ -122,7 +140,7 @@ def _hash_terms(values: Tensor, start: int = 0) -> Tensor:
 
 def _mark_positions(length: int) -> list[int]:
     """Return the lengths, up to `length`, of the beginnings whose hashes are held."""
-    places = list(range(8, min(length, 64) + 1, 8))
+    places = list(range(4, min(length, 64) + 1, 4))
     step = 32
     while places and places[-1] + step <= length and places[-1] >= 64:
         places.append(places[-1] + step)

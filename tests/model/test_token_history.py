@@ -48,21 +48,40 @@ def test_is_continued_by(tokens: Tensor) -> None:
 
 @pytest.mark.parametrize(
     ("changed", "repeated"),
-    [([], 300), ([0], 292), ([299], 256), ([70], 268), ([10, 30], 284), ([*range(310)], 0)],
+    [([], 300), ([0], 296), ([299], 256), ([70], 268), ([10, 30], 292), ([*range(310)], 0)],
 )
 def test_count_repeated_is_by_stretches(tokens: Tensor, changed: list[int], repeated: int) -> None:
     other = tokens.clone()
     other[:, changed] += 1
-    assert history(tokens[:, :300]).count_repeated(other) == repeated
+    assert history(tokens[:, :300]).count_repeated(other)[0] == repeated
 
 
 def test_count_repeated_finds_the_last_tokens_anywhere(tokens: Tensor) -> None:
     read, new = history(tokens[:, :300]), torch.randint(1000, (3, 70))
-    assert read.count_repeated(new) == 0
+    assert read.count_repeated(new) == (0, True)
+    assert not read.is_changed_in(new)
     new[:, 9 : 9 + TAIL] = tokens[:, 300 - TAIL : 300]
-    assert read.count_repeated(new) == TAIL
+    assert read.count_repeated(new)[0] == TAIL
+    assert read.is_changed_in(new)
     new[0, 20] += 1  # in one sample alone
-    assert read.count_repeated(new) == 0
+    assert not read.is_changed_in(new)
+
+
+@pytest.mark.parametrize("length", [16, 24, 60, 300])
+@pytest.mark.parametrize("place", [0, 5, -1])
+def test_is_changed_in_a_transcript_of_which_a_token_differs(
+    tokens: Tensor, length: int, place: int
+) -> None:
+    other = tokens[:, : length + 9].clone()
+    other[:, place % length] += 1
+    assert history(tokens[:, :length]).is_changed_in(other)
+
+
+@pytest.mark.parametrize(("answer", "question"), [(1, 4), (1, 12), (40, 4), (40, 60)])
+def test_prompts_of_one_chat_template_are_new(tokens: Tensor, answer: int, question: int) -> None:
+    """Which begin with the same 24 tokens, a system's message."""
+    read = history(tokens[:, : 24 + 9 + answer])
+    assert not read.is_changed_in(torch.cat([tokens[:, :24], tokens[:, 200 : 204 + question]], 1))
 
 
 def test_embeddings_are_hashed() -> None:
@@ -86,4 +105,4 @@ def test_has_mask(tokens: Tensor) -> None:
 
 def test_size_grows_by_two_marks_where_the_text_doubles() -> None:
     sizes = [history(torch.ones(1, n, dtype=torch.int64)).marks.shape[1] for n in (64, 128, 4096)]
-    assert sizes == [8, 10, 20]
+    assert sizes == [16, 18, 28]
