@@ -5,6 +5,7 @@ output is the local attention's alone.
 """
 
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ from infini.memory.local import (
     softmax_attention,
 )
 from infini.memory.packing import Packing
+
+PIECE_TOKENS = 4096  # of a longer text at once: its projections stay in the processor's caches
 
 
 @dataclass(frozen=True)
@@ -188,11 +191,31 @@ class InfiniAttention(nn.Module):
         Returns:
             As in `forward`.
         """
+        length = segment_length or self.segment_length
+        piece = -(-PIECE_TOKENS // length) * length  # whole segments
+        if hidden_states.shape[1] <= piece or (state is not None and bool(state.pending.any())):
+            return self._advance_piece(hidden_states, lengths, state, length)
+        outs = []
+        for start, x in zip(count(0, piece), hidden_states.split(piece, 1), strict=False):
+            own_lengths = (lengths - start).clamp(0, x.shape[1])
+            out, state = self._advance_piece(x, own_lengths, state, length)
+            outs.append(out)
+        assert state is not None
+        return torch.cat(outs, 1), state
+
+    def _advance_piece(
+        self,
+        hidden_states: Tensor,
+        lengths: Tensor,
+        state: MemoryState | None,
+        segment_length: int,
+    ) -> tuple[Tensor, MemoryState]:
+        """Advance by tokens whose queries, keys and values fit into the caches."""
         q = self.q_norm(self._by_head(self.q_proj(hidden_states))).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(self._by_head(self.k_proj(hidden_states))).transpose(1, 2)  # (B, G, T, D)
         v = self._by_head(self.v_proj(hidden_states)).transpose(1, 2)  # (B, G, T, D)
         spec = MemorySpec(
-            segment_length or self.segment_length,
+            segment_length,
             self.update,
             self._local,
             torch.sigmoid(self.beta),

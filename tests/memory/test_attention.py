@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import infini.memory.attention
 from infini.errors import InputError
 from infini.memory.attention import HeadConfig, InfiniAttention
 from infini.memory.local import alibi_slopes
@@ -99,6 +100,33 @@ def test_infini_attention_in_chunks_and_causality(
     assert not moved[:at].any()
     assert moved[at] > 0
     assert moved[2 * L :].min() > 0  # through the memory
+
+
+@pytest.mark.parametrize("past", [0, 5, L])
+def test_long_text_in_pieces_equals_whole(past: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = attention("softmax", "rope"), torch.randn(3, past + 61, HIDDEN).double()
+    mask = torch.ones(3, past + 61, dtype=torch.bool)
+    mask[0, -20:], mask[1, past : past + 33] = False, False  # a piece may have no token
+    weights, results, sizes = torch.randn(3, 61, HIDDEN).double(), [], []
+    advance = InfiniAttention._advance_piece
+
+    def record(self: InfiniAttention, hidden_states: Tensor, *rest: Any) -> Any:
+        sizes.append(hidden_states.shape[1])
+        return advance(self, hidden_states, *rest)
+
+    monkeypatch.setattr(InfiniAttention, "_advance_piece", record)
+    for tokens in (100, 2 * L - 1):  # whole, and in pieces of two segments
+        monkeypatch.setattr(infini.memory.attention, "PIECE_TOKENS", tokens)
+        leaf = x.clone().requires_grad_()
+        state = module(leaf[:, :past], None, mask[:, :past])[1] if past else None
+        sizes.clear()
+        out, state = module(leaf[:, past:], state, mask[:, past:])
+        parameters = [leaf, *module.parameters()]
+        gradients = torch.autograd.grad((out * weights).sum() + state.matrix.sum(), parameters)
+        results.append((out, *state, *gradients))
+    assert sizes == ([61] if past == 5 else [16, 16, 16, 13])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("local", ["softmax", "linear"])
