@@ -102,6 +102,14 @@ class RetrofittedModel:
                     f"{name} is not supported by a model with a memory: use "
                     "prompt_lookup_num_tokens or assistant_model"
                 )
+        # peft puts its own in this one's place, and with a prompt its prefix would be lost
+        peft_model = getattr(vars(self).get("prepare_inputs_for_generation"), "__self__", None)
+        peft_config = getattr(peft_model, "active_peft_config", None)
+        if getattr(peft_config, "is_prompt_learning", False):
+            raise InputError(
+                f"{type(peft_config).__name__}: prefix and prompt tuning are not supported by "
+                "generate of a model with a memory: use LoRA"
+            )
         generation_config.cache_implementation = None  # "dynamic" is what ours is
         super()._validate_generation_mode(  # type: ignore[misc]
             generation_mode, generation_config, *args, **kwargs

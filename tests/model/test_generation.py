@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -195,3 +196,23 @@ def test_model_on_the_meta_device_is_rejected(device: Any) -> None:
         with pytest.raises(InputError, match="cannot be on the meta device"):
             move()
     model.to(torch.float64).to("cpu", torch.float32)(text(1, 3))
+
+
+def test_prompt_learning_is_rejected(retrofitted: Retrofitted) -> None:
+    """As peft does it: its method stands in the model's place."""
+
+    class PrefixTuning:
+        def __init__(self, model: PreTrainedModel, is_prompt_learning: bool):
+            self.active_peft_config = SimpleNamespace(is_prompt_learning=is_prompt_learning)
+            self.own = model.prepare_inputs_for_generation
+
+        def prepare(self, *args: Any, **kwargs: Any) -> Any:
+            return self.own(*args, **kwargs)
+
+    model = retrofitted("llama", "parallel")
+    model.prepare_inputs_for_generation = PrefixTuning(model, True).prepare
+    with pytest.raises(InputError, match="prefix and prompt tuning are not supported by generate"):
+        model.generate(text(1, 3), max_new_tokens=2)
+    del model.prepare_inputs_for_generation
+    model.prepare_inputs_for_generation = PrefixTuning(model, False).prepare  # LoRA
+    model.generate(text(1, 3), max_new_tokens=2)
