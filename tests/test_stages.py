@@ -16,7 +16,9 @@ from conftest import ROOT
 from audits import audit
 from infini.errors import InputError
 from infini.files import flatten
+from infini.paths import TEACHER
 from infini.report.results import TRAINING_STEPS
+from infini.training.teacher import Teacher
 from toy import read_params, sentence, stage, write_params
 
 # files of a saved model
@@ -266,3 +268,35 @@ def test_stages_name_missing_files(project: Path) -> None:
 def test_stage_rejects_unknown_version(project: Path) -> None:
     with pytest.raises(InputError, match=r"replacements.v8.layer: no such key"):
         stage("distill_layer0", "v8")
+
+
+def test_check_inputs_names_a_folder_in_a_checkpoints_place(project: Path) -> None:
+    place = Path(".checkpoints/v5-finetune-seed-0-0123456789abcdef.safetensors")
+    place.mkdir(parents=True)
+    with pytest.raises(InputError, match=rf"^{place}: must be a file, is a folder; remove it$"):
+        stage("check_inputs")
+    shutil.rmtree(".checkpoints")
+    Path(".checkpoints").touch()
+    with pytest.raises(InputError, match=r"^.checkpoints: must be a folder, is a file; remove it$"):
+        stage("check_inputs")
+
+
+def test_record_teacher_records_nothing_where_nothing_is_distilled(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = read_params()
+    write_params(content)
+    stage("check_inputs")
+    stage("prepare_data")
+    from stages import record_teacher
+
+    monkeypatch.setattr(record_teacher, "load_base", None)  # not called
+    stage("record_teacher")
+    assert len(Teacher.load(TEACHER, 0).ids) == 0
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    content["adapters"]["v5"]["objective"] = "distillation"
+    write_params(content)
+    stage("check_inputs")
+    stage("record_teacher")
+    assert len(Teacher.load(TEACHER, 5).ids) == 5

