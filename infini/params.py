@@ -1,6 +1,6 @@
 """params.yaml as a whole: composes the sections of the folders' config.py and validates them.
 
-An invalid value is one line with key, message and value, before any work and without torch.
+An invalid value is one line with key, message and value, before any work.
 `check_params` looks at the base and the corpus that the file names as well.
 """
 
