@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from infini.errors import InputError
 from infini.model.architectures import CACHE, take_cache
 from infini.model.cache import MemoryCache
+from infini.model.peft_adapters import adapter_tensors
 from infini.model.retrofit_config import RetrofitConfig
 from infini.model.tensor_files import values_hash
 
@@ -23,9 +24,8 @@ class StatefulDecoder(nn.Module):
     retrofit_config: RetrofitConfig
     # Identifies the weights of the base
     base_fingerprint: str
-    # Last result of `fingerprint`, and what it was computed of
-    _fingerprint: str
-    _fingerprint_key: tuple[str, list[tuple[int, int, float]]]
+    # What `fingerprint` was last computed of, and the result
+    _fingerprint: tuple[Any, str]
     cache_type: type[MemoryCache]
 
     def create_cache(self) -> Any:
@@ -127,14 +127,16 @@ class StatefulDecoder(nn.Module):
         return str(self.dtype).removeprefix("torch.")
 
     def fingerprint(self) -> str:
-        """Return what identifies the memory layers: their config, base and weights."""
+        """Return what identifies the memory layers: their config, base, adapters and weights."""
         settings = {**self.retrofit_config.to_dict(), "base": self.base_fingerprint}
-        parameters, text = self.memory_parameters(), str(sorted(settings.items()))
-        key = text, _state_of([*parameters.values()])
-        if key != getattr(self, "_fingerprint_key", None):  # every new cache asks for it
-            self._fingerprint = values_hash(parameters, text)[:16]
-            self._fingerprint_key = key
-        return self._fingerprint
+        adapters = {f"peft.{name}": tensor for name, tensor in adapter_tensors(self).items()}
+        tensors, text = {**self.memory_parameters(), **adapters}, str(sorted(settings.items()))
+        key = text, [*tensors], _state_of([*tensors.values()])
+        known, fingerprint = getattr(self, "_fingerprint", (None, ""))
+        if key != known:  # every new cache asks for it
+            fingerprint = values_hash(tensors, text)[:16]
+            self._fingerprint = key, fingerprint
+        return fingerprint
 
     def _check_vocabulary(self, inputs: Tensor) -> None:
         """Raise InputError for tokens outside the vocabulary, before any advances a cache.

@@ -6,8 +6,10 @@ active adapter's. peft itself is not imported.
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from infini.errors import InputError
 
@@ -32,12 +34,30 @@ def active_modules(module: nn.Module) -> Iterator[nn.Module]:
         yield from active_modules(child)
 
 
-def adapter_layers(model: object) -> list[nn.Module]:
+def adapter_layers(model: object) -> list[Any]:
     """Return the layers of peft in a model, such as LoRA's, that are not merged."""
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     if tuners is None or not isinstance(model, nn.Module):
         return []
     return [module for module in model.modules() if isinstance(module, tuners.BaseTunerLayer)]
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return what the active adapters' layers add to a base, by name; adapters have no names."""
+    tensors: dict[str, Tensor] = {}
+    for index, layer in enumerate(adapter_layers(model)):
+        active = () if layer.disable_adapters else layer.active_adapters
+        for number, adapter in enumerate(active):
+            scaling = getattr(layer, "scaling", {}).get(adapter, 1.0)
+            tensors[f"{index}.{number}.scaling"] = torch.tensor(float(scaling))
+            for part in layer.adapter_layer_names:
+                found = getattr(layer, part, {})
+                if isinstance(found, nn.ParameterDict) and adapter in found:
+                    tensors[f"{index}.{number}.{part}"] = found[adapter]
+                elif isinstance(found, nn.ModuleDict) and adapter in found:
+                    for name, tensor in found[adapter].named_parameters():
+                        tensors[f"{index}.{number}.{part}.{name}"] = tensor
+    return tensors
 
 
 def check_no_adapters(model: object, mend: str) -> None:

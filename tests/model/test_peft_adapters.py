@@ -80,13 +80,13 @@ def test_memory_of_the_active_adapter_is_used(method: str, base: str, tmp_path: 
         torch.testing.assert_close(logits, expected)
         assert not torch.allclose(logits, read(plain[other], book)[0], atol=1e-3)
         infini.save_memory(own_memory, tmp_path / name)
-        loaded = infini.load_memory(tmp_path / name, plain[name])  # the same memory layers
         expected, _ = read(plain[name], more, memory)
-        torch.testing.assert_close(read(plain[name], more, loaded)[0], expected)
         loaded = infini.load_memory(tmp_path / name, model)
         torch.testing.assert_close(read(tuned, more, loaded)[0], expected)
+        tuned.set_adapter(other)
         with pytest.raises(InputError, match="written by other memory layers"):
-            infini.load_memory(tmp_path / name, plain[other])
+            infini.load_memory(tmp_path / name, model)
+    tuned.set_adapter("second")
     with tuned.disable_adapter():  # the memory as it was before peft
         for own, parameter in infini_parameters(model).items():
             assert torch.equal(parameter, untrained[own])
@@ -162,3 +162,17 @@ def test_unmerged_adapters_are_refused_in_one_line(base: str, tmp_path: Path) ->
         model.save_pretrained(tmp_path / "lost")
     assert not (tmp_path / "lost").exists()
     infini.remove(tuned.unload())
+
+
+def test_memory_read_with_lora_is_not_loaded_without_it(base: str, tmp_path: Path) -> None:
+    model, tokens = retrofitted(base, "window"), text(2, 40)
+    tuned = get_peft_model(model, lora("window", modules_to_save=None)).eval()
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_()
+    _, memory = read(tuned, tokens)
+    infini.save_memory(memory, tmp_path / "book")
+    loaded = infini.load_memory(tmp_path / "book", model)
+    assert torch.equal(read(tuned, tokens, loaded)[0], read(tuned, tokens, memory)[0])
+    with tuned.disable_adapter(), pytest.raises(InputError, match="written by other memory layer"):
+        infini.load_memory(tmp_path / "book", model)

@@ -139,7 +139,7 @@ class InfiniLayer(MemoryModule):
 
 
 class ParallelAttention(nn.Module):
-    """What an `InfiniAdapter` adds to its layer: α · attention(norm(x))."""
+    """Branch that an `InfiniAdapter` adds to its layer: α · attention(norm(x))."""
 
     gate_parameters = ("alpha",)  # trained at the gate learning rate
 
@@ -155,7 +155,7 @@ class InfiniAdapter(MemoryModule):
 
     @property
     def branch(self) -> ParallelAttention:
-        """What is added to the layer."""
+        """The branch added to the layer; of several copies, the active one."""
         branch = active_module(self.infini_layer)
         assert isinstance(branch, ParallelAttention)
         return branch
