@@ -1,4 +1,4 @@
-"""Prints public names of `infini` that are defined twice, and docstrings that do not name a subject.
+"""Print public names of `infini` that are defined twice, and docstrings without a subject.
 
 `python tests/check_names.py`; `tests/test_names.py` runs the same check.
 """
@@ -20,13 +20,13 @@ NO_SUBJECT = (
 
 
 def modules() -> Iterator[tuple[Path, ast.Module]]:
-    """Yields every module of the package and its syntax tree."""
+    """Yield every module of the package and its syntax tree."""
     for file in sorted((ROOT / "infini").rglob("*.py")):
         yield file.relative_to(ROOT), ast.parse(file.read_text())
 
 
 def duplicate_names() -> dict[str, list[str]]:
-    """Returns public module-level names that more than one module defines."""
+    """Return public module-level names that more than one module defines."""
     found = defaultdict(list)
     for file, tree in modules():
         for node in tree.body:
@@ -44,7 +44,7 @@ def duplicate_names() -> dict[str, list[str]]:
 
 
 def unclear_docstrings() -> list[str]:
-    """Returns the docstrings that begin without a subject or have fewer than three words."""
+    """Return the docstrings that begin without a subject or have fewer than three words."""
     found = []
     for file, tree in modules():
         for node in ast.walk(tree):
