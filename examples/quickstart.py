@@ -31,9 +31,9 @@ print(f"{ids.shape[1]:,} tokens")
 #
 # Every layer attends to the first 4 tokens (sinks), to the last 64, and to 32 key-value pairs per
 # head that the retention policy chose among all that left the window. Nothing is trained yet:
-# `update="none"` leaves the matrix memory out. The comparison is fair where the state has equally
-# many bytes, so the second row gives the same bytes to a longer window. One text shows how to
-# measure; [results](results.md) has sixteen, with standard errors.
+# `update="none"` leaves the matrix memory out. A fair comparison is at equal
+# state bytes, so the second row is a longer window of as many bytes. One text shows how to measure;
+# [results](results.md) has sixteen, with standard errors.
 
 
 # %%
@@ -67,7 +67,8 @@ with torch.no_grad():
 # %% [markdown]
 # ## Generate after the text
 #
-# The state can be saved to a file, and later questions do not read the text again.
+# The state can be saved to a file; a later prompt continues from it and does not read the text
+# again.
 
 # %%
 with torch.no_grad():
@@ -81,8 +82,8 @@ print(tokenizer.decode(answer[0]))
 # %% [markdown]
 # ## What is trainable
 #
-# `retrofit` freezes the base; exactly the tensors that it added can be trained, by any loop or by
-# [Trainer](hugging_face.md#trainer). Before training they add nothing to the output.
+# `retrofit` freezes the base; only the tensors that it added can be trained, by any loop or by
+# [Trainer](hugging_face.md#trainer). Before training they do not change the output.
 
 # %%
 trainable = [p for p in model.parameters() if p.requires_grad]
