@@ -1,7 +1,7 @@
 """Attention to sinks, retained pairs and window without gradients, a block at a time.
 
 The policy needs the attention weights p of a block before the next block's pairs are known: the
-softmax of q·k over all that a query sees. The output is read with the same weights. With the
+softmax of q·k over all that a query attends to. The output is read with the same weights. With the
 learned bias b of a retained pair, of its query head and its own,
 
     out = (Σ p v + Σ p exp(b) v) / (Σ p + Σ p exp(b)),
@@ -123,7 +123,10 @@ class BlockReader:
         return pairs
 
     def _mask_window(self, scores: Tensor, block: int) -> None:
-        """Mask what queries do not see of the window, (B, G, r, n, up to W - 1 + C), in place."""
+        """Mask tokens of the window that queries do not attend to, in place.
+
+        scores: (B, G, r, n, up to W - 1 + C).
+        """
         layout = self.layout
         num_queries, width = scores.shape[3:]
         start = layout.block_start(block)

@@ -206,7 +206,7 @@ class Chunks:
     def decay_since_start(self, x: Tensor, name: str) -> Tensor:
         """Multiply x, (N, r·c, ·), by the decay from the chunk's start to before the token.
 
-        name: of the scratch memory for the result.
+        name: Name of the scratch memory for the result.
         """
         if self.decay.since_start is None:
             return x
@@ -217,7 +217,7 @@ class Chunks:
     def decay_to_end(self, x: Tensor, name: str) -> Tensor:
         """Multiply x, (N, c, ·), by the decay from after the token to the chunk's end.
 
-        name: of the scratch memory for the result.
+        name: Name of the scratch memory for the result.
         """
         if self.decay.to_end is None:
             return x

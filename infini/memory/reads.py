@@ -69,8 +69,8 @@ def read_block_backward(
         mix: As in `read_block`.
         d_out: Gradient of the output, (n, B, H, Lq, V).
         d_q: Gradient of the queries, which is written.
-        d_mix: Gradients of the mix: of local, which is written, and of the gate, (H,), of the
-            memories' type, to which this block's is added.
+        d_mix: Gradients of the mix: that of `local`, which is written, and that of the gate, (H,),
+            in the memories' type, to which this block's is added.
 
     Returns:
         The gradient of the memories, (n, B, G, D, C).
@@ -114,7 +114,7 @@ def _mix_backward(
 def _fraction(products: Tensor, shape: torch.Size, value_width: int) -> tuple[Tensor, Tensor]:
     """Return numerators, (n, B, H, Lq, V), and denominators, (n, B, H, Lq, 1): views of a read.
 
-    products: (n, B, G, H/G·Lq, C); shape: of q, (n, B, H, Lq, D).
+    products: (n, B, G, H/G·Lq, C); shape: that of q, (n, B, H, Lq, D).
     """
     by_head = products.view(*shape[:4], -1)  # (n, B, H, Lq, C)
     return by_head[..., :value_width], by_head[..., value_width : value_width + 1]

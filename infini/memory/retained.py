@@ -1,8 +1,9 @@
 """Attention to sinks, a window, and retained key-value pairs that stay exact behind it.
 
-A token of the block that begins at position b sees the S sinks, the K pairs that the retention
-policy (`eviction`) selected for the block, and the tokens b - W < j ≤ t. The selection carries no
-gradient; what is read from the pairs does, and trains the bias that also enters the selection.
+A token of the block that begins at position b attends to the S sinks, the K pairs that the
+retention policy (`eviction`) selected for the block, and the tokens b - W < j ≤ t. The selection
+has no gradient; what is read from the pairs has one, and trains the bias that also enters the
+selection.
 
 Shapes: B batch, H query heads, G key-value heads, T new tokens, D key width, V value width, N
 blocks of C queries, P pairs in all: K retained, R = W + C - 2 recent, T new ones.
@@ -45,7 +46,7 @@ class RetainedPairs(nn.Module):
         width: Value width, V.
         num_retained: Pairs that a key-value head retains, K.
         policy: Selects the pairs; None: `decayed_attention`.
-        layer_index: Decoder layer, from 0, for the policy to know.
+        layer_index: Decoder layer, from 0; passed to the policy.
     """
 
     mode: MemoryMode = "own"
@@ -71,7 +72,7 @@ class RetainedPairs(nn.Module):
     def pair_bias(self, v: Tensor) -> Tensor:
         """Compute the learned bias of pairs from their values: (B, G, P, V) → (B, G, P), logits.
 
-        The length of a value does not matter.
+        Values are normalised, so only their direction matters.
         """
         with torch.autocast(v.device.type, enabled=False):
             v = F.normalize(v.float(), dim=-1) * v.shape[-1] ** 0.5
@@ -95,7 +96,7 @@ class AttentionSpec(NamedTuple):
     scale: float  # of q·k
     context: int | None = None  # tokens of the base's context; None: any
     sliding_window: int | None = None  # the layer's own window, in tokens, where it has one
-    is_softmax: bool = False  # whether `attention` is softmax(scale · q·k) v and no more
+    is_softmax: bool = False  # whether `attention` is plain softmax(scale · q·k) v
 
 
 def retained_attention(
@@ -112,7 +113,7 @@ def retained_attention(
         q: Queries without positions, (B, H, T, D).
         pairs: Sinks, recent and new pairs.
         state: Retained pairs before the call.
-        chunk: Numbers of tokens.
+        chunk: Number of past and new tokens per sample.
         spec: The base's attention.
         retained: Learned bias and retention policy.
 
@@ -135,9 +136,9 @@ def retained_attention(
         rows = torch.tensor(samples, device=q.device)
         own_pairs = WindowPairs(*(x[rows] for x in pairs))
         own_state = RetainedState(*(x[rows] for x in state))
-        out, after = _attend_in_chunks(q[rows], own_pairs, own_state, layout, spec, retained)
+        out, own_next = _attend_in_chunks(q[rows], own_pairs, own_state, layout, spec, retained)
         outs.append(out)
-        states.append(after)
+        states.append(own_next)
     order = [sample for samples in samples_of.values() for sample in samples]
     inverse = torch.tensor(order, device=q.device).argsort()
     next_state = RetainedState(*(torch.cat(x)[inverse] for x in zip(*states, strict=True)))
@@ -152,7 +153,7 @@ def _attend_in_chunks(
     spec: AttentionSpec,
     retained: RetainedPairs,
 ) -> tuple[Tensor, RetainedState]:
-    """Attend for samples of one layout, no more tokens at once than the base has positions for."""
+    """Attend for samples of one layout, in steps of at most the base's context."""
     num_new = layout.num_new
     step = max(1, num_new if spec.rotate is None else spec.context or num_new)
     outs = []
@@ -163,8 +164,8 @@ def _attend_in_chunks(
         own = pairs._replace(keys=keys, values=values)
         out, state = _attend(q[:, :, start:end], own, state, part, spec, retained)
         outs.append(out)
-    nothing = q.new_zeros(len(q), 0, q.shape[1], pairs.values.shape[3])
-    out = torch.cat(outs, 1) if outs else nothing
+    empty = q.new_zeros(len(q), 0, q.shape[1], pairs.values.shape[3])
+    out = torch.cat(outs, 1) if outs else empty
     return F.pad(out, (0, 0, 0, 0, 0, q.shape[2] - num_new)), state
 
 
@@ -206,9 +207,9 @@ def _attend(
     elif retained.mode == "swapped":
         own = retained_keys, retained_values, retained_bias, valid
         retained_keys, retained_values, retained_bias, valid = map(swap_halves, own)
-    # A score is q·k of window and retained pairs, or of the sinks: each beside zeros of the other.
-    # Two more columns add the bias: a query head's, and a pair's own, or MASKED_SCORE in an empty
-    # slot. And as many zeros as make a width that fused kernels take.
+    # Queries are [rotated for window and retained pairs | rotated for sinks]; a key is zero in the
+    # half that is not its own. Two more columns add the bias of the query head and of the pair
+    # (MASKED_SCORE in an empty slot). Zeros pad the width to a multiple of 8, for fused kernels.
     width = rotated_keys.shape[3]
     zeros = -(2 * width + 2) % 8
     head_bias = retained.bias[None, :, None, None].expand(*q.shape[:3], 1).to(q.dtype)
@@ -274,9 +275,10 @@ def _attend_blockwise(
 
 
 def _sink_scores(q: Tensor, sink_keys: Tensor, layout: BlockLayout, spec: AttentionSpec) -> Tensor:
-    """Return the scores of the sinks, -inf where a query sees none: (B, H, T, S).
+    """Return the scores of the sinks, -inf where a query does not attend to one: (B, H, T, S).
 
-    Queries beyond the window's edge see the sinks at the same distances, so the keys are rotated.
+    From position W + S - 1 on, every query is at the same distance from a sink, so the sinks' keys
+    are rotated instead of the queries.
     """
     if not layout.sinks:
         return q.new_empty(*q.shape[:3], 0)
@@ -310,7 +312,7 @@ def _rotated(
     layout: BlockLayout,
     rotate: Rotate | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return q as window and sinks are seen, all keys, and sink keys, with positions."""
+    """Return q rotated for the window, q rotated for sinks, all rotated keys, rotated sink keys."""
     rotated_q, keys = _rotated_qk(q, pairs, state, layout, rotate)
     if rotate is None:
         return q, q, keys, pairs.sink_keys
@@ -357,7 +359,7 @@ def _blocks_to_batch(x: Tensor) -> Tensor:
 
 
 def _mask(layout: BlockLayout, batch: int, num_retained: int, device: torch.device) -> Tensor:
-    """Return which sinks, retained pairs and window tokens a query sees, True where it does.
+    """Return which sinks, retained pairs and window tokens a query attends to, as True.
 
     (B·N, 1, C, S + K + W - 1 + C); empty slots of retained pairs are True here.
     """
@@ -370,7 +372,7 @@ def _mask(layout: BlockLayout, batch: int, num_retained: int, device: torch.devi
 def _next_state(
     selection: Selection, state: RetainedState, keys: Tensor, values: Tensor
 ) -> RetainedState:
-    """Return the retained pairs for later tokens; keys, values: of all P pairs."""
+    """Return the retained pairs for later tokens; keys, values: those of all P pairs."""
     if torch.equal(selection.positions, state.positions):
         return RetainedState(state.keys, state.values, *selection[2:])
     indices, valid = selection.indices[:, :, -1], selection.valid[:, :, -1, :, None]

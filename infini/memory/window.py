@@ -1,14 +1,14 @@
 """Sliding-window attention with sinks, for a whole text or in chunks.
 
-Token t sees the tokens t - W < j ≤ t of its window, itself included, and the sinks j < S. Tokens
-from S + W on see the sinks at the distance of token S + W - 1, the window's edge (the cache
-positions of StreamingLLM, arXiv 2309.17453), so that no distance is longer than in a text of
+Token t attends to the tokens t - W < j ≤ t of its window, itself included, and to the sinks j < S.
+Tokens from S + W on attend to the sinks at the distance of token S + W - 1, the window's edge (the
+cache positions of StreamingLLM, arXiv 2309.17453), so that no distance is longer than in a text of
 S + W tokens. Queries and keys come without positions and are rotated here, in every block by
 positions counted from its first query: from 1 - W to below W + S (or BLOCK_SIZE). Nothing depends
 on how far into the text they are.
 
 Shapes: B batch, H query heads, G key-value heads, T new tokens, D key width, V value width, N
-blocks of C queries, each beside the K = W - 1 + C tokens that they may see.
+blocks of C queries, each with the L = W - 1 + C tokens that they may attend to.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ from infini.memory.packing import gather
 BLOCK_SIZE = 64  # queries of a block, or the window if that is longer
 
 Rotate = Callable[[Tensor, Tensor], Tensor]  # (B, H, T, D) and positions, (B or 1, T)
-# Softmax attention: q (n, H, C, ·), k (n, G, K, ·), v (n, G, K, V), mask (n, 1, C, K), True where
-# a query sees a key → (n, C, H, V)
+# Softmax attention: q (n, H, C, ·), k (n, G, M, ·), v (n, G, M, V), mask (n, 1, C, M), True where
+# a query attends to one of the M keys → (n, C, H, V)
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -72,13 +72,14 @@ class WindowState(NamedTuple):
         def zeros(like: Tensor, tokens: int) -> Tensor:
             return like.new_zeros(*like.shape[:2], tokens, like.shape[3])
 
-        S, held = chunk.sinks, num_recent(chunk.window) if num_retained else chunk.window - 1
+        S, num_held = chunk.sinks, num_recent(chunk.window) if num_retained else chunk.window - 1
         matrix = zeros(v, k.shape[3] if memory else 0).float()
         retained = None
         if num_retained:
             assert policy is not None
-            retained = RetainedState.empty(k, v, num_retained, held, policy)
-        return cls(zeros(k, S), zeros(v, S), zeros(k, held), zeros(v, held), matrix, retained)
+            retained = RetainedState.empty(k, v, num_retained, num_held, policy)
+        window = zeros(k, num_held), zeros(v, num_held)
+        return cls(zeros(k, S), zeros(v, S), *window, matrix, retained)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "WindowState":
         """Return the state with `change` applied to all tensors."""
@@ -118,12 +119,12 @@ class WindowState(NamedTuple):
 
 @dataclass(frozen=True)
 class ChunkInfo:
-    """Numbers of tokens of a call: T new tokens of each sample, after those read before."""
+    """Number of past and new tokens per sample of a call: T new ones, after those read before."""
 
     past_lengths: Tensor
     """Number of tokens read before: (B,) int64, on the CPU"""
     lengths: Tensor
-    """Number of real tokens among the T, padding is at the end: (B,) int64, on the CPU"""
+    """Number of tokens among the T; the rest, at the end, is padding: (B,) int64, on the CPU"""
     num_tokens: int
     """T"""
     window: int
@@ -146,9 +147,9 @@ class ChunkInfo:
 
     @cached_property
     def evicted_mask(self) -> Tensor | None:
-        """Mask of the first T tokens held, True for those that leave the window; None: all do.
+        """Mask of the first T of W - 1 + T tokens, True where one leaves the window; None: all do.
 
-        Held are the W - 1 tokens before the call, then the new ones.
+        These are the W - 1 tokens of the window before the call, then the new ones.
         """
         index = torch.arange(self.num_tokens)
         position = self.past_lengths[:, None] - (self.window - 1) + index
@@ -156,28 +157,28 @@ class ChunkInfo:
         return None if bool(evicted.all()) else evicted
 
     def mask(self, sliding_window: int | None, device: torch.device) -> Tensor:
-        """Compute which sinks and window tokens a query sees.
+        """Compute which sinks and window tokens a query attends to.
 
         Args:
             sliding_window: The base's own window, in tokens, where it has one.
             device: Device of the mask.
 
         Returns:
-            The mask, (B·N, 1, C, S + K), True where a query sees a key.
+            The mask, (B·N, 1, C, S + L), True where a query attends to a key.
         """
         N, C = self.blocks
         W, S = self.window, self.sinks
         first = self.positions[:, :1].to(device)
         query = (first + torch.arange(N * C, device=device)).unflatten(1, (N, C))[..., None]
         key = torch.arange(C + W - 1, device=device) + torch.arange(N, device=device)[:, None] * C
-        key = (first[..., None] - (W - 1) + key)[:, :, None]  # (B, N, 1, K)
+        key = (first[..., None] - (W - 1) + key)[:, :, None]  # (B, N, 1, L)
         width = W if sliding_window is None else min(W, sliding_window)
         in_window = (key >= S) & (key <= query) & (query - key < width)
         sink = torch.arange(S, device=device)
         sinks = (sink <= query).expand(*query.shape[:3], S)
         if sliding_window is not None:
             sinks = sinks & (query.clamp(max=W + S - 1) - sink < sliding_window)
-        mask = torch.cat([sinks, in_window], -1)  # (B or 1, N, C, S + K)
+        mask = torch.cat([sinks, in_window], -1)  # (B or 1, N, C, S + L)
         return mask.expand(len(self.past_lengths), -1, -1, -1).flatten(0, 1)[:, None]
 
     def next_state(self, state: WindowState, k: Tensor, v: Tensor, matrix: Tensor) -> WindowState:
@@ -191,7 +192,8 @@ class ChunkInfo:
         """
         S, past = self.sinks, self.past_lengths[:, None]
         slots = torch.arange(S).expand(len(past), -1)
-        # Slot j holds token j: the old one, or new token j - past (any, where there is none yet)
+        # Slot j holds token j: the old one, or new token j - past (an arbitrary one while the text
+        # is shorter)
         source = slots.where(slots < past, (S + slots - past).clamp(max=S + self.num_tokens - 1))
         last = self.lengths[:, None] + torch.arange(state.keys.shape[2])
 
@@ -224,7 +226,7 @@ def window_attention(
         q: Queries without positions, (B, H, T, D).
         held: Keys and values of the W - 1 tokens before and the T new ones, (B, G, W - 1 + T, ·).
         sinks: Keys and values of the first S tokens, new ones included, (B, G, S, ·).
-        chunk: Numbers of tokens.
+        chunk: Number of past and new tokens per sample.
         attention: The base's softmax attention.
         rotate: Gives q and k their positions; None: they have none, or have them already.
         sliding_window: The base's own window, in tokens, where it has one.
@@ -234,14 +236,15 @@ def window_attention(
     """
     N, C = chunk.blocks
     W, S, D = chunk.window, chunk.sinks, q.shape[-1]
-    k, v = (_unfold_blocks(x, N, C, W - 1 + C) for x in held)  # (B·N, G, K, ·)
+    k, v = (_unfold_blocks(x, N, C, W - 1 + C) for x in held)  # (B·N, G, L, ·)
     sink_k, sink_v = sinks
     block_q = _unfold_blocks(q, N, C, C)  # (B·N, H, C, D)
     if rotate is not None:
         positions = torch.arange(1 - W, C, device=q.device)[None]
         block_q, k = rotate(block_q, positions[:, W - 1 :]), rotate(k, positions)
         if S:
-            # A score is q·k of the window or of the sinks: the one beside zeros of the other.
+            # Queries are [rotated for the window | rotated for sinks]; a key is zero in the half
+            # that is not its own.
             sink_q = rotate(q, chunk.positions.clamp(max=W + S - 1).to(q.device))
             block_q = torch.cat([block_q, _unfold_blocks(sink_q, N, C, C)], -1)  # (B·N, H, C, 2 D)
             k = F.pad(k, (0, D))

@@ -1,8 +1,8 @@
-"""Identity of a base: a hash of all its weights, and of what its config says that moves logits.
+"""Identity of a base: a hash of all its weights, and of the config keys that affect logits.
 
 The weights count as rounded to bfloat16: a base has one identity in float32, float64 and bfloat16,
 on every device. Rounded to float16 they have another hash, as rounding twice is not rounding once;
-so a memory that was saved with a base in float32 also knows its base in float16.
+so a memory that was saved with a base in float32 also recognises its base in float16.
 """
 
 import json
@@ -33,7 +33,7 @@ RECORDED_KEYS = (
 )
 FINGERPRINT_DIGITS = 16  # hexadecimal
 
-# Entries of a config that move no logit
+# Config keys that do not affect logits
 SILENT_ENTRIES = PreTrainedConfig().to_dict().keys() - {"model_type"} | {
     "bos_token_id",
     "decoder_start_token_id",
@@ -88,7 +88,7 @@ def base_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def logits_config(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return the entries of a model's config that move its logits and differ from the default."""
+    """Return the entries of a model's config that affect its logits and differ from the default."""
     own = config.get_text_config()
     try:
         default = type(own)().to_dict()

@@ -235,7 +235,8 @@ class MemoryCache(Cache):  # type: ignore[misc]
         for name, value in attributes.items():
             setattr(self, name, value)
 
-    # Of transformers' caches: nothing is compiled; a prompt is cut by the tokens read
+    # Attributes of transformers' caches: not compilable; `generate` cuts the prompt by the tokens
+    # read
     is_compileable = False
     is_croppable = True
     is_linear = (False,)

@@ -93,7 +93,7 @@ class RetrofittedModel:
         implementation = generation_config.cache_implementation
         if implementation not in (None, "dynamic"):
             raise InputError(
-                f"cache_implementation={implementation!r}: a model with a memory brings its own "
+                f"cache_implementation={implementation!r}: a model with a memory uses its own "
                 "cache: leave it out"
             )
         for name in UNSUPPORTED_ASSISTANTS:

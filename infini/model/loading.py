@@ -75,7 +75,7 @@ def loaded(folder: str | Path, base: PreTrainedModel) -> Iterator[PreTrainedMode
 
     Args:
         folder: a folder that `save_pretrained` of a retrofitted model wrote.
-        base: the base; it is itself again after the block.
+        base: the base; it is restored after the block.
 
     Yields:
         `base` with the saved memory.

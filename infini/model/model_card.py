@@ -9,7 +9,7 @@ CARD_FILE = "README.md"
 
 METHOD_SENTENCES = {
     "window": "A sliding window with sinks in every layer, and a memory of constant size of what "
-    "has left the window (the shape of Artificial Hippocampus Networks, "
+    "has left the window (the design of Artificial Hippocampus Networks, "
     "[arXiv 2510.07318](https://arxiv.org/abs/2510.07318)).",
     "parallel": "Infini-attention ([arXiv 2404.07143](https://arxiv.org/abs/2404.07143)) in "
     "parallel to layers of the base: a memory of constant size.",
@@ -26,7 +26,7 @@ model = infini.load("path/to/this/folder")  # the base is found by its name
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")  # the base's
 ```
 
-Where the base is elsewhere: `infini.load("path/to/this/folder", base="path/to/the/base")`."""
+If the base is elsewhere: `infini.load("path/to/this/folder", base="path/to/the/base")`."""
 
 
 class Release(NamedTuple):
@@ -103,7 +103,8 @@ def _rows(config: dict[str, Any], release: Release | None) -> dict[str, str]:
     if release:
         rows["trained on"] = release.data
         rows["licence"] = (
-            f"`{release.licence}`, of the tensors in this folder; the base has its own"
+            f"`{release.licence}`, for the tensors in this folder; "
+            "the base has a licence of its own"
         )
     return rows
 

@@ -48,7 +48,7 @@ def retrofit(
         method: Where the memory goes.
 
             - `"window"`: every layer attends to the first `sinks` and the last `window` tokens;
-              the chosen layers have a memory of what has left the window (the shape of
+              the chosen layers have a memory of what has left the window (the design of
               arXiv 2510.07318): a matrix, and evicted key-value pairs that are retained.
             - `"parallel"`: layer(x) + α · attention(norm(x)), the attention of arXiv 2404.07143.
             - `"replace"`: a copy of the layer whose attention is that of arXiv 2404.07143.
@@ -200,7 +200,7 @@ def sliding_window(
     """Read any text with the base through a sliding window with sinks, without a memory.
 
     Args:
-        model: the base; it is itself again after the block.
+        model: the base; it is restored after the block.
         window: last tokens that are attended to.
         sinks: first tokens that are attended to (StreamingLLM, arXiv 2309.17453).
 

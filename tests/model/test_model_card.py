@@ -42,7 +42,7 @@ def test_render_card_has_config_and_release() -> None:
         assert not text.endswith("\n\n")
     assert "Results" not in card
     assert "| base | `some/base`: A small base, revision" in released
-    assert "| trained on | 16 documents |\n| licence | `mit`, of the tensors" in released
+    assert "| trained on | 16 documents |\n| licence | `mit`, for the tensors" in released
     assert "## Results\n\n| nats |" in released
 
 

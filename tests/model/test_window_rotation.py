@@ -82,7 +82,7 @@ def test_unknown_rotation_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         infini.model.window.rotation, "_candidate_rotations", lambda model: iter(())
     )
-    with pytest.raises(InputError, match="positions in a way that infini does not know"):
+    with pytest.raises(InputError, match="a position encoding that infini does not support"):
         probe("llama")
 
 

@@ -1,8 +1,8 @@
 """Blocks of tokens that read the same retained pairs: index arithmetic and masks.
 
 A text is cut into blocks of C = RETENTION_BLOCK tokens, counted from its start. The tokens of the
-block that begins at b see the S sinks, K retained pairs, and the tokens b - W < j ≤ t. A layer
-holds R = W + C - 2 recent tokens, so that a block can be read in several calls.
+block that begins at b attend to the S sinks, the K retained pairs, and the tokens b - W < j ≤ t.
+A layer holds R = W + C - 2 recent tokens, so that a block can be read in several calls.
 
 Shapes: B batch, H query heads, G key-value heads, T new tokens, N blocks, C queries of a block,
 W window, S sinks, K retained pairs, R recent tokens.
@@ -63,20 +63,21 @@ class BlockLayout:
         return self.num_past - self.block_offset + block * self.block_size
 
     def is_block_end(self, block: int) -> bool:
-        """Return whether the block is read to its end, and pairs have left the window by then.
+        """Return whether the call completes the block, the text being longer than W + S by then.
 
-        A text of up to W + S tokens may have been read by the base itself: nothing is evicted.
+        A text of up to W + S tokens may have been read by the base itself, without scores: nothing
+        is evicted.
         """
         return self.window + self.sinks < self.block_start(block + 1) <= self.end
 
     def scored_queries(self, block: int, last_queries: int | None = None) -> range:
-        """Return the new queries of a block whose attention counts, by their index in it.
+        """Return the new queries of a block whose attention is scored, by their index in it.
 
-        It counts from token W + S on, where the window begins to move.
+        Scoring begins at token W + S, where the window begins to move.
 
         Args:
             block: Block, from 0.
-            last_queries: Number of queries at the block's end that count; None: all.
+            last_queries: Number of queries at the block's end that are scored; None: all.
         """
         start = max(self.num_past, self.window + self.sinks) - self.block_start(block)
         if last_queries is not None:
@@ -84,7 +85,7 @@ class BlockLayout:
         return range(max(0, start), min(self.end - self.block_start(block), self.block_size))
 
     def split_queries(self, x: Tensor) -> Tensor:
-        """Split new tokens into blocks: (B, H, T, ·) → (B, H, N, C, ·), zeros where none is."""
+        """Split new tokens into blocks: (B, H, T, ·) → (B, H, N, C, ·), zeros in empty slots."""
         missing = self.num_blocks * self.block_size - self.block_offset - self.num_new
         x = F.pad(x, (0, 0, self.block_offset, missing))
         return x.unflatten(2, (self.num_blocks, self.block_size))
@@ -113,7 +114,7 @@ class BlockLayout:
         return torch.cat([x[..., :num_retained], recent], -1)
 
     def window_mask(self, device: torch.device, block: int | None = None) -> Tensor:
-        """Return which tokens of its window a query sees, True where it does.
+        """Return which tokens of its window a query attends to, True where it does.
 
         Args:
             device: Device of the mask.
@@ -132,12 +133,12 @@ class BlockLayout:
         return mask if self.sliding_window is None else mask & (distance < self.sliding_window)
 
     def sink_mask(self, device: torch.device) -> Tensor:
-        """Return which sinks a query sees: (N, C, S), True where it does."""
+        """Return which sinks a query attends to: (N, C, S), True where it does."""
         queries = torch.arange(self.num_blocks * self.block_size, device=device)
         query = self.block_start(0) + queries.view(-1, self.block_size, 1)
         sink = torch.arange(self.sinks, device=device)
         mask = sink <= query
         if self.sliding_window is None:
             return mask
-        edge = self.window + self.sinks - 1  # later queries see the sinks as query `edge` does
+        edge = self.window + self.sinks - 1  # later queries: same distance as `edge`
         return mask & (query.clamp(max=edge) - sink < self.sliding_window)

@@ -10,7 +10,7 @@ one subclass with one method:
         def score(self, pairs):
             return -pairs.keys.norm(dim=-1)
 
-Masks, the learned bias, top-K selection and the reading of a text in chunks are `selection`'s.
+`selection` handles masks, the learned bias, top-K selection and reading in chunks.
 
 Shapes: B batch, G key-value heads, C tokens of a block, W window, K retained pairs,
 P = K + W - 1 + C pairs held at the end of a block, D key width, V value width.
@@ -31,15 +31,15 @@ from infini.errors import InputError
 class HeldPairs:
     """Key-value pairs that a layer holds at the end of a block, as a policy sees them.
 
-    The first K are the retained pairs, in order of their last rank; then come the tokens of the
-    block's window, oldest first, of which the first C have just left it. Slots without a pair are
-    not `valid`; their keys and values are zero, their scores are ignored.
+    The first K are the retained pairs, highest rank of the last selection first; then come the
+    tokens of the block's window, oldest first, of which the first C have just left it. Slots
+    without a pair are not `valid`; their keys and values are zero, their scores are ignored.
     """
 
     positions: Tensor
     """Token positions from the start of the text, int64: (B, G, P)"""
     valid: Tensor
-    """True where there is a pair; sinks are none: (B, G, P)"""
+    """True where the slot holds a pair; False for sinks: (B, G, P)"""
     layer_index: int
     """Decoder layer, from 0"""
     num_retained: int
@@ -54,10 +54,11 @@ class HeldPairs:
     state: dict[str, Tensor]
     """The policy's own floats by name, (B, G, P) each, zero for new pairs; assign to update"""
     gather: Callable[[str], Tensor] = field(repr=False)
+    """Returns "keys", "rotated_keys" or "values" of all P pairs; used by the properties below"""
 
     @property
     def num_candidates(self) -> int:
-        """K + C: the first K + C pairs compete for the K places."""
+        """Number of candidates, K + C: the first K + C pairs, of which K stay."""
         return self.num_retained + self.block_size
 
     @property
@@ -87,8 +88,8 @@ class HeldPairs:
 class RetentionPolicy(ABC):
     """Base class of retention policies; override `score`, and the attributes that it needs.
 
-    A policy object serves all layers, so it keeps nothing on itself: what it has to remember of a
-    pair goes to `HeldPairs.state`, which follows the pair and is saved with the cache.
+    One policy object serves all layers, so `score` must not store anything on `self`. Per-pair
+    values go to `HeldPairs.state`, which follows the pair and is saved with the cache.
     """
 
     name: str
@@ -103,7 +104,7 @@ class RetentionPolicy(ABC):
     """With "sum": factor per token on the attention of the block's earlier queries (A2SF)."""
 
     state: tuple[str, ...] = ()
-    """Names of the floats that the policy keeps per pair."""
+    """Names of the floats that the policy stores per pair."""
     state_covers_window: bool = False
     """Whether the state includes pairs still in the window; False: it starts when they leave."""
 
@@ -122,8 +123,8 @@ class RetentionPolicy(ABC):
         """Score all pairs at the end of a block; the highest stay.
 
         Args:
-            pairs: What the layer holds. Keys, values and positions are there on access,
-                `block_attention` if the class attribute `attention` asks for it.
+            pairs: What the layer holds. Keys and values are gathered on access; `block_attention`
+                is None unless the class attribute `attention` is set.
 
         Returns:
             Scores, (B, G, P), any real numbers; -inf: never retain this pair.
@@ -149,6 +150,7 @@ def register_policy(name: str, factory: PolicyFactory | None = None) -> Any:
         InputError: `name` is no string, or registered for another policy already.
 
     Examples:
+        >>> model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
         >>> @infini.register_policy("smallest_key_norm")
         ... class SmallestKeyNorm(infini.RetentionPolicy):
         ...     def score(self, pairs):
@@ -168,7 +170,7 @@ def register_policy(name: str, factory: PolicyFactory | None = None) -> Any:
 
 
 def _register(name: str, factory: PolicyFactory) -> None:
-    """Add a factory; InputError if the name is another one's."""
+    """Add a factory; InputError if the name is registered for another factory."""
     known = _FACTORIES.get(name)
     # A module that is loaded again, as in a notebook, replaces its own class.
     if known is not None and _qualified_name(known) != _qualified_name(factory):

@@ -4,15 +4,17 @@ At the end of a block, for every key-value head on its own:
 
     candidates ← the K retained pairs and those that have left the window
     retained   ← the K candidates of the highest rank
+    rank       = score + max(0, bias - BIAS_THRESHOLD)
 
-The rank of a pair is the policy's score plus what its learned bias (`RetainedPairs.pair_bias`)
-exceeds BIAS_THRESHOLD by; smaller biases, as all training leaves, decide nothing. A pair is
-dropped if the last query of the next block would see it from further away than the base's context
-or its own sliding window, so that positions stay the base's own.
+with the policy's score and the learned bias, `RetainedPairs.pair_bias`. Biases below the
+threshold, which is where our trainings end, do not change the selection. A pair is dropped if its
+distance to the next block's last query would reach the base's context or its own sliding window,
+so that the base meets no distance that it was not trained on.
 
 Attention weights are computed only for a policy that asks for them: softmax of q·k over all that
-a query sees, without the learned bias, without the base's soft cap. They are added up over the
-calls that read a block, in the same order of queries whatever the calls are.
+a query attends to, without the learned bias, without the base's soft cap. They are accumulated
+over the calls that read a block, query by query, so the result does not depend on how the text is
+split into calls.
 
 Shapes: B batch, H query heads, G key-value heads, r = H / G, D key width, V value width, S sinks,
 N blocks of C queries, K retained pairs, R = W + C - 2 recent ones, T new ones, P = K + R + T.
@@ -57,7 +59,7 @@ class RetainedState(NamedTuple):
             v: Values, (B, G, ·, V).
             num_retained: K.
             num_recent: R.
-            policy: Decides which floats are kept per pair.
+            policy: Decides which floats are stored per pair.
         """
         heads = k.shape[:2]
         num_state = num_retained + num_recent * policy.state_covers_window
@@ -85,7 +87,7 @@ class CallPairs(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Pairs that every block sees, by their index among the P, and the state after the call."""
+    """Pairs that every block attends to, by index among the P, and the state after the call."""
 
     indices: Tensor  # (B, G, N + 1, K): the last for the tokens to come
     valid: Tensor  # whether there is a pair: (B, G, N + 1, K)
@@ -107,17 +109,17 @@ def select(
     """Select the retained pairs block by block.
 
     Args:
-        queries: Scaled queries with positions, (B, H, T, D): as the window and the retained pairs
-            are seen, and as the sinks are. Or what computes the attention weights.
+        queries: Scaled queries, (B, H, T, D), twice: rotated for window and retained pairs, and
+            rotated for sinks. Or a `BlockWeights`, which computes the attention weights.
         pairs: All pairs of the call.
         key_bias: Learned bias of every pair, logits: (B, G, P).
         state: State before the call.
         layout: Blocks of the new tokens.
         policy: Scores the pairs.
-        layer_index: Decoder layer, from 0, for the policy to know.
+        layer_index: Decoder layer, from 0; passed to the policy.
 
     Returns:
-        The selection; it carries no gradient.
+        The selection; it has no gradient.
     """
     with torch.autocast(key_bias.device.type, enabled=False):
         weights = None
@@ -143,7 +145,7 @@ def _select(
     rank_bias = (key_bias.float() - BIAS_THRESHOLD).clamp(min=0)  # (B, G, P)
     indices = torch.arange(K, device=device).expand(B, G, -1)
     positions, valid = state.positions, state.positions >= 0
-    # Of the retained pairs and of the block's window: (B, G, n, K + W - 1 + C)
+    # One entry per retained pair and token of the block's window: (B, G, n, K + W - 1 + C)
     policy_state, attention = _to_blocks(state, layout, policy)
     selected = [(indices, valid)]
     for block in range(layout.num_blocks):
@@ -253,7 +255,7 @@ class BlockWeights(Protocol):
     """Attention weights of the new queries, a block at a time, in order."""
 
     in_all_blocks: bool
-    """Whether it is called in every block; False: where the weights of some queries count"""
+    """True: `of_block` is called for every block; False: only for blocks with scored queries"""
 
     def of_block(self, block: int, indices: Tensor, valid: Tensor, queries: range) -> Tensor:
         """Return the weights on retained pairs and window.

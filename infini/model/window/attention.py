@@ -1,9 +1,8 @@
 """Hook into a base's attention through transformers' extension points, for any modeling file.
 
-A base whose attention goes through `AttentionInterface` calls `_dispatch` with its queries, keys
-and values, the mask, and the arguments that its decoder was given and does not know itself. One
-of these, from `attention_kwargs`, is a handler that attends instead; without it the base's own
-attention function runs.
+A base whose attention goes through `AttentionInterface` calls `_dispatch` with its queries, keys,
+values and mask, and with the decoder's extra keyword arguments. If one of them is a handler
+(`attention_kwargs`), it computes the attention; otherwise the base's own attention function does.
 """
 
 import sys
@@ -62,8 +61,9 @@ class AttentionHandler(Protocol):
 def attention_kwargs(handler: AttentionHandler, device: torch.device) -> dict[str, Any]:
     """Return the arguments of a decoder's forward pass that make `handler` attend in every layer.
 
-    The mask has four axes and no size: the base passes such a mask on and makes none of its own,
-    T × T. It carries the handler too, for bases whose layers do not pass arguments on.
+    The mask is 4D and empty: the base passes a 4D mask on unchanged, instead of building a T × T
+    mask of its own. The handler is an attribute of the mask too, for bases whose layers do not
+    pass keyword arguments on.
     """
     mask = torch.ones(1, 1, 1, 0, dtype=torch.bool, device=device)
     setattr(mask, HANDLER, handler)
@@ -104,7 +104,7 @@ def masked_attention(
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Return the base's own softmax attention as a function of any q, k, v and mask.
 
-    It has all that is special about the base's attention: scale, soft cap, attention sinks.
+    It includes the base's scale, soft cap and attention sinks.
 
     Args:
         module: The base's attention module.
@@ -113,9 +113,9 @@ def masked_attention(
         head_dim: Width of a head, D; gives the scale where the base leaves it to the function.
 
     Returns:
-        A function of q (n, H, C, D), k (n, G, K, D), v (n, G, K, V) and mask (n, 1, C, K), True
-        where a query may attend, that returns (n, C, H, V). Flash attention takes no such mask:
-        PyTorch's attention is used instead.
+        A function of q (n, H, C, D), k (n, G, M, D), v (n, G, M, V) and mask (n, 1, C, M), True
+        where a query may attend, that returns (n, C, H, V); M is any number of keys. Flash
+        attention takes no such mask: PyTorch's attention is used instead.
     """
     options = {
         name: x for name, x in options.items() if name not in ("sliding_window", "is_causal")
@@ -140,8 +140,8 @@ def masked_attention(
 def _sdpa(scale: float, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Compute what transformers' "sdpa" does, by calls that PyTorch's fused kernels accept.
 
-    They need values as wide as keys and, under a mask and not on a CPU, as many key-value heads
-    as query heads.
+    The kernels need values as wide as keys. With a mask, those on a GPU also need as many
+    key-value heads as query heads.
     """
     width, grouped = v.shape[-1], q.device.type == "cpu"
     v = F.pad(v, (0, q.shape[-1] - width))
@@ -152,12 +152,12 @@ def _sdpa(scale: float, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor
 
 
 def install_attention(model: PreTrainedModel) -> None:
-    """Make the base's attention call us, in place.
+    """Set the base's attention implementation to `_dispatch`, in place.
 
     Raises:
         InputError: The base does not attend through `AttentionInterface`.
     """
-    # Another window model that shares the config may have set our name already
+    # The name may be set already by another window model that shares the config
     own = model.config._attn_implementation.removeprefix(PREFIX)
     if not model._can_set_attn_implementation():
         raise unsupported_attention(model)
@@ -177,7 +177,7 @@ def uninstall_attention(model: PreTrainedModel) -> None:
 
 
 def unsupported_attention(model: PreTrainedModel) -> InputError:
-    """Return the error for a base whose attention does not call us."""
+    """Return the error for a base whose attention does not use `AttentionInterface`."""
     return InputError(
         f'method="window": {type(model).__name__} does not attend through transformers\' '
         'AttentionInterface in every layer: use method="parallel"'
@@ -186,7 +186,7 @@ def unsupported_attention(model: PreTrainedModel) -> InputError:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Turn off dropout within the block; every module has its own mode again after it."""
+    """Turn off dropout within the block; afterwards every module's mode is restored."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

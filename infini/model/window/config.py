@@ -12,7 +12,7 @@ from infini.model.retrofit_config import RetrofitConfig
 class WindowConfig(RetrofitConfig):
     """A sliding window with sinks in every layer, and the memory of what has left the window.
 
-    `layers` are those with a memory; None: all, []: none, the plain sliding window.
+    `layers`: decoder layers with a memory; None: all; []: none, a plain sliding window.
     """
 
     method: ClassVar[Method] = "window"

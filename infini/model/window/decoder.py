@@ -31,7 +31,7 @@ class WindowDecoder(StatefulDecoder):
     # Number of positions of a base that adds learned ones to its embedding; None: other bases
     learned_positions: int | None
 
-    # Bookkeeping; the base's own passes are compiled
+    # Not compiled itself; the base's passes inside it are
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def forward(
         self,
@@ -59,7 +59,7 @@ class WindowDecoder(StatefulDecoder):
         Raises:
             InputError: Invalid inputs, or a cache of another model.
         """
-        if HANDLER in kwargs:  # one of the passes below, or a probe of the base
+        if HANDLER in kwargs:  # called by the passes below, or by `install_window`
             return super().forward(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -70,8 +70,8 @@ class WindowDecoder(StatefulDecoder):
             )
         if not self.config._attn_implementation.startswith(PREFIX):
             raise InputError(
-                "the attention implementation was set around the window: set it by "
-                "model.set_attn_implementation, of the whole model"
+                "the attention implementation was changed without the window: call "
+                "model.set_attn_implementation on the whole model"
             )
         inputs = select_inputs(input_ids, inputs_embeds, kwargs)
         batch, tokens = inputs.shape[:2]
@@ -146,10 +146,11 @@ class WindowDecoder(StatefulDecoder):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _position_ids(self, chunk: ChunkInfo) -> Tensor:
-        """Return the base's position ids, (B, T): 0, since the `WindowLayer` rotates.
+        """Return the base's position ids, (B, T): zeros unless they are learned.
 
-        Learned positions start again after their last one. A token keeps its own while it is in
-        the window, so none can be at the edge's distance, and all at the last one had no order.
+        Learned positions restart at 0 wherever the base's context ends. They are part of a token's
+        keys, so they cannot be counted from the window's edge; clamping them to the last position
+        would leave later tokens without an order.
         """
         positions = chunk.positions.expand(len(chunk.past_lengths), -1)
         if self.learned_positions is None:

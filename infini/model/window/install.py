@@ -2,9 +2,9 @@
 
 Every layer attends to the first S tokens of a text and to the last W (`infini.memory.window`);
 the chosen layers also have a memory of what has left the window, a matrix
-(`infini.memory.associative`) and retained pairs (`infini.memory.retained`). The shape is that of
+(`infini.memory.associative`) and retained pairs (`infini.memory.retained`). The design is that of
 Artificial Hippocampus Networks (arXiv 2510.07318). Untrained, the model is the base with sliding
-window attention; on texts of up to W + S tokens it is the base, whatever was trained.
+window attention; on texts of up to W + S tokens its output is the base's, trained or not.
 """
 
 from dataclasses import replace
@@ -83,12 +83,12 @@ def _check_config(model: PreTrainedModel, config: WindowConfig) -> None:
     if missing := [index for index in config.layers or () if index >= depth]:
         raise InputError(f"layers must be between 0 and {depth - 1}, got {missing}")
     longest = _longest_text(model)
-    # With retained pairs, all tokens of a block attend to one window
-    rest = num_recent(config.window) + 1 - config.window if config.retained else 0
-    if longest is not None and config.window + config.sinks + rest > longest:
-        reserved = f", {rest} of which retained pairs need" if rest else ""
+    # With retained pairs, the window of a block's last query begins where its first query's does
+    reserved_tokens = num_recent(config.window) + 1 - config.window if config.retained else 0
+    if longest is not None and config.window + config.sinks + reserved_tokens > longest:
+        reserved = f", {reserved_tokens} of which retained pairs need" if reserved_tokens else ""
         raise InputError(
-            f"window + sinks must be ≤ {longest - rest} (the base's context of {longest}"
+            f"window + sinks must be ≤ {longest - reserved_tokens} (the base's context of {longest}"
             f"{reserved}), got {config.window} + {config.sinks}"
         )
     types = getattr(model.config.get_text_config(), "layer_types", None) or ()
@@ -97,10 +97,10 @@ def _check_config(model: PreTrainedModel, config: WindowConfig) -> None:
 
 
 def _longest_text(model: PreTrainedModel) -> int | None:
-    """Return the number of tokens up to which positions mean the same; None: no limit."""
+    """Return the tokens of the longest text with the base's own positions; None: no limit."""
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":  # rotates differently in texts that are longer
+    if rope.get("rope_type") == "longrope":  # other frequencies in longer texts
         original: int = rope["original_max_position_embeddings"]
         return original
     return context_length(model)
@@ -137,7 +137,7 @@ def _remove_layers(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _check_equals_base(model: PreTrainedModel, learned_positions: bool, sinks: int) -> None:
-    """Raise InputError where a short text through the window is not read as the base reads it."""
+    """Raise InputError unless the window gives a short text the base's own hidden states."""
     tokens = min(CHECK_TOKENS, context_length(model) or CHECK_TOKENS)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     input_ids = torch.arange(1, tokens + 1, device=model.device)[None] % vocabulary
@@ -152,6 +152,6 @@ def _check_equals_base(model: PreTrainedModel, learned_positions: bool, sinks: i
     error = (result.last_hidden_state - expected).abs().max() / expected.abs().max()
     if not error < max(1e-3, 30 * torch.finfo(expected.dtype).eps):
         raise InputError(
-            f'method="window": {type(model).__name__} computes its attention in a way that infini '
-            f'does not know (error {error:.2g} on {tokens} tokens): use method="parallel"'
+            f'method="window": {type(model).__name__} has an attention that infini does not '
+            f'support (error {error:.2g} on {tokens} tokens): use method="parallel"'
         )

@@ -69,7 +69,7 @@ class WindowLayer(nn.Module):
             q: Queries without positions, (B, H, T, D).
             k: Keys without positions, (B, G, T, D).
             v: Values, (B, G, T, V).
-            chunk: Numbers of past and new tokens.
+            chunk: Number of past and new tokens per sample.
             state: State before the new tokens; None: there are no earlier tokens.
             spec: The base's attention in this layer.
 
@@ -110,27 +110,28 @@ class WindowLayer(nn.Module):
             chunk: The text as the first chunk.
 
         Returns:
-            The state. No pair is retained: none has left the window before attention counts.
+            The state. It retains no pair: scores begin at token W + S, after this text.
         """
         if self.rotation is not None:
             k = self.rotation(k, -positions.to(k.device))
         state = self.empty_state(k, v, chunk)
         joined = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
-        any_q = k.repeat_interleave(self.heads // k.shape[1], 1)  # what is read is not used
+        # Any queries: only the written matrix is used
+        any_q = k.repeat_interleave(self.heads // k.shape[1], 1)
         _, matrix = self._advance_matrix(any_q, joined, state, chunk)
         return chunk.next_state(state, k, v, matrix)
 
     def _advance_matrix(
         self, q: Tensor, joined: tuple[Tensor, Tensor], state: WindowState, chunk: ChunkInfo
     ) -> tuple[Tensor | None, Tensor]:
-        """Return what the matrix adds, (B, H, T, V) or None, and the matrix after the tokens.
+        """Return the matrix's part of the output, (B, H, T, V) or None, and the matrix afterwards.
 
         joined: keys and values of the window and the new tokens, (B, G, · + T, ·).
         """
         if self.memory is None or self.memory.mode == "off":
             return None, state.matrix
         T, W = chunk.num_tokens, chunk.window
-        k, v = (x[:, :, -T - W + 1 :][:, :, :T] for x in joined)  # those that leave the window
+        k, v = (x[:, :, -T - W + 1 :][:, :, :T] for x in joined)  # tokens that leave the window
         return self.memory(q, k, v, state.matrix, chunk.evicted_mask)
 
 

@@ -1,8 +1,8 @@
 """Finds a base's rotary embeddings by probing it, without a table of architectures.
 
-A text of one token has nothing else to attend to: whatever its position, its hidden states are
-the same, unless the embedding has the position. So the queries and keys of one-token texts at
-several positions, beside those at position 0, show the rotation of each layer alone.
+A one-token text attends to nothing else, so its hidden states do not depend on its position,
+unless positions are added to the embedding. Comparing queries and keys of one-token texts at
+several positions with those at position 0 therefore gives each layer's rotation.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +37,8 @@ class Rotation:
     module: nn.Module
     # Further arguments of `module`: the layer's type, where it needs that
     arguments: tuple[str, ...]
-    # How cos and sin hold each angle: "once", twice in "halves" side by side, or twice in "pairs"
+    # Layout of the angles in cos and sin: each "once"; twice, as two equal "halves"; or twice, in
+    # adjacent "pairs"
     repeats: str
     # Dimensions of a head that are rotated, from its first on
     width: int
@@ -85,13 +86,16 @@ class Rotation:
 
 
 class AngleMemo:
-    """Cos and sin of a forward pass: layers rotate by the same positions."""
+    """Cos and sin by positions, shared by the layers of a forward pass."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Rotation, bytes], tuple[Tensor, Tensor]] = {}
 
     def cos_sin(self, rotation: Rotation, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cos and sin, (1, 1, T, w / 2); computed anew for positions that samples have."""
+        """Return cos and sin, (B or 1, 1, T, w / 2).
+
+        They are not remembered where samples differ in positions, nor off the CPU.
+        """
         if len(positions) > 1 or positions.device.type != "cpu":
             return rotation.cos_sin(positions)
         key = rotation, positions.numpy().tobytes()
@@ -139,10 +143,11 @@ def probe_attention(model: PreTrainedModel) -> BaseAttentions:
     """Find a base's attention modules and rotary embeddings.
 
     Args:
-        model: A base whose attention calls us (`install_attention`).
+        model: A base whose attention calls `_dispatch` (`install_attention`).
 
     Raises:
-        InputError: Its attention does not call us in every layer, or its rotation is unknown.
+        InputError: Its attention does not call `_dispatch` in every layer, or its rotation is
+            unknown.
     """
     longest = context_length(model) or PROBE_POSITIONS[-1] + 1
     positions = torch.tensor(PROBE_POSITIONS, device=model.device).clamp(max=longest - 1)[:, None]
@@ -188,7 +193,7 @@ def _run_single_tokens(model: PreTrainedModel, positions: Tensor) -> tuple[QKVRe
 
 
 def _candidate_rotations(model: PreTrainedModel) -> Iterator[Rotation]:
-    """Yield every reading of the base's own rotary embeddings."""
+    """Yield every way to interpret the base's rotary modules."""
     decoder = model.get_decoder()
     types = dict.fromkeys(getattr(model.config.get_text_config(), "layer_types", None) or ())
     for name, module in decoder.named_modules():
@@ -232,6 +237,6 @@ def _match_rotation(
         ):
             return rotation
     raise InputError(
-        f'method="window": {type(model).__name__} gives queries and keys their positions in a way '
-        'that infini does not know: use method="parallel"'
+        f'method="window": {type(model).__name__} has a position encoding that infini does not '
+        'support: use method="parallel"'
     )
