@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: reported as one line, without a traceback."""
+"""Errors that the user can fix: reported as one line, without a traceback."""
 
 import reprlib
 from typing import Any
@@ -9,7 +9,7 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 60
 
 
 class InputError(ValueError):
-    """Invalid option, parameter, text or checkpoint; the message names it and the mend."""
+    """Invalid option, parameter, text or checkpoint; the message names it and the fix."""
 
 
 def shown(value: Any) -> str:

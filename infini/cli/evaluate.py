@@ -79,16 +79,16 @@ def _estimate(row: "pd.Series[float]", figure: str) -> Estimate:
 
 def _text_files(paths: list[Path]) -> list[Path]:
     """Return the files, and the .txt files in folders, each once."""
-    files: dict[Path, Path] = {}
+    unique: dict[Path, Path] = {}
     for path in paths:
         if path.is_dir():
-            found = [file for file in visible_files(path) if file.suffix.lower() == ".txt"]
-            if not found:
+            files = [file for file in visible_files(path) if file.suffix.lower() == ".txt"]
+            if not files:
                 raise InputError(f"{path}: the folder has no .txt file")
         elif path.is_file():
-            found = [path]
+            files = [path]
         else:
             raise InputError(f"{path}: no such file")
-        for file in found:
-            files.setdefault(file.resolve(), file)
-    return list(files.values())
+        for file in files:
+            unique.setdefault(file.resolve(), file)
+    return list(unique.values())

@@ -174,8 +174,8 @@ def prepared_record(prepared: Prepared, segment_length: int) -> dict[str, Any]:
     """Return what reports/prepared.json records.
 
     Returns:
-        splits: texts, tokens, characters, samples and documents by split; padding_share: of the
-        training samples' tokens; sha256: hash of all pieces.
+        splits: texts, tokens, characters, samples and documents by split; padding_share:
+        share of padding in the training samples; sha256: hash of all pieces.
     """
     samples, documents, counts = prepared
     for split, count in counts.items():

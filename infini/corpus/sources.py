@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def content_id(text: str) -> str:
-    """Return the id of a text that brings none: equal texts get equal ids, hence one split."""
+    """Return the id of a text without one: equal texts get equal ids, hence one split."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

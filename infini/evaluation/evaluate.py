@@ -220,7 +220,7 @@ def _base_losses(losses: pd.DataFrame) -> pd.DataFrame:
     pieces = [rows_of_protocol(losses, "documents"), rows_of_protocol(table, "segmented")]
     sizes = [rows.groupby("piece")[["bytes", "tokens"]].agg(["first", "sum"]) for rows in pieces]
     if not sizes[0].equals(sizes[1]):
-        raise InputError(f"{file}: of other test documents; run stage evaluate_ppl base")
+        raise InputError(f"{file}: scored other test documents; run stage evaluate_ppl base")
     return table
 
 

@@ -100,8 +100,8 @@ class Haystacks:
         """Return a text with codes before its last segment, and questions about the first ones."""
         generator = torch.Generator().manual_seed(1000 * sample + pairs)
         facts = self.facts.codes(pairs, generator)
-        questioned = facts[: recall.questions]
-        room = self._room("recall.pairs", recall.segments, facts, questioned)
+        asked_facts = facts[: recall.questions]
+        room = self._room("recall.pairs", recall.segments, facts, asked_facts)
         ahead = (recall.segments - 1) * self.length - sum(len(fact.statement) for fact in facts)
         if ahead < 0:
             raise InputError(
@@ -111,13 +111,13 @@ class Haystacks:
             )
         positions = torch.randint(min(ahead, room) + 1, (pairs,), generator=generator).tolist()
         hidden = [(at / max(1, room), fact) for at, fact in zip(positions, facts, strict=True)]
-        tokens, questions = self._text(room, sample, hidden, questioned)
+        tokens, questions = self._text(room, sample, hidden, asked_facts)
         return RetrievalText("recall", recall.segments, pairs, sample, tokens, questions)
 
-    def _room(self, key: str, segments: int, hidden: list[Fact], questioned: list[Fact]) -> int:
+    def _room(self, key: str, segments: int, hidden: list[Fact], asked_facts: list[Fact]) -> int:
         """Return the tokens of filler in so many segments; InputError if facts are too long."""
-        questions = [len(fact.question) + len(fact.answer) for fact in questioned]
-        stops = (len(questioned) - 1) * len(self.facts.stop)
+        questions = [len(fact.question) + len(fact.answer) for fact in asked_facts]
+        stops = (len(asked_facts) - 1) * len(self.facts.stop)
         room = (
             segments * self.length - sum(len(f.statement) for f in hidden) - sum(questions) - stops
         )
@@ -127,7 +127,7 @@ class Haystacks:
                 f"{segments * self.length - room} tokens, {segments} segments hold "
                 f"{segments * self.length}: ask for more segments"
             )
-        if (answers := sum(questions) + stops - len(questioned[0].question) + 1) > self.length:
+        if (answers := sum(questions) + stops - len(asked_facts[0].question) + 1) > self.length:
             raise InputError(
                 f"params.yaml: evaluate.{key.partition('.')[0]}: the answers take {answers} "
                 f"tokens, the last segment holds {self.length}: ask for fewer"
@@ -135,19 +135,19 @@ class Haystacks:
         return room
 
     def _text(
-        self, room: int, sample: int, hidden: list[tuple[float, Fact]], questioned: list[Fact]
+        self, room: int, sample: int, hidden: list[tuple[float, Fact]], asked_facts: list[Fact]
     ) -> tuple[Tensor, list[Question]]:
         """Put facts at their depths into filler, and questions about the first ones at its end."""
         # Samples start at different tokens; a short corpus repeats.
         at = (sample * room + torch.arange(room)) % len(self.filler)
         stop = self.facts.stop
-        endings = [torch.cat([f.question, f.answer, stop]) for f in questioned]
+        endings = [torch.cat([f.question, f.answer, stop]) for f in asked_facts]
         endings[-1] = endings[-1][: -len(stop)]  # the text ends with an answer
         parts = [(round(depth * room), fact.statement) for depth, fact in hidden]
         tokens, starts = insert_parts(
             self.filler[at], [*parts, *((room, ending) for ending in endings)]
         )
-        questions, n = [], len(questioned)
+        questions, n = [], len(asked_facts)
         for (depth, fact), fact_at, question_at in zip(
             hidden[:n], starts[:n], starts[-n:], strict=True
         ):

@@ -112,9 +112,9 @@ def _measured(
     readings = {window: figures} | figures_at_windows(figures)
     rows = {
         version if size is None else f"{version}, window {size}": row_of_figures(
-            found, CARD_COLUMNS
+            version_figures, CARD_COLUMNS
         )
-        for size, found in readings.items()
+        for size, version_figures in readings.items()
     }
     rows["base, full attention"] = row_of_figures(base, FULL_COLUMNS)
     parts = [

@@ -10,7 +10,7 @@ MISSING = "–"
 LEGEND = (
     "Figures are of held-out test text. ± is one standard error, over texts and seeds; of "
     "differences it is paired by document, and ~ marks those within two standard errors of zero. "
-    "`docs/glossary.md` defines all terms."
+    "The repository's `docs/glossary.md` defines all terms."
 )
 
 Cell = Estimate | float | int | str | None

@@ -47,22 +47,22 @@ def state_bytes_plot(results: Results, styles: dict[str, Style]) -> Figure:
     figures, errors = results.figures, {n: _errors(t) for n, t in results.curves.items()}
     nats_at = _plot_window_curve(axes, figures["base"], errors.get("base", {}))
     far: list[tuple[str, float, float]] = []
-    for name, found in figures.items():
+    for name, version_figures in figures.items():
         if name == "base":
             continue
-        x, y = found["state_bytes.total"].value, found["documents.nats"].value
+        x, y = version_figures["state_bytes.total"].value, version_figures["documents.nats"].value
         if y > nats_at(x) + ABOVE:
             far.append((name, x, y))
             continue
         style = {key: styles[name][key] for key in ("color", "marker")} | {"linestyle": ""}
         error = errors.get(name, {})
         axes.errorbar(x, y, error.get("documents"), label=name, markersize=6, **style)
-        if "control.nats" in found:
-            control = found["control.nats"].value
+        if "control.nats" in version_figures:
+            control = version_figures["control.nats"].value
             hollow = style | {"markerfacecolor": "none", "markersize": 9}
             axes.errorbar(x, control, error.get("control"), **hollow)
             axes.plot([x, x], [y, control], color=style["color"], linewidth=0.8)
-    if any("control.nats" in found for found in figures.values()):
+    if any("control.nats" in version_figures for version_figures in figures.values()):
         hollow = {"color": "gray", "markerfacecolor": "none", "markersize": 9}
         axes.plot([], [], "o", label="shuffled-memory control", **hollow)
     axes.set_xscale("log")

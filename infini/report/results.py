@@ -108,12 +108,14 @@ def read_metrics(name: str, root: Path = Path()) -> dict[str, Any]:
 
 def figures_at_windows(figures: Figures) -> dict[int, Figures]:
     """Return a version's figures with other windows than its own, by window."""
-    found: dict[int, Figures] = {}
+    by_window: dict[int, Figures] = {}
     for key, figure in figures.items():
         if match := AT_WINDOW.fullmatch(key):
             difference = match[2] in DIFFERENCES
-            found.setdefault(int(match[1]), {})[match[2]] = figure._replace(difference=difference)
-    return dict(sorted(found.items()))
+            by_window.setdefault(int(match[1]), {})[match[2]] = figure._replace(
+                difference=difference
+            )
+    return dict(sorted(by_window.items()))
 
 
 def _read_costs(names: tuple[str, ...]) -> pd.DataFrame:
@@ -182,13 +184,13 @@ def read_times(setup: Setup) -> dict[str, dict[str, float]]:
 def stale_files(setup: Setup) -> list[Path]:
     """Return files and folders of versions that params.yaml no longer has."""
     versions = {"base", *setup.versions}
-    found = [
+    paths = [
         *METRICS.glob("*.json"),
         *CURVES.glob("*.csv"),
         *(path for folder in (MODELS, TRAINING, EVALUATION) for path in folder.glob("*/")),
     ]
     checkpoints = CHECKPOINTS.glob("*")
     return sorted(
-        [path for path in found if path.stem not in versions]
+        [path for path in paths if path.stem not in versions]
         + [path for path in checkpoints if path.name.partition("-")[0] not in versions]
     )

@@ -4,18 +4,21 @@ A version of params.yaml becomes a row or column of every table and a line of ev
 whose files are missing is one line that names the command.
 """
 
+from pathlib import Path
+
 from infini.report import plots, tables
 from infini.report.cells import LEGEND
 from infini.report.page import Report, ReportPart, ReportPlot, ReportSection, ReportTable
+from infini.report.provenance import COSTS_PIPELINE
 from infini.report.results import Results
 from infini.report.verdict import beats_both, verdict
 
 LOSS_UNITS = {"distill": "mean squared error", "finetune": "nats per token"}
 # Columns of the curve tables: curve, label of x, caption.
 RETRIEVAL_CURVES = {
-    "passkey_exact_by_distance": ("tokens from", "Pass keys retrieved, %, by distance"),
+    "passkey_exact_by_distance": ("distance, tokens ≥", "Pass keys retrieved, %, by distance"),
     "recall_exact_by_pairs": ("pairs", "Codes retrieved, %, by how many are in the text"),
-    "recall_exact_by_distance": ("tokens from", "Codes retrieved, %, by distance"),
+    "recall_exact_by_distance": ("distance, tokens ≥", "Codes retrieved, %, by distance"),
 }
 
 
@@ -37,7 +40,7 @@ def build_report(
     Returns:
         The report; a section without tables, plots or a note is left out.
     """
-    versions = {name: found for name, found in results.figures.items() if name != "base"}
+    versions = {name: figures for name, figures in results.figures.items() if name != "base"}
     sections = [
         _versions(results),
         _research_log(results),
@@ -53,7 +56,7 @@ def build_report(
     return Report(
         title="Which versions beat the baseline and their control?",
         verdicts=sorted(
-            [(verdict(name, found), beats_both(found)) for name, found in versions.items()],
+            [(verdict(name, figures), beats_both(figures)) for name, figures in versions.items()],
             key=lambda line: not line[1],
         ),
         sections=[section for section in sections if section.parts],
@@ -67,7 +70,7 @@ def _missing(what: str, command: str) -> str:
 def _versions(results: Results) -> ReportSection:
     figures, full = results.figures, results.setup.full
     parts: list[ReportPart] = [
-        f"{LEGEND} Full attention: windows of {full.context:,} tokens that move by {full.stride:,}."
+        f"{LEGEND} Full attention: windows of {full.context:,} tokens, stride {full.stride:,}."
     ]
     if results.missing:
         parts.append(_missing(f"No metrics of {', '.join(results.missing)}", "dvc repro"))
@@ -83,7 +86,8 @@ def _versions(results: Results) -> ReportSection:
             ReportPlot(
                 "state_bytes",
                 plots.state_bytes_plot(results, styles),
-                "Nats per token by state bytes; versions beat both below line and control",
+                "Nats per token by state bytes; a version below the line (the base's window) and "
+                "below its control beats both",
             ),
             ReportTable(
                 tables.window_curve_table(figures["base"]), "window", "Sliding windows of the base"
@@ -111,7 +115,7 @@ def _research_log(results: Results) -> ReportSection:
                     "Rows of the research log's table, on held-out text"),
         ReportTable(tables.double_shift_table(figures, versions), "model",
                     "Perplexity of the same documents by two scorings"),
-        "`audits/README.md` has the log's suspects, one by one.",
+        "The repository's `audits/README.md` tests the log's suspects one by one.",
     ])  # fmt: skip
 
 
@@ -128,7 +132,7 @@ def _positions(results: Results) -> ReportSection:
         ReportPlot("distance",
                    plots.position_plot(curves, "distance", "tokens since the start", styles),
                    "Nats per token above the base's segments without memory, by distance"),
-        ReportTable(tables.version_curves_table(curves, "ppl_by_distance"), "tokens from",
+        ReportTable(tables.version_curves_table(curves, "ppl_by_distance"), "distance, tokens ≥",
                     "Perplexity by distance to the document's start"),
     ])  # fmt: skip
 
@@ -162,11 +166,13 @@ def _memory(results: Results) -> ReportSection:
 
 
 def _costs(results: Results, stale: bool) -> ReportSection:
-    title, command = "Costs", "dvc repro reports/dvc.yaml"
+    title, command = "Costs", f"dvc repro {COSTS_PIPELINE}"
+    if results.costs.empty and not Path(COSTS_PIPELINE).is_file():
+        return ReportSection(title, [])  # a study: it has no pipeline of costs
     if results.costs.empty:
         return ReportSection(title, [_missing("No `reports/costs.csv`", command)])
     plot = plots.cost_plot(results.costs, plots.version_styles(results))
-    note = f"Settings have changed since: `{command}` measures anew."
+    note = f"Settings have changed since; `{command}` measures again."
     return ReportSection(title, [
         *([note] if stale else []),
         ReportPlot("costs", plot, "State bytes, speed and peak memory by length"),

@@ -87,11 +87,11 @@ RETRIEVAL_COLUMNS = {
     "exact, %": "exact",
     "exact, memory off, %": "exact_off",
     "exact, full attention, %": "exact_full",
-    "log-probability": "log_prob",
-    "log-probability, memory off": "log_prob_off",
+    "log-probability of the answer, nats": "log_prob",
+    "log-probability of the answer, memory off, nats": "log_prob_off",
     "gain over memory off, nats": "gain",
-    "mean rank": "rank",
-    "mean rank, memory off": "rank_off",
+    "mean rank of the answer's tokens": "rank",
+    "mean rank of the answer's tokens, memory off": "rank_off",
 }
 COST_LABELS = {
     "state_bytes": "state bytes",
@@ -138,7 +138,11 @@ def versions_table(figures: dict[str, Figures], columns: dict[str, str]) -> pd.D
         if "base" in figures and metrics.keys() & columns.keys():
             known = {label: metrics[label] for label in columns if label in metrics}
             rows[name] = row_of_figures(figures["base"], known)
-    rows |= {v: row_of_figures(found, columns) for v, found in figures.items() if v != "base"}
+    rows |= {
+        v: row_of_figures(version_figures, columns)
+        for v, version_figures in figures.items()
+        if v != "base"
+    }
     return text_frame(rows).reindex(columns=list(columns), fill_value=MISSING)
 
 
@@ -146,9 +150,9 @@ def other_windows_table(figures: dict[str, Figures]) -> pd.DataFrame:
     """Return a row a version and window that it was evaluated with besides its own."""
     return text_frame(
         {
-            f"{version}, window {size}": row_of_figures(found, HEADLINE)
+            f"{version}, window {size}": row_of_figures(version_figures, HEADLINE)
             for version, whole in figures.items()
-            for size, found in figures_at_windows(whole).items()
+            for size, version_figures in figures_at_windows(whole).items()
         }
     )
 
@@ -166,18 +170,22 @@ def window_curve_table(base: Figures) -> pd.DataFrame:
 
 def base_windows(base: Figures) -> list[str]:
     """Return the base's protocols `window_<size>` and `full`, by state bytes."""
-    found = {key.partition(".")[0] for key in base if key.startswith("window_")} | {"full"}
-    return sorted(found, key=lambda protocol: base[f"{protocol}.state_bytes"].value)
+    protocols = {key.partition(".")[0] for key in base if key.startswith("window_")} | {"full"}
+    return sorted(protocols, key=lambda protocol: base[f"{protocol}.state_bytes"].value)
 
 
 def research_log_table(figures: dict[str, Figures]) -> pd.DataFrame:
     """Return the research log's rows, a column a replacement and its change from the first."""
     first, *others = figures
     columns: dict[str, list[str]] = {first: [], **{v: [] for v in others}}
-    columns |= {"change" if len(others) == 1 else f"{v} from {first}": [] for v in others}
-    rows = {k: m for k, m in LOG_ROWS.items() if any(m in found for found in figures.values())}
+    columns |= {"change" if len(others) == 1 else f"{v} against {first}": [] for v in others}
+    rows = {
+        k: m
+        for k, m in LOG_ROWS.items()
+        if any(m in version_figures for version_figures in figures.values())
+    }
     for metric in rows.values():
-        cells = [found.get(metric) for found in figures.values()]
+        cells = [version_figures.get(metric) for version_figures in figures.values()]
         changes = [show_change(cells[0], cell) for cell in cells[1:]]
         for column, text in zip(columns.values(), [*map(show, cells), *changes], strict=True):
             column.append(text)
@@ -207,10 +215,10 @@ def block_table(figures: dict[str, Figures], name: str) -> pd.DataFrame:
     columns = {
         version: {
             key.removeprefix(f"{name}."): figure
-            for key, figure in found.items()
+            for key, figure in version_figures.items()
             if key.startswith(f"{name}.")
         }
-        for version, found in figures.items()
+        for version, version_figures in figures.items()
     }
     return text_frame({version: column for version, column in columns.items() if column}).T
 
@@ -218,7 +226,10 @@ def block_table(figures: dict[str, Figures], name: str) -> pd.DataFrame:
 def retrieval_table(figures: dict[str, Figures], task: str) -> pd.DataFrame:
     """Return a row a version: retrieval metrics of `passkey` or `recall`."""
     columns = {label: f"{task}.{name}" for label, name in RETRIEVAL_COLUMNS.items()}
-    rows = {version: row_of_figures(found, columns) for version, found in figures.items()}
+    rows = {
+        version: row_of_figures(version_figures, columns)
+        for version, version_figures in figures.items()
+    }
     return text_frame({version: row for version, row in rows.items() if row})
 
 

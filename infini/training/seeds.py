@@ -69,7 +69,7 @@ def train_seeds(
     for seed in seeds:
         run = TrainingRun(Version(name, seed), step)
         model, fit, train_size, val_size, checkpoint = train(run)
-        # Of all processes, as each has a part of a sharded base; the main one writes
+        # Called in all processes, as each has a part of a sharded base; the main one writes
         folder = run.version.model_folder(step)
         model.save_pretrained(folder, is_main_process=processes.is_main())
         del model  # or two bases were in memory

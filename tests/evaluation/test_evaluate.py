@@ -74,10 +74,10 @@ def test_evaluate_base_matches_direct_calls(model: PreTrainedModel, text: HeldOu
     assert {name: found[name] for name in ("passkey", "recall")} == retrieval_metrics(cases)
     ceiling = perplexity.score_full_attention(model, text.long_documents, 32, 8)
     assert found["full"]["ppl"] == rounded(ceiling.perplexity)
-    blind = perplexity.score_documents(model, text.long_documents, L)
-    assert found["segmented"]["ppl"] == rounded(blind.perplexity)
-    assert found["segmented"]["nats"] == rounded(blind.mean)
-    assert found["segmented"]["bits_per_byte"] == rounded(blind.bits_per_byte)
+    segmented = perplexity.score_documents(model, text.long_documents, L)
+    assert found["segmented"]["ppl"] == rounded(segmented.perplexity)
+    assert found["segmented"]["nats"] == rounded(segmented.mean)
+    assert found["segmented"]["bits_per_byte"] == rounded(segmented.bits_per_byte)
     token = 2 * 2 * 16 * 4  # keys and values, layers, width, float32
     assert found["full"]["state_bytes"] == 32 * token
     assert found["state_bytes"] == {
@@ -143,7 +143,7 @@ def test_evaluate_version_rejects_a_base_scored_on_other_text(
     table = pd.read_parquet(file)
     for changed in (table.assign(bytes=table["bytes"] + 1), table[table["piece"] == 0]):
         changed.to_parquet(file, index=False)
-        with pytest.raises(InputError, match=f"^{file}: of other test documents; run stage"):
+        with pytest.raises(InputError, match=f"^{file}: scored other test documents; run stage"):
             evaluate_version(model, Version("v3"), text)
 
 

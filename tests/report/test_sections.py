@@ -57,6 +57,9 @@ def test_report_without_any_file_names_the_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    pipeline = Path("reports/dvc.yaml")
+    pipeline.parent.mkdir()
+    pipeline.touch()
     report = build_report(read_results(SETUP), RUN, {})
     assert report.verdicts == []
     assert plot_names(report) == set()
@@ -69,6 +72,8 @@ def test_report_without_any_file_names_the_commands(
     ):
         assert line in text
     assert "Retrieval" not in titles(report)
+    pipeline.unlink()  # as in a study
+    assert "Costs" not in titles(build_report(read_results(SETUP), RUN, {}))
 
 
 def test_report_of_adapters_alone_has_no_research_log(
@@ -81,7 +86,7 @@ def test_report_of_adapters_alone_has_no_research_log(
 
 
 def test_report_notes_stale_costs(results: Results) -> None:
-    note = "Settings have changed since: `dvc repro reports/dvc.yaml` measures anew."
+    note = "Settings have changed since; `dvc repro reports/dvc.yaml` measures again."
     (costs,) = [s for s in build_report(results, RUN, {}).sections if s.title == "Costs"]
     assert note not in costs.parts
     stale = build_report(results, RUN, {}, costs_are_stale=True)

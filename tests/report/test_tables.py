@@ -77,7 +77,7 @@ def test_research_log_table_compares_with_the_first() -> None:
     assert two.loc["long-context perplexity after"].tolist() == ["44", "40", "−9.1 %"]
     assert "distillation loss (test)" not in two.index
     three = tables.research_log_table({name: FIGURES[name] for name in ("v1", "v2", "v3")})
-    assert list(three.columns) == ["v1", "v2", "v3", "v2 from v1", "v3 from v1"]
+    assert list(three.columns) == ["v1", "v2", "v3", "v2 against v1", "v3 against v1"]
     assert three.loc["distillation epochs", "v3"] == "–"
     assert list(tables.research_log_table({"v1": FIGURES["v1"]}).columns) == ["v1"]
 
