@@ -124,7 +124,7 @@ def artifacts(
 
 NAMES = (
     "prepared", "settings", "model", "window settings", "window model", "memory", "window",
-    "checkpoint", "losses", "passkey", "metrics", "base", "config", "tokenizer", "tokens", "rows",
+    "checkpoint", "losses", "curves", "metrics", "base", "config", "tokenizer", "tokens", "rows",
     "text", "params",
 )  # fmt: skip
 

@@ -50,7 +50,7 @@ EXPECTED = {
     ("base", "some/nothing"): NO_BASE,
     ("tokenizer", "some/fine"): True,
     ("tokenizer", "some/html"): NO_BASE,
-    ("info", "some/fine"): ["gpt_neox", 2, 64],
+    ("info", "some/fine"): ["gpt_neox", 2, 64, 64],
     ("info", "some/html"): None,  # loading the base raises the error
     ("texts", "some/fine"): 60,
     ("texts", "some/html"): NO_TEXT,

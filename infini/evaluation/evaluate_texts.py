@@ -73,14 +73,12 @@ def evaluate(
         sinks: First tokens that a window of the base always sees.
 
     Returns:
-        A table with a row for each way to read the texts:
-
-        - `model`: the model with its memory, in chunks, as it reads any text.
-        - `baseline`: the untouched base with the smallest sliding window with sinks that has at
-          least the model's state bytes, at most its own context. For a base without a memory:
-          `window_<n>`.
-        - `full`: the untouched base with full attention up to its own context; in a longer text a
-          token sees at least the half of it.
+        A table with a row for each way to read the texts. Row `model`: the model with its memory,
+        in chunks, as it reads any text. Row `baseline`: the untouched base with the smallest
+        sliding window with sinks that has at least the model's state bytes, at most its own
+        context; for a base without a memory the row is `window_<n>`. Row `full`: the untouched
+        base with full attention up to its own context; in a longer text a token sees at least
+        half of it.
 
         Columns: `window` (tokens), `state_bytes` at most (in the longest text), `texts`, `tokens`
         scored, `nats` per token, `ppl`, `bits_per_byte`, and `gain`, nats per token below the

@@ -26,13 +26,21 @@ def run_provenance() -> dict[str, str]:
 
 
 def costs_are_stale() -> bool:
-    """Return whether params have changed since the costs were measured, by DVC's lock of them."""
+    """Return whether params have changed since the costs were measured, by DVC's lock of them.
+
+    Outside a DVC repository nothing is known to have changed.
+    """
     if not COSTS_LOCK.is_file():
         return False
     from dvc.dependency.param import ParamsDependency
+    from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 
-    with Repo() as repo:
+    try:
+        repository = Repo()
+    except NotDvcRepoError:
+        return False
+    with repository as repo:
         dependencies = [dep for stage in repo.stage.collect(COSTS_PIPELINE) for dep in stage.deps]
         params = [dep for dep in dependencies if isinstance(dep, ParamsDependency)]
         return any(dep.workspace_status() for dep in params)
