@@ -4,47 +4,22 @@ import io
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 import infini
-from infini.cli.main import main
+from cli.commands import command_error, run_command
 from toy import sentence
 
 SMALL = ("--window", "8", "--sinks", "2", "--max-new-tokens", "5")
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A folder with a base and a text; no progress bars."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("infini.cli.main.configure_logging", lambda: None)
-    Path("base").symlink_to(base_folder)
+def folder(folder_with_base: None) -> None:
+    """A folder with a base and a text."""
     Path("book.txt").write_text(sentence(200, 3))
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    yield
-    if bars:
-        transformers_logging.enable_progress_bar()
-
-
-def run_chat(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    main(["chat", *words])
-    return capsys.readouterr().out
-
-
-def chat_error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Return the error, one line; the exit code is 2."""
-    with pytest.raises(SystemExit) as ended:
-        main(["chat", *words])
-    error = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert error.count("\n") == 1
-    return error.removeprefix("error: ").rstrip("\n")
 
 
 def save_model(model: PreTrainedModel) -> None:
@@ -58,24 +33,24 @@ def test_chat_saves_and_loads_memory(
 ) -> None:
     caplog.set_level(logging.INFO, "infini")
     words = ("--file", "book.txt", "--save-memory", "new/memory.safetensors", "--prompt", " of")
-    answer = run_chat(capsys, "base", *SMALL, *words)
+    answer = run_command(capsys, "chat", "base", *SMALL, *words)
     assert len(answer) > 3
     assert caplog.messages[0] == "reading book.txt …"
     assert caplog.messages[-2].startswith("book.txt: ")
     size = Path("new/memory.safetensors").stat().st_size
     assert caplog.messages[-1] == f"new/memory.safetensors: the memory, {size:,} bytes"
     again = ("--memory", "new/memory.safetensors", "--prompt", " of")
-    assert run_chat(capsys, "base", *SMALL, *again) == answer
-    assert run_chat(capsys, "base", *SMALL, "--prompt", " of") != answer
+    assert run_command(capsys, "chat", "base", *SMALL, *again) == answer
+    assert run_command(capsys, "chat", "base", *SMALL, "--prompt", " of") != answer
 
 
 def test_chat_reads_questions_from_stdin(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("the union\n\nto trade\nthe union"))
-    out = run_chat(capsys, "base", *SMALL, "--file", "book.txt")
+    out = run_command(capsys, "chat", "base", *SMALL, "--file", "book.txt")
     one, two = (
-        run_chat(capsys, "base", *SMALL, "--file", "book.txt", "--prompt", question)
+        run_command(capsys, "chat", "base", *SMALL, "--file", "book.txt", "--prompt", question)
         for question in ("the union", "to trade")
     )
     assert one != two
@@ -93,7 +68,7 @@ def test_chat_prompts_on_terminal(
 
     caplog.set_level(logging.INFO, "infini")
     monkeypatch.setattr(sys, "stdin", Terminal("the union\n"))
-    out = run_chat(capsys, "base", *SMALL)
+    out = run_command(capsys, "chat", "base", *SMALL)
     assert out.startswith("> ")
     assert out.endswith("\n> ")
     assert caplog.messages[-1].endswith("Ctrl-D ends.")
@@ -104,10 +79,11 @@ def test_chat_finds_base_of_saved_model(
 ) -> None:
     save_model(model)
     words = ("mine", "--file", "book.txt", "--prompt", " of", "--max-new-tokens", "5")
-    answer = run_chat(capsys, *words)
+    answer = run_command(capsys, "chat", *words)
     Path("base").rename("moved")
-    assert run_chat(capsys, *words, "--base", "moved") == answer
-    assert chat_error(capsys, *words).endswith("or say where the base is: --base FOLDER")
+    assert run_command(capsys, "chat", *words, "--base", "moved") == answer
+    error = command_error(capsys, "chat", *words)
+    assert error.endswith("or say where the base is: --base FOLDER")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +118,7 @@ def test_chat_rejects_invalid_arguments(
     Path("latin.txt").write_bytes(b"z\xf6")
     if "--window" not in words and words.startswith("base --") and "prompt" not in words:
         words += " --window 8"
-    assert chat_error(capsys, *words.split()).startswith(shown)
+    assert command_error(capsys, "chat", *words.split()).startswith(shown)
 
 
 def test_chat_rejects_another_base(
@@ -154,5 +130,5 @@ def test_chat_rejects_another_base(
     shutil.copytree(base_folder, "base")
     model.save_pretrained("base")
     for moved in ([], ["--base", "base"]):
-        error = chat_error(capsys, "mine", "--prompt", "a", *moved)
+        error = command_error(capsys, "chat", "mine", "--prompt", "a", *moved)
         assert error.startswith("mine: made for another base than 'base'")

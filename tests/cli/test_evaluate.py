@@ -2,50 +2,25 @@
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 import infini
+from cli.commands import command_error, run_command
 from infini.cli.evaluate import as_markdown
-from infini.cli.main import main
 from toy import sentence
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A folder with a base and two texts; no progress bars."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("infini.cli.main.configure_logging", lambda: None)
-    Path("base").symlink_to(base_folder)
+def folder(folder_with_base: None) -> None:
+    """A folder with a base and two texts."""
     Path("texts/inner").mkdir(parents=True)
     Path("texts/one.txt").write_text(sentence(40, 3))
     Path("texts/inner/two.TXT").write_bytes(b"\xef\xbb\xbf" + sentence(60, 4).encode())
     Path("texts/notes.md").write_bytes(b"\xff")
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    yield
-    if bars:
-        transformers_logging.enable_progress_bar()
-
-
-def run_evaluate(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    main(["evaluate", *words])
-    return capsys.readouterr().out
-
-
-def evaluate_error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Return the error, one line; the exit code is 2."""
-    with pytest.raises(SystemExit) as ended:
-        main(["evaluate", *words])
-    error = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert error.count("\n") == 1
-    return error.removeprefix("error: ").rstrip("\n")
 
 
 def save_model(model: PreTrainedModel) -> None:
@@ -58,7 +33,9 @@ def test_evaluate_prints_the_table_of_the_function(
     model: PreTrainedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_model(model)
-    printed = run_evaluate(capsys, "mine", "--file", "texts", "texts/one.txt", "--sinks", "2")
+    printed = run_command(
+        capsys, "evaluate", "mine", "--file", "texts", "texts/one.txt", "--sinks", "2"
+    )
     table = infini.evaluate("mine", [sentence(60, 4), sentence(40, 3)], sinks=2)
     assert printed == as_markdown(table, "mine", 2) + "\n"
     assert printed.startswith(f"2 texts, {table['tokens']['full']:,} tokens scored; ± is one")
@@ -79,11 +56,11 @@ def test_evaluate_prints_the_table_of_the_function(
 def test_evaluate_scores_a_base_with_and_without_a_window(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    alone = run_evaluate(capsys, "base", "--file", "texts/one.txt")
+    alone = run_command(capsys, "evaluate", "base", "--file", "texts/one.txt")
     assert re.match(r"1 text, \d+ tokens scored\.\n", alone)
     assert "±" not in alone
     assert "gain" not in alone
-    beside = run_evaluate(capsys, "base", "--file", "texts/one.txt", "--window", "8")
+    beside = run_command(capsys, "evaluate", "base", "--file", "texts/one.txt", "--window", "8")
     assert "| base, window of 8 and 4 sinks |" in beside
     assert "gain over the window" in beside
     full = infini.evaluate("base", sentence(40, 3)).loc["full"]
@@ -95,10 +72,12 @@ def test_evaluate_finds_a_moved_base(
 ) -> None:
     save_model(model)
     words = ("mine", "--file", "texts/one.txt")
-    printed = run_evaluate(capsys, *words)
+    printed = run_command(capsys, "evaluate", *words)
     Path("base").rename("moved")
-    assert run_evaluate(capsys, *words, "--base", "moved") == printed
-    assert evaluate_error(capsys, *words).endswith("or say where the base is: --base FOLDER")
+    assert run_command(capsys, "evaluate", *words, "--base", "moved") == printed
+    assert command_error(capsys, "evaluate", *words).endswith(
+        "or say where the base is: --base FOLDER"
+    )
 
 
 def test_markdown_marks_gains_within_two_errors() -> None:
@@ -150,4 +129,4 @@ def test_evaluate_rejects_invalid_arguments(
         shutil.copytree(base_folder, "other")
         infini.remove(model).get_input_embeddings().weight.data.add_(1.0)
         model.save_pretrained("other")
-    assert evaluate_error(capsys, *words.split()).startswith(shown)
+    assert command_error(capsys, "evaluate", *words.split()).startswith(shown)
