@@ -219,11 +219,9 @@ def score_retrieval(model: PreTrainedModel, haystacks: Haystacks, full: int = 0)
         full: Longest text, in tokens, that is also read by full attention (an untouched base).
 
     Returns:
-        A row per question: `QUESTION_KEYS`; log_prob, the answer's log-probability in nats; rank,
-        mean over its tokens, 0 for the likeliest; exact, 1 if all ranks are 0, so that greedy
-        decoding gives the answer. The same with suffix _off: the memory kept empty, which for a
-        window version is the base's plain window; and _full: by full attention, NaN on longer
-        texts.
+        A row per question: `QUESTION_KEYS`; the figures of its answer (`answer_figures`). The
+        same with suffix _off: the memory kept empty, which for a window version is the base's
+        plain window; and _full: by full attention, NaN on longer texts.
     """
     rows, length, number = [], haystacks.length, 0
     for texts in progress(list(_batches(haystacks)), "retrieval"):
@@ -243,7 +241,7 @@ def score_retrieval(model: PreTrainedModel, haystacks: Haystacks, full: int = 0)
                 keys = (number + i, *text[:4], question.depth, question.distance)
                 row = dict(zip(QUESTION_KEYS, keys, strict=True))
                 for suffix, hidden in ends.items():
-                    figures = _measure(head, hidden[i], tokens[i], question)
+                    figures = _measure(head, hidden[i], tokens[i], question, text.task)
                     row |= {f"{name}{suffix}": value for name, value in figures.items()}
                 rows.append(row)
         number += len(texts)
@@ -258,14 +256,34 @@ def _batches(haystacks: Haystacks) -> Iterator[list[RetrievalText]]:
 
 
 def _measure(
-    head: OutputHead, hidden: Tensor, tokens: Tensor, question: Question
+    head: OutputHead, hidden: Tensor, tokens: Tensor, question: Question, task: str
 ) -> dict[str, float]:
     """Score one answer from the hidden states (L, d) of the text's last tokens."""
     answer = tokens[question.start : question.start + question.length]  # (n,)
     first = question.start - 1 - (len(tokens) - len(hidden))
-    log_p = head(hidden[first : first + len(answer)]).double().log_softmax(-1)  # (n, V)
+    return answer_figures(head, hidden[first : first + len(answer)], answer, task)
+
+
+def answer_figures(head: OutputHead, hidden: Tensor, answer: Tensor, task: str) -> dict[str, float]:
+    """Score one answer, each of whose tokens is predicted after the ones before.
+
+    Args:
+        head: The output head.
+        hidden: Last hidden states of the tokens that predict the answer's, (n, d).
+        answer: The answer's tokens, (n,).
+        task: Name in errors.
+
+    Returns:
+        `ANSWER_FIGURES`: log_prob, the answer's log-probability in nats; rank, mean over its
+        tokens, 0 for the likeliest; exact, 1 if all ranks are 0, so that greedy decoding gives
+        the answer.
+
+    Raises:
+        InputError: A probability is not finite.
+    """
+    log_p = head(hidden).double().log_softmax(-1)  # (n, V)
     if not log_p.isfinite().all():
-        raise InputError("passkey: a probability is not finite: the model's weights are broken")
+        raise InputError(f"{task}: a probability is not finite: the model's weights are broken")
     own = log_p.gather(1, answer[:, None])  # (n, 1)
     ranks = (log_p >= own).sum(1) - 1  # a tie does not count as the likeliest
     return {
