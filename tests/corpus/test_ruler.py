@@ -83,6 +83,7 @@ def test_depths_of_needles_differ(texts: list[RulerText]) -> None:
 
 
 def test_answer_of_variable_tracking_is_the_whole_chain(texts: list[RulerText]) -> None:
+    at = list[float]()
     for text in texts_of("vt", texts):
         values = dict[str, str]()
         for name, source in re.findall(r"^VAR ([A-Z]{5}) = (.+)$", text.context, re.MULTILINE):
@@ -90,10 +91,13 @@ def test_answer_of_variable_tracking_is_the_whole_chain(texts: list[RulerText]) 
         (asked,) = re.findall(r"assigned the value (\d{5}) in the text", text.question)
         assert text.answer == " " + ", ".join(n for n, value in values.items() if value == asked)
         assert len(values) == 5
-        rest = [line for line in text.context.split("\n")[1:] if not line.startswith("VAR")]
-        assert set(rest) == {NOISE}
+        lines = text.context.split("\n")[1:]
+        assert {line for line in lines if not line.startswith("VAR")} == {NOISE}
+        at += [i / len(lines) for i, line in enumerate(lines) if line.startswith("VAR")]
         assert text.context.count(asked) == 1
         assert (text.depth, text.distance) == (None, None)
+    assert min(at) < 0.2
+    assert max(at) > 0.8
 
 
 def test_answer_of_common_words_is_the_ten_most_frequent(texts: list[RulerText]) -> None:
