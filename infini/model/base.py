@@ -25,6 +25,7 @@ from infini.model.base_info import MODEL_TYPE
 from infini.model.tensor_files import check_tensors_finite
 
 MAX_LAYERS = 1_000  # a damaged config that says more would fill the memory
+TOKENIZER_FILES = ("*token*", "*vocab*", "spiece.model")
 
 
 def load_base(model: str, revision: str | None = None, **options: Any) -> PreTrainedModel:
@@ -80,9 +81,13 @@ def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
         The tokenizer.
 
     Raises:
-        InputError: If there is no such model, or its tokenizer is not readable.
+        InputError: If there is no such model, or its tokenizer is missing or not readable.
     """
     _load_config(model, revision)
+    folder = Path(os.path.expanduser(model))
+    files = (file for pattern in TOKENIZER_FILES for file in folder.glob(pattern))
+    if folder.is_dir() and not any(files):
+        raise _no_tokenizer(model)
     try:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
             os.path.expanduser(model), revision=revision or "main", trust_remote_code=False
@@ -93,7 +98,17 @@ def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
         raise InputError(
             f"base.model: {model!r}: its tokenizer is not readable ({_first_line(error)})"
         ) from None
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if tokenizer.get_vocab().keys() <= added.union(tokenizer.all_special_tokens):
+        raise _no_tokenizer(model)  # some classes are made without their vocabulary
     return tokenizer
+
+
+def _no_tokenizer(model: str) -> InputError:
+    return InputError(
+        f"base.model: {model!r} has no tokenizer: save the base's own to it "
+        "(tokenizer.save_pretrained)"
+    )
 
 
 def _commit_hash(model: str, revision: str | None) -> str | None:

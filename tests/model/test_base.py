@@ -33,6 +33,19 @@ def test_load_tokenizer_round_trip(base_folder: Path) -> None:
     assert tokenizer.decode(tokenizer(sentence(9, 0))["input_ids"]) == sentence(9, 0)
 
 
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama", "gemma2", "cohere", "gpt2"])
+def test_load_tokenizer_names_a_folder_without_one(architecture: str, tmp_path: Path) -> None:
+    """transformers makes some classes without a vocabulary, and fails for others."""
+    tiny(architecture).save_pretrained(tmp_path)
+    message = f"base.model: '{tmp_path}' has no tokenizer: save the base's own to it"
+    with pytest.raises(InputError, match=message):
+        load_tokenizer(str(tmp_path))
+    if architecture != "llama":  # which needs more than settings
+        (tmp_path / "tokenizer_config.json").write_text("{}")
+        with pytest.raises(InputError, match=message):
+            load_tokenizer(str(tmp_path))
+
+
 def test_load_base_names_a_missing_model(base_folder: Path, tmp_path: Path) -> None:
     for load in (load_base, load_tokenizer):
         for name in ("no/such-model", str(tmp_path)):
