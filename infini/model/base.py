@@ -104,19 +104,19 @@ def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
     return tokenizer
 
 
-def _no_tokenizer(model: str) -> InputError:
-    return InputError(
-        f"base.model: {model!r} has no tokenizer: save the base's own to it "
-        "(tokenizer.save_pretrained)"
-    )
-
-
 def _commit_hash(model: str, revision: str | None) -> str | None:
     """Return the commit on the hub of a base that was just loaded; None for a folder."""
     if os.path.isdir(os.path.expanduser(model)):
         return None
     cached = try_to_load_from_cache(model, "config.json", revision=revision or "main")
     return Path(cached).parent.name if isinstance(cached, str) else None
+
+
+def _no_tokenizer(model: str) -> InputError:
+    return InputError(
+        f"base.model: {model!r} has no tokenizer: save the base's own to it "
+        "(tokenizer.save_pretrained)"
+    )
 
 
 def _load_config(model: str, revision: str | None) -> PretrainedConfig:

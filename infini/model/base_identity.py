@@ -9,16 +9,17 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from infini.model.peft_adapters import adapter_layers
+from infini.model.peft_adapters import adapter_layers, adapter_parameters, without_adapters
 from infini.model.segmented.layers import MemoryModule
-from infini.model.tensor_files import values_hash
-from infini.model.window.layer import SUBMODULE
+from infini.model.tensor_files import tensors_state, values_hash
+from infini.model.window.layer import SUBMODULE, WindowLayer
 
 # Keys of infini_config.json's block `base`: the hash, and that of the weights in float16
 FINGERPRINT, HALF_FINGERPRINT = "fingerprint", "fingerprint_float16"
@@ -74,10 +75,10 @@ def quantization_of(model: PreTrainedModel) -> str | None:
 
 
 def base_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return the base's state_dict, of a model with or without a memory."""
+    """Return the base's state_dict, of a model with or without a memory and adapters of peft."""
     slots = [f"{n}." for n, module in model.named_modules() if isinstance(module, MemoryModule)]
     tensors: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in without_adapters(model, model.state_dict()).items():
         slot = next((slot for slot in slots if name.startswith(slot)), "")
         own = name.removeprefix(slot)
         if slot and own.startswith("original."):
@@ -139,6 +140,13 @@ def describe_base(model: PreTrainedModel, folder: str | Path | None = None) -> d
     }
 
 
+def is_same_base(recorded: Mapping[str, Any], model: PreTrainedModel) -> bool:
+    """Return whether a model's base is the one of which `describe_base` returned `recorded`."""
+    half = model.dtype == torch.float16
+    key, dtype = (HALF_FINGERPRINT, torch.float16) if half else (FINGERPRINT, torch.bfloat16)
+    return base_fingerprint(model, dtype) == recorded[key]
+
+
 def base_difference(recorded: Mapping[str, Any], model: PreTrainedModel) -> str | None:
     """Compare a model's base with a recorded one.
 
@@ -149,12 +157,11 @@ def base_difference(recorded: Mapping[str, Any], model: PreTrainedModel) -> str 
     Returns:
         What differs, in words; None: it is the same base.
     """
-    half = model.dtype == torch.float16
-    key, dtype = (HALF_FINGERPRINT, torch.float16) if half else (FINGERPRINT, torch.bfloat16)
-    if base_fingerprint(model, dtype) == recorded[key]:
-        return None
     if adapter_layers(model):
         return "it has an adapter of peft, merge_and_unload() or unload() it"
+    if is_same_base(recorded, model):
+        return None
+    half = model.dtype == torch.float16
     then, now = recorded["config"], logits_config(model.config)
     changed = [
         f"{name} is {_shown(now, name)}, not {_shown(then, name)}"
@@ -174,3 +181,62 @@ def base_difference(recorded: Mapping[str, Any], model: PreTrainedModel) -> str 
 
 def _shown(config: Mapping[str, Any], name: str) -> str:
     return str(config.get(name, "the default"))
+
+
+class RetrofittedBase:
+    """The base of a retrofitted model: tells whether it is still the recorded one.
+
+    Addresses, versions and norms of the weights are compared for every new cache, which takes
+    about as long as to read one token; the weights are hashed only where these differ.
+
+    Args:
+        model: the model, whose `infini_config` records its base.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self._model = ref(model)
+        self.accept()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _copied_base, (self._model(), vars(self) | {"_model": None})
+
+    def accept(self) -> None:
+        """Take the base as it is for the recorded one."""
+        model = self._model()
+        assert model is not None
+        self._fingerprint: str = model.infini_config["base"][FINGERPRINT]
+        self._has_changed, self._state = False, self._current_state(model)
+
+    def is_known(self) -> bool:
+        """Return whether the weights are as they were when they were last accepted."""
+        model = self._model()
+        if model is None:  # the decoder is used alone
+            return True
+        return not self._has_changed and self._state == self._current_state(model)
+
+    def fingerprint(self) -> str | None:
+        """Return the recorded fingerprint; None: the base has changed since."""
+        model = self._model()
+        if model is not None and not self._has_changed and not self.is_known():
+            if is_same_base(model.infini_config["base"], model):  # moved, cast or copied
+                self.accept()
+            else:
+                self._has_changed = True  # not hashed again while it is trained
+        return None if self._has_changed else self._fingerprint
+
+    def _current_state(self, model: PreTrainedModel) -> Any:
+        if not self._fingerprint:
+            return None  # of `sliding_window`, which saves nothing
+        added = {id(p) for p in adapter_parameters(model)}
+        for module in model.modules():
+            own = module.infini_layer if isinstance(module, MemoryModule) else module
+            if isinstance(module, MemoryModule | WindowLayer):
+                added |= {id(p) for p in own.parameters()}
+        return sorted(tensors_state(p for p in model.parameters() if id(p) not in added))
+
+
+def _copied_base(model: PreTrainedModel | None, attributes: dict[str, Any]) -> RetrofittedBase:
+    """Return what copying or pickling a model makes of its `RetrofittedBase`."""
+    base = object.__new__(RetrofittedBase)
+    vars(base).update(attributes | {"_model": ref(model) if model is not None else lambda: None})
+    return base

@@ -19,6 +19,8 @@ from infini.model.retrofit_config import RetrofitConfig
 from infini.model.token_history import TokenHistory
 
 HISTORIES = ("text", "sequence")
+# Fingerprint of memory layers whose base has changed since the retrofit
+CHANGED_BASE = "changed base"
 
 
 class MemoryCache(Cache):  # type: ignore[misc]

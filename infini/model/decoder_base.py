@@ -1,6 +1,6 @@
 """Base class of our two decoder mixins: cache handling and input checks."""
 
-from typing import Any
+from typing import Any, Protocol
 from weakref import ref
 
 import torch
@@ -8,12 +8,19 @@ from torch import Tensor, nn
 
 from infini.errors import InputError
 from infini.model.architectures import CACHE, take_cache
-from infini.model.cache import MemoryCache
+from infini.model.cache import CHANGED_BASE, MemoryCache
 from infini.model.peft_adapters import adapter_tensors
 from infini.model.retrofit_config import RetrofitConfig
-from infini.model.tensor_files import values_hash
+from infini.model.tensor_files import tensors_state, values_hash
 
 TOKEN_TYPES = (torch.int64, torch.int32)  # that an embedding takes
+
+
+class KnownBase(Protocol):
+    """The base of a retrofitted model."""
+
+    def fingerprint(self) -> str | None:
+        """Return what identifies the base; None: it has changed since the retrofit."""
 
 
 class StatefulDecoder(nn.Module):
@@ -22,8 +29,7 @@ class StatefulDecoder(nn.Module):
     # The base's own config
     config: Any
     retrofit_config: RetrofitConfig
-    # Identifies the weights of the base
-    base_fingerprint: str
+    known_base: KnownBase
     # What `fingerprint` was last computed of, and the result
     _fingerprint: tuple[Any, str]
     cache_type: type[MemoryCache]
@@ -106,10 +112,16 @@ class StatefulDecoder(nn.Module):
     def adopt_cache(self, cache: Any) -> None:
         """Become the owner of a cache; InputError if other memory layers wrote it."""
         self._check_dtype(cache)
-        if not isinstance(cache, self.cache_type) or cache.fingerprint != self.fingerprint():
+        if (own := self.fingerprint()) == CHANGED_BASE:
+            raise InputError(
+                "the base has changed since retrofit, the memory was written with another one: "
+                "save it (model.save_pretrained(folder, save_base=BASE_FOLDER)) and read the text "
+                "again"
+            )
+        if not isinstance(cache, self.cache_type) or cache.fingerprint != own:
             raise InputError(
                 f"the memory was written by other memory layers (fingerprint {cache.fingerprint}, "
-                f"this model's is {self.fingerprint()}): load the model that wrote it, or give "
+                f"this model's is {own}): load the model that wrote it, or give "
                 "this one its settings"
             )
         cache.to(next(self.parameters()).device).owner = ref(self.retrofit_config)
@@ -127,11 +139,16 @@ class StatefulDecoder(nn.Module):
         return str(self.dtype).removeprefix("torch.")
 
     def fingerprint(self) -> str:
-        """Return what identifies the memory layers: their config, base, adapters and weights."""
-        settings = {**self.retrofit_config.to_dict(), "base": self.base_fingerprint}
+        """Return what identifies the memory layers: their config, base, adapters and weights.
+
+        `CHANGED_BASE` where the base has changed since the retrofit.
+        """
+        if (base := self.known_base.fingerprint()) is None:
+            return CHANGED_BASE
+        settings = {**self.retrofit_config.to_dict(), "base": base}
         adapters = {f"peft.{name}": tensor for name, tensor in adapter_tensors(self).items()}
         tensors, text = {**self.memory_parameters(), **adapters}, str(sorted(settings.items()))
-        key = text, [*tensors], _state_of([*tensors.values()])
+        key = text, [*tensors], tensors_state(tensors.values())
         known, fingerprint = getattr(self, "_fingerprint", (None, ""))
         if key != known:  # every new cache asks for it
             fingerprint = values_hash(tensors, text)[:16]
@@ -153,15 +170,6 @@ class StatefulDecoder(nn.Module):
                     f"input_ids must be between 0 and {embeddings.num_embeddings - 1}, "
                     f"got {least if least < 0 else most}"
                 )
-
-
-@torch.no_grad()
-def _state_of(parameters: list[Tensor]) -> list[tuple[int, int, float]]:
-    """Return what changes with parameters: addresses, versions, norms (of changes by `.data`)."""
-    norms = torch._foreach_norm(parameters) if parameters else ()
-    return [
-        (p.data_ptr(), p._version, norm.item()) for p, norm in zip(parameters, norms, strict=True)
-    ]
 
 
 def select_inputs(

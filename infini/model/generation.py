@@ -14,7 +14,7 @@ from transformers.utils import logging
 from infini.errors import InputError
 from infini.memory.eviction import RetentionPolicy, policy_by_name, policy_names
 from infini.model.architectures import CACHE, take_cache
-from infini.model.base_identity import FINGERPRINT, base_difference, base_tensors, describe_base
+from infini.model.base_identity import base_difference, base_tensors, describe_base
 from infini.model.cache import MemoryCache
 from infini.model.class_extension import restore_class
 from infini.model.decoder_base import mask_of_new_tokens
@@ -72,6 +72,7 @@ class RetrofittedModel:
                 f"{save_directory}: the base has changed since retrofit, `load` would not find it: "
                 f"{difference}; to save it too: save_pretrained(folder, save_base=BASE_FOLDER)"
             )
+        self.get_decoder().known_base.accept()  # type: ignore[attr-defined]
         if is_main_process:
             save(self, Path(save_directory))
 
@@ -267,6 +268,15 @@ class RetrofittedModel:
             )
         return super().to(*args, **kwargs)  # type: ignore[misc]
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or cast all tensors; a base that was only moved stays known."""
+        base, dtype = self.get_decoder().known_base, self.dtype  # type: ignore[attr-defined]
+        known = base.is_known()
+        super()._apply(*args, **kwargs)  # type: ignore[misc]
+        if known and self.dtype == dtype:  # type: ignore[attr-defined]
+            base.accept()
+        return self
+
 
 def _save_base(model: Any, folder: Path, is_main_process: bool) -> None:
     """Write a retrofitted model's base, and record that it is there."""
@@ -279,8 +289,7 @@ def _save_base(model: Any, folder: Path, is_main_process: bool) -> None:
             base.save_pretrained(folder, state_dict=base_tensors(model))
         except (OSError, SafetensorError) as error:
             raise InputError(f"{folder}: cannot be written: {error}") from None
-    model.infini_config["base"] = described = describe_base(model, folder)
-    model.get_decoder().base_fingerprint = described[FINGERPRINT]
+    model.infini_config["base"] = describe_base(model, folder)
 
 
 def _record_policy(model: Any) -> None:

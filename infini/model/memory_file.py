@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from infini.errors import InputError
+from infini.model.cache import CHANGED_BASE
 from infini.model.segmented.cache import SegmentedCache
 from infini.model.tensor_files import check_tensors_finite, read_tensors, write_tensors
 from infini.model.window.cache import WindowCache
@@ -19,8 +20,8 @@ def save_memory(state: SegmentedCache | WindowCache, path: str | Path) -> None:
         path: the safetensors file to write.
 
     Raises:
-        InputError: If `state` is no such cache or cannot be read back, or the file cannot be
-            written.
+        InputError: If `state` is no such cache or cannot be read back, the base had changed since
+            the retrofit, or the file cannot be written.
 
     Examples:
         >>> output = model(input_ids)
@@ -30,6 +31,11 @@ def save_memory(state: SegmentedCache | WindowCache, path: str | Path) -> None:
         raise InputError(
             "state must be the cache that a model with a memory returns, "
             f"got a {type(state).__name__}"
+        )
+    if state.fingerprint == CHANGED_BASE:
+        raise InputError(
+            f"{path}: the base had changed since retrofit, and `load` would not find it: save it "
+            "(model.save_pretrained(folder, save_base=BASE_FOLDER)) and read the text again"
         )
     metadata = {
         "format": state.file_format,

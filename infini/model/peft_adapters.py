@@ -5,7 +5,7 @@ active adapter's. peft itself is not imported.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -42,8 +42,42 @@ def adapter_layers(model: object) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, tuners.BaseTunerLayer)]
 
 
+def _wrappers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yield the modules that peft has put around others: name, module, the other's name in it."""
+    layers = set(map(id, adapter_layers(model)))
+    for name, module in model.named_modules() if layers else ():
+        if "original_module" in module._modules:
+            yield name, module, "original_module"
+        elif id(module) in layers:
+            yield name, module, "base_layer"
+
+
+def adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield all parameters that peft has added to a model."""
+    for _, module, inner in _wrappers(model):
+        own = set(map(id, getattr(module, inner).parameters()))
+        yield from (parameter for parameter in module.parameters() if id(parameter) not in own)
+
+
+def without_adapters(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a model's state_dict as it was before peft wrapped modules of it."""
+    inner = {f"{name}.": f"{inner}." for name, _, inner in _wrappers(model)}
+    own: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        prefix = next((prefix for prefix in inner if name.startswith(prefix)), "")
+        rest = name.removeprefix(prefix)
+        if not prefix:
+            own[name] = tensor
+        elif rest.startswith(inner[prefix]):
+            own[prefix + rest.removeprefix(inner[prefix])] = tensor
+    return own
+
+
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return what the active adapters' layers add to a base, by name; adapters have no names."""
+    """Return what the active adapters add to a base, by name; adapters have no names.
+
+    These are layers such as LoRA's, and copies of the base's modules (`modules_to_save`).
+    """
     tensors: dict[str, Tensor] = {}
     for index, layer in enumerate(adapter_layers(model)):
         active = () if layer.disable_adapters else layer.active_adapters
@@ -57,6 +91,11 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
                 elif isinstance(found, nn.ModuleDict) and adapter in found:
                     for name, tensor in found[adapter].named_parameters():
                         tensors[f"{index}.{number}.{part}.{name}"] = tensor
+    for path, module, inner in _wrappers(model):
+        if inner == "base_layer" or path.rpartition(".")[2].startswith("infini_"):
+            continue  # above, and the memory's own
+        if (used := active_module(module)) not in (module, module.original_module):
+            tensors |= {f"{path}.{name}": tensor for name, tensor in used.named_parameters()}
     return tensors
 
 

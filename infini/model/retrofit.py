@@ -16,7 +16,7 @@ from infini.choices import Method, check_choice
 from infini.errors import InputError
 from infini.memory.eviction import as_policy, policy_by_name
 from infini.model.architectures import is_encoder
-from infini.model.base_identity import FINGERPRINT, describe_base
+from infini.model.base_identity import FINGERPRINT, RetrofittedBase, describe_base
 from infini.model.class_extension import extend_class, restore_class
 from infini.model.generation import RetrofittedModel
 from infini.model.modules import has_memory, infini_parameters, window_layers
@@ -147,7 +147,7 @@ def retrofit_known(
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in added)
     decoder = model.get_decoder()
-    decoder.retrofit_config, decoder.base_fingerprint = config, base[FINGERPRINT]
+    decoder.retrofit_config, decoder.known_base = config, RetrofittedBase(model)
     extend_class(model, RetrofittedModel)
     extend_class(decoder, WindowDecoder if method == "window" else SegmentedDecoder)
     return model
@@ -189,7 +189,7 @@ def remove(model: PreTrainedModel) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in model.trainable_before)
     del model.infini_config, model.trainable_before
-    del decoder.retrofit_config, decoder.base_fingerprint
+    del decoder.retrofit_config, decoder.known_base
     return model
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,6 +65,32 @@ def _values_digest(name: str, tensor: Tensor, dtype: torch.dtype) -> bytes:
         tensor = tensor.to(dtype)
     digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.digest()
+
+
+@torch.no_grad()
+def tensors_state(tensors: Iterable[Tensor]) -> list[tuple[int, int, float]]:
+    """Return what changes with tensors: addresses, versions, norms (of changes by `.data`).
+
+    A sharded or quantised tensor counts by the tensors in it; integers have no norm.
+    """
+    parts = [part for tensor in tensors for part in _parts(tensor)]
+    norms = dict.fromkeys(map(id, parts), 0.0)
+    for size in (2, 4, 8):
+        floats = [x for x in parts if x.is_floating_point() and x.element_size() == size]
+        if floats:
+            found = torch._foreach_norm(floats, dtype=torch.float32 if size == 2 else None)
+            norms |= {id(x): norm.item() for x, norm in zip(floats, found, strict=True)}
+    return [(x.data_ptr(), x._version, norms[id(x)]) for x in parts]
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield a plain tensor itself, of another one the tensors that are held here."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from _parts(getattr(tensor, name))
 
 
 def plain_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

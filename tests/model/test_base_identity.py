@@ -1,6 +1,8 @@
 """Identity of a base: which changes have another fingerprint, and what differs, in words."""
 
+import copy
 import json
+import pickle
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TorchAoConfig
 import infini
 from architectures import L, text, tiny
 from infini.errors import InputError
-from infini.model.architectures import cache_of
+from infini.model.architectures import CACHE, cache_of
 from infini.model.base import load_base
 from infini.model.base_identity import base_fingerprint, base_tensors, describe_base
+from infini.model.modules import infini_parameters
 from infini.model.tensor_files import check_tensors_finite, values_hash
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -101,6 +104,7 @@ def test_base_fingerprint_is_the_bases_own_after_retrofit(method: str, llama: Pa
     assert base_fingerprint(base) == own
 
 
+BOOK = text(1, 40), text(1, 5)
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 
@@ -222,6 +226,58 @@ def test_memory_of_another_base_is_rejected(method: str, llama: Path, tmp_path: 
     state = infini.load_memory(tmp_path / "memory")
     with pytest.raises(InputError, match="written by other memory layers"):
         other(text(1, 3), past_key_values=state)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("change", [resize, finetune])
+@torch.no_grad()
+def test_memory_of_a_base_changed_after_retrofit_is_refused_until_the_base_is_saved(
+    method: str, change: Any, llama: Path, tmp_path: Path
+) -> None:
+    model, book, more = infini.retrofit(load_base(str(llama)), **METHODS[method]), *BOOK
+    infini.save_memory(cache_of(model(book)), tmp_path / "before")
+    change(model)
+    with pytest.raises(InputError, match=r"memory: the base had changed since retrofit, and"):
+        infini.save_memory(cache_of(model(book)), tmp_path / "memory")
+    assert not (tmp_path / "memory").exists()
+    with pytest.raises(InputError, match=r"the base has changed since retrofit, the memory was"):
+        infini.load_memory(tmp_path / "before", model)
+    model.save_pretrained(tmp_path / "ours", save_base=tmp_path / "base")
+    cache = cache_of(model(book))
+    infini.save_memory(cache, tmp_path / "memory")
+    again = infini.load(tmp_path / "ours")
+    loaded = infini.load_memory(tmp_path / "memory", again)
+    expected = model(more, **{CACHE: cache}).logits
+    assert torch.equal(again(more, **{CACHE: loaded}).logits, expected)
+    with pytest.raises(InputError, match="written by other memory layers"):
+        infini.load_memory(tmp_path / "before", again)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_base_is_known_after_it_was_moved_cast_or_copied(
+    method: str, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = infini.retrofit(load_base(str(llama)), **METHODS[method])
+    own = model.get_decoder().fingerprint()
+    twin, pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    for other in (twin, pickled, copy.deepcopy(model).to(BF16), copy.deepcopy(model).to(F64)):
+        assert other.get_decoder().known_base.fingerprint() == model.infini_config["base"][
+            "fingerprint"
+        ]  # fmt: skip
+    assert twin.get_decoder().fingerprint() == pickled.get_decoder().fingerprint() == own
+    finetune(twin)
+    assert twin.get_decoder().known_base.fingerprint() is None
+    assert model.get_decoder().fingerprint() == own
+    rounded = copy.deepcopy(model).to(F16).to(F32)
+    assert rounded.get_decoder().known_base.fingerprint() is None
+    decoder = copy.deepcopy(model).get_decoder()  # its model is gone
+    assert decoder.fingerprint() == own
+    monkeypatch.setattr("infini.model.base_identity.base_fingerprint", None)  # not needed
+    model.to("cpu")
+    for parameter in infini_parameters(model).values():
+        parameter.data += 1
+    assert model.get_decoder().fingerprint() != own
 
 
 class Quantised(Tensor):

@@ -176,3 +176,25 @@ def test_memory_read_with_lora_is_not_loaded_without_it(base: str, tmp_path: Pat
     assert torch.equal(read(tuned, tokens, loaded)[0], read(tuned, tokens, memory)[0])
     with tuned.disable_adapter(), pytest.raises(InputError, match="written by other memory layer"):
         infini.load_memory(tmp_path / "book", model)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_memory_read_with_a_copied_embedding_is_not_loaded_without_it(
+    method: str, base: str, tmp_path: Path
+) -> None:
+    model, tokens = retrofitted(base, method), text(2, 40)
+    known = model.get_decoder().known_base
+    plain = known.fingerprint()
+    own = lora(method).modules_to_save
+    tuned = get_peft_model(model, lora(method, modules_to_save=[*own, "embed_tokens"])).eval()
+    _, memory = read(tuned, tokens)
+    infini.save_memory(memory, tmp_path / "book")
+    infini.load_memory(tmp_path / "book", model)
+    model.get_input_embeddings().weight.data += 0.1  # the active copy
+    with pytest.raises(InputError, match="written by other memory layer"):
+        infini.load_memory(tmp_path / "book", model)
+    assert known.fingerprint() == plain  # the base itself is what it was
+    tuned.double()
+    assert known.fingerprint() == plain
+    model.get_decoder().embed_tokens.original_module.weight.data += 0.1
+    assert known.fingerprint() is None
