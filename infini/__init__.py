@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from infini.model.loading import load
     from infini.model.memory_file import load_memory, save_memory
     from infini.model.retrofit import remove, retrofit
+    from infini.model.fit_policy import fit_policy
 
 __all__ = [
     "InfiniAttention",
     "RetentionPolicy",
     "evaluate",
+    "fit_policy",
     "load",
     "load_memory",
     "memory",
@@ -37,6 +39,7 @@ _MODULES = {
     "InfiniAttention": "infini.memory",
     "RetentionPolicy": "infini.memory.eviction",
     "evaluate": "infini.evaluation.evaluate_texts",
+    "fit_policy": "infini.model.fit_policy",
     "load": "infini.model.loading",
     "load_memory": "infini.model.memory_file",
     "register_policy": "infini.memory.eviction",

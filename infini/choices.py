@@ -11,7 +11,23 @@ Init = Literal["teacher", "random"]  # weights of a replaced layer: the base's o
 Update = Literal["linear", "delta"]  # write rule of the memory
 WindowUpdate = Literal["linear", "delta", "gated_delta", "none"]  # none: no matrix
 # built-in retention policies; the classes are in infini.memory.eviction
-Policy = Literal["decayed_attention"]
+Policy = Literal[
+    "a2sf",
+    "cascading",
+    "curdkv",
+    "decayed_attention",
+    "expected_attention",
+    "h2o",
+    "keydiff",
+    "knorm",
+    "lagkv",
+    "observed_attention",
+    "q_filter",
+    "random",
+    "rkv",
+    "snapkv",
+    "tova",
+]
 LocalKind = Literal["softmax", "linear"]  # attention within a segment
 Position = Literal["none", "alibi", "rope"]  # positions within a segment
 # memory that a document reads: its own, another document's (of the same batch), or none

@@ -38,7 +38,7 @@ from infini.evaluation.losses import BATCH_TOKENS
 from infini.evaluation.perplexity import score_full_attention, score_in_chunks
 from infini.evaluation.score import Score
 from infini.model.architectures import context_length, vocabulary_size
-from infini.model.base import load_base, load_tokenizer
+from infini.model.base import load_base, tokenizer_of
 from infini.model.loading import load
 from infini.model.modules import has_memory
 from infini.model.retrofit import remove, sliding_window
@@ -96,7 +96,7 @@ def evaluate(
     named = _named_texts(texts)
     loaded = _load(model, base)
     _check_options(loaded, window, sinks)
-    tokenizer = tokenizer or _tokenizer_of(loaded)
+    tokenizer = tokenizer or tokenizer_of(loaded)
     pieces = [_encode(name, text, tokenizer) for name, text in named.items()]
     if (largest := max(max(piece.tokens) for piece in pieces)) >= vocabulary_size(loaded):
         raise InputError(
@@ -252,17 +252,6 @@ def _check_options(model: PreTrainedModel, window: int | None, sinks: int) -> No
         raise InputError(
             f"window + sinks must be ≤ {longest}, the base's context, got {(window or 1) + sinks}"
         )
-
-
-def _tokenizer_of(model: PreTrainedModel) -> Tokenizer:
-    """Load the tokenizer from where the base was loaded from."""
-    recorded = getattr(model, "infini_config", {}).get("base") or {
-        "model": model.config._name_or_path,
-        "revision": getattr(model.config, "_commit_hash", None),
-    }
-    if not recorded["model"]:
-        raise InputError("tokenizer must be given: the model was not loaded from a folder or hub")
-    return load_tokenizer(recorded["model"], recorded["revision"])
 
 
 def _encode(name: str, text: str, tokenizer: Tokenizer) -> Piece:

@@ -17,19 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infini.choices import MemoryMode
+from infini.errors import InputError
 from infini.memory.block_reader import MAX_BIAS, BlockReader
 from infini.memory.eviction import (
     BlockLayout,
     CallPairs,
+    LayerPolicy,
     RetainedState,
     RetentionPolicy,
+    Rotate,
     Selection,
     num_recent,
     policy_by_name,
     select,
 )
 from infini.memory.packing import swap_halves
-from infini.memory.window import Attention, ChunkInfo, Rotate
+from infini.memory.window import Attention, ChunkInfo
 
 MASKED_SCORE = -1e4  # attention score of an empty slot
 
@@ -43,7 +46,7 @@ class RetainedPairs(nn.Module):
     Args:
         heads: Query heads, H.
         kv_heads: Key-value heads, G.
-        width: Value width, V.
+        widths: Key and value width, D and V.
         num_retained: Pairs that a key-value head retains, K.
         policy: Selects the pairs; None: `decayed_attention`.
         layer_index: Decoder layer, from 0; passed to the policy.
@@ -57,7 +60,7 @@ class RetainedPairs(nn.Module):
         self,
         heads: int,
         kv_heads: int,
-        width: int,
+        widths: tuple[int, int],
         num_retained: int,
         policy: RetentionPolicy | None = None,
         layer_index: int = 0,
@@ -67,7 +70,12 @@ class RetainedPairs(nn.Module):
         self.num_retained = num_retained
         self.policy = policy or policy_by_name("decayed_attention")
         self.bias = nn.Parameter(torch.zeros(heads))
-        self.weight = nn.Parameter(torch.zeros(kv_heads, width))
+        self.weight = nn.Parameter(torch.zeros(kv_heads, widths[1]))
+        shapes = self.policy.weight_shapes(heads, kv_heads, widths[0])
+        self.policy_weights = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(shape), False) for name, shape in shapes.items()}
+        )
+        """Tensors of the policy that `infini.fit_policy` fits; zeros: not fitted"""
 
     def pair_bias(self, v: Tensor) -> Tensor:
         """Compute the learned bias of pairs from their values: (B, G, P, V) → (B, G, P), logits.
@@ -77,6 +85,20 @@ class RetainedPairs(nn.Module):
         with torch.autocast(v.device.type, enabled=False):
             v = F.normalize(v.float(), dim=-1) * v.shape[-1] ** 0.5
             return torch.einsum("bgpv,gv->bgp", v, self.weight.float())
+
+    def layer_policy(self, rotate: Rotate | None) -> LayerPolicy:
+        """Return the policy with its tensors; InputError if they have not been fitted.
+
+        Args:
+            rotate: The layer's rotary embedding; None: it has none.
+        """
+        if self.policy_weights and not any(x.any() for x in self.policy_weights.values()):
+            raise InputError(
+                f"policy {self.policy.name!r} must be fitted to texts first: "
+                "infini.fit_policy(model, texts)"
+            )
+        weights = {name: x.float() for name, x in self.policy_weights.items()}
+        return LayerPolicy(self.policy, self.layer_index, weights, rotate)
 
 
 class WindowPairs(NamedTuple):
@@ -191,8 +213,7 @@ def _attend(
         key_bias,
         state,
         layout,
-        retained.policy,
-        retained.layer_index,
+        retained.layer_policy(spec.rotate),
     )
     if torch.is_autocast_enabled(q.device.type):  # the attention would cast them later
         dtype = torch.get_autocast_dtype(q.device.type)
@@ -269,8 +290,8 @@ def _attend_blockwise(
     K = state.keys.shape[2]
     reader = BlockReader(rotated_q, (rotated_keys, values), sinks, biases, layout, K)
     call_pairs = CallPairs(keys, rotated_keys, values, pairs.sink_keys)
-    policy, layer_index = retained.policy, retained.layer_index
-    selection = select(reader, call_pairs, key_bias, state, layout, policy, layer_index)
+    layer_policy = retained.layer_policy(spec.rotate)
+    selection = select(reader, call_pairs, key_bias, state, layout, layer_policy)
     return reader.out, _next_state(selection, state, keys, values)
 
 

@@ -20,12 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infini.memory.eviction import RetainedState, RetentionPolicy, num_recent
+from infini.memory.eviction import RetainedState, RetentionPolicy, Rotate, num_recent
 from infini.memory.packing import gather
 
 BLOCK_SIZE = 64  # queries of a block, or the window if that is longer
 
-Rotate = Callable[[Tensor, Tensor], Tensor]  # (B, H, T, D) and positions, (B or 1, T)
 # Softmax attention: q (n, H, C, ·), k (n, G, M, ·), v (n, G, M, V), mask (n, 1, C, M), True where
 # a query attends to one of the M keys → (n, C, H, V)
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -104,6 +104,27 @@ def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
     return tokenizer
 
 
+def tokenizer_of(model: PreTrainedModel) -> Tokenizer:
+    """Load a model's tokenizer from where its base was loaded from.
+
+    Args:
+        model: a base, or a retrofitted one.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        InputError: If the model was built in memory, or its tokenizer is not readable.
+    """
+    recorded = getattr(model, "infini_config", {}).get("base") or {
+        "model": model.config._name_or_path,
+        "revision": getattr(model.config, "_commit_hash", None),
+    }
+    if not recorded["model"]:
+        raise InputError("tokenizer must be given: the model was not loaded from a folder or hub")
+    return load_tokenizer(recorded["model"], recorded["revision"])
+
+
 def _commit_hash(model: str, revision: str | None) -> str | None:
     """Return the commit on the hub of a base that was just loaded; None for a folder."""
     if os.path.isdir(os.path.expanduser(model)):

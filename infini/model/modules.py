@@ -41,10 +41,25 @@ def infini_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     }
 
 
+def trained_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return the parameters of `infini_parameters` that training changes.
+
+    The others are fitted once, by `infini.fit_policy`.
+    """
+    fitted = {
+        id(parameter)
+        for layer in window_layers(model).values()
+        if layer.retained is not None
+        for parameter in layer.retained.policy_weights.values()
+    }
+    own = infini_parameters(model).items()
+    return {name: parameter for name, parameter in own if id(parameter) not in fitted}
+
+
 def parameter_groups(
     model: PreTrainedModel,
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Split `infini_parameters` by learning rate.
+    """Split `trained_parameters` by learning rate.
 
     Returns:
         Weights, and the gates that modules name in `gate_parameters`: gates of the memory, its
@@ -55,7 +70,7 @@ def parameter_groups(
         for module in model.modules()
         for name in getattr(module, "gate_parameters", ())
     }
-    trained = infini_parameters(model).items()
+    trained = trained_parameters(model).items()
     return (
         {name: parameter for name, parameter in trained if id(parameter) not in gates},
         {name: parameter for name, parameter in trained if id(parameter) in gates},

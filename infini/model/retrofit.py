@@ -19,7 +19,7 @@ from infini.model.architectures import is_encoder
 from infini.model.base_identity import FINGERPRINT, RetrofittedBase, describe_base
 from infini.model.class_extension import extend_class, restore_class
 from infini.model.generation import RetrofittedModel
-from infini.model.modules import has_memory, infini_parameters, window_layers
+from infini.model.modules import has_memory, trained_parameters, window_layers
 from infini.model.peft_adapters import check_no_adapters
 from infini.model.retrofit_config import RetrofitConfig
 from infini.model.segmented.config import ParallelConfig, ReplaceConfig
@@ -143,7 +143,7 @@ def retrofit_known(
         config = install_segmented(model, config)
     model.infini_config = {**config.to_dict(), "base": base}
     model.trainable_before = trainable
-    added = {id(parameter) for parameter in infini_parameters(model).values()}
+    added = {id(parameter) for parameter in trained_parameters(model).values()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in added)
     decoder = model.get_decoder()

@@ -20,7 +20,7 @@ from infini.evaluation.losses import UNSCORED, cross_entropy, next_token
 from infini.model.architectures import output_head, vocabulary_size
 from infini.model.base import load_tokenizer
 from infini.model.forward import forward_documents, memory_mode, window_override
-from infini.model.modules import frozen_layers, infini_parameters, parameter_groups
+from infini.model.modules import frozen_layers, parameter_groups, trained_parameters
 from infini.model.segmented.run import LayerStates, detach_states
 from infini.paths import DOCUMENTS, TEACHER
 from infini.training.checkpoint import Checkpoint, fingerprint
@@ -251,7 +251,7 @@ def train_on_documents(
         facts = FactSampler(load_tokenizer(name, commit))
     documents = kind(model, train, segment_length, recipe, teacher, facts)
     steps = documents.steps * recipe.epochs
-    trained = infini_parameters(model)
+    trained = trained_parameters(model)
     settings = [run.seed, segment_length, recipe.model_dump(), model.infini_config, kind.__name__]
     checkpoint = Checkpoint(run.checkpoint_name, fingerprint(settings, inputs, trained))
     task = Task(

@@ -46,7 +46,7 @@ def with_random_bias(
 ) -> RetainedPairs:
     """Retained pairs as if trained: a bias of about a logit, so that it decides which stay."""
     torch.manual_seed(seed)
-    retained = RetainedPairs(H, G, V, num_retained)
+    retained = RetainedPairs(H, G, (D, V), num_retained)
     torch.nn.init.normal_(retained.bias, std=2)
     torch.nn.init.normal_(retained.weight, std=1.2 * V**-0.5)
     return retained.to(dtype)
@@ -129,10 +129,10 @@ def test_retained_attention_equals_loop_with_gradients(case: dict[str, int]) -> 
             for g in range(G):
                 own, positions = caches[b][g].retained, state.positions[b, g]
                 assert positions[positions >= 0].tolist() == own
-                count = len(own)
-                torch.testing.assert_close(state.keys[b, g, :count], leaves[1][b, g, own])
-                torch.testing.assert_close(state.values[b, g, :count], leaves[2][b, g, own])
-                assert not state.keys[b, g, count:].any()
+                empty = len(positions) - len(own)
+                torch.testing.assert_close(state.keys[b, g, empty:], leaves[1][b, g, own])
+                torch.testing.assert_close(state.values[b, g, empty:], leaves[2][b, g, own])
+                assert not state.keys[b, g, :empty].any()
 
 
 class LastQueries(RetentionPolicy):

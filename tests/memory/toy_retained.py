@@ -73,7 +73,8 @@ class ReferenceCache:
         last = start + block_layout.RETENTION_BLOCK - 1  # query of the coming block
         for limit in (self.context, self.sliding_window):
             candidates = [j for j in candidates if limit is None or last - j < limit]
-        self.retained = sorted(candidates, key=lambda j: -ranks[j])[: self.num_retained]
+        best = sorted(candidates, key=lambda j: -ranks[j])[: self.num_retained]
+        self.retained = sorted(best)
 
     def rank_bias(self, j: int) -> float:
         """Return what the bias adds to a token's rank."""

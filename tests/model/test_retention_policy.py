@@ -13,10 +13,13 @@ OPTIONS = {"window": 7, "sinks": 3, "retained": 5}
 
 
 class SmallestKeyNorm(infini.RetentionPolicy):
-    """Retain the pairs with the smallest keys, which attract attention (arXiv 2406.11430)."""
+    """Retain the pairs with the smallest keys, which attract attention (arXiv 2406.11430).
+
+    In the first layer, equal tokens have equal keys: the earlier stays.
+    """
 
     def score(self, pairs: HeldPairs) -> Tensor:
-        return -pairs.keys.norm(dim=-1)
+        return -pairs.keys.norm(dim=-1) * (1 + 1e-3 * pairs.positions)
 
 
 @torch.no_grad()

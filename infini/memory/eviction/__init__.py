@@ -5,8 +5,18 @@ them, `block_layout` is the index arithmetic of blocks. Every other file is one 
 it here registers its name.
 """
 
+from infini.memory.eviction.a2sf import A2SF
 from infini.memory.eviction.block_layout import BlockLayout, num_recent
+from infini.memory.eviction.cascading import Cascading
+from infini.memory.eviction.curdkv import CurDKV
 from infini.memory.eviction.decayed_attention import DecayedAttention
+from infini.memory.eviction.expected_attention import ExpectedAttention
+from infini.memory.eviction.h2o import H2O
+from infini.memory.eviction.keydiff import KeyDiff
+from infini.memory.eviction.knorm import Knorm
+from infini.memory.eviction.lagkv import LagKV
+from infini.memory.eviction.observed_attention import ObservedAttention
+from infini.memory.eviction.oracle import Oracle
 from infini.memory.eviction.policy import (
     HeldPairs,
     RetentionPolicy,
@@ -15,16 +25,46 @@ from infini.memory.eviction.policy import (
     policy_names,
     register_policy,
 )
-from infini.memory.eviction.selection import CallPairs, RetainedState, Selection, select
+from infini.memory.eviction.q_filter import QFilter
+from infini.memory.eviction.query_statistics import QueryStatistics, Rotate
+from infini.memory.eviction.random import Random
+from infini.memory.eviction.rkv import RKV
+from infini.memory.eviction.selection import (
+    CallPairs,
+    LayerPolicy,
+    RetainedState,
+    Selection,
+    select,
+)
+from infini.memory.eviction.snapkv import SnapKV
+from infini.memory.eviction.tova import TOVA
 
 __all__ = [
+    "A2SF",
+    "H2O",
+    "RKV",
+    "TOVA",
     "BlockLayout",
     "CallPairs",
+    "Cascading",
+    "CurDKV",
     "DecayedAttention",
+    "ExpectedAttention",
     "HeldPairs",
+    "KeyDiff",
+    "Knorm",
+    "LagKV",
+    "LayerPolicy",
+    "ObservedAttention",
+    "Oracle",
+    "QFilter",
+    "QueryStatistics",
+    "Random",
     "RetainedState",
     "RetentionPolicy",
+    "Rotate",
     "Selection",
+    "SnapKV",
     "as_policy",
     "num_recent",
     "policy_by_name",

@@ -62,6 +62,12 @@ class BlockLayout:
         """Return the position of a block's first token."""
         return self.num_past - self.block_offset + block * self.block_size
 
+    def first_reachable(self, block: int) -> int | None:
+        """Return the first position within `max_distance` of a block's last query; None: any."""
+        if self.max_distance is None:
+            return None
+        return self.block_start(block) + self.block_size - self.max_distance
+
     def is_block_end(self, block: int) -> bool:
         """Return whether the call completes the block, the text being longer than W + S by then.
 

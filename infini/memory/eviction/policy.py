@@ -17,7 +17,7 @@ P = K + W - 1 + C pairs held at the end of a block, D key width, V value width.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -25,15 +25,16 @@ from typing import Any, Literal
 from torch import Tensor
 
 from infini.errors import InputError
+from infini.memory.eviction.query_statistics import QueryStatistics
 
 
 @dataclass
 class HeldPairs:
     """Key-value pairs that a layer holds at the end of a block, as a policy sees them.
 
-    The first K are the retained pairs, highest rank of the last selection first; then come the
-    tokens of the block's window, oldest first, of which the first C have just left it. Slots
-    without a pair are not `valid`; their keys and values are zero, their scores are ignored.
+    The first K are the retained pairs, then come the tokens of the block's window, of which the
+    first C have just left it. Both are in order of position, empty slots first. Slots without a
+    pair are not `valid`; their keys and values are zero, their scores are ignored.
     """
 
     positions: Tensor
@@ -48,13 +49,18 @@ class HeldPairs:
     """Position of the block's first token"""
     block_size: int
     """C, tokens"""
+    scoring_start: int
+    """Position of the text's first query whose attention counts, W + S"""
     block_attention: Tensor | None
     """Attention that the block's queries paid to each pair, reduced as the policy asks: (B, G, P),
     float32; None: the policy needs none"""
     state: dict[str, Tensor]
     """The policy's own floats by name, (B, G, P) each, zero for new pairs; assign to update"""
+    weights: Mapping[str, Tensor]
+    """The policy's fitted tensors of this layer by name (`RetentionPolicy.weight_shapes`)"""
     gather: Callable[[str], Tensor] = field(repr=False)
-    """Returns "keys", "rotated_keys" or "values" of all P pairs; used by the properties below"""
+    """Returns "keys", "rotated_keys", "relative_keys" or "values" of all P pairs; used by the
+    properties below"""
 
     @property
     def num_candidates(self) -> int:
@@ -65,6 +71,21 @@ class HeldPairs:
     def block_end(self) -> int:
         """Position after the block's last token."""
         return self.block_start + self.block_size
+
+    @property
+    def window(self) -> int:
+        """Tokens of the window, W."""
+        return self.positions.shape[2] - self.num_retained - self.block_size + 1
+
+    @property
+    def leaving(self) -> slice:
+        """The C pairs that have just left the window, as a slice of the P pairs."""
+        return slice(self.num_retained, self.num_candidates)
+
+    @property
+    def num_queries_seen(self) -> Tensor:
+        """Number of queries whose attention counts and that could attend to a pair: (B, G, P)."""
+        return self.block_end - self.positions.clamp(min=self.scoring_start)
 
     @cached_property
     def keys(self) -> Tensor:
@@ -80,6 +101,14 @@ class HeldPairs:
         return self.gather("rotated_keys")
 
     @cached_property
+    def relative_keys(self) -> Tensor:
+        """Keys with positions counted from the end of the block, float32: (B, G, P, D).
+
+        The next query meets them without a rotation of its own.
+        """
+        return self.gather("relative_keys")
+
+    @cached_property
     def values(self) -> Tensor:
         """Values, float32: (B, G, P, V)."""
         return self.gather("values")
@@ -89,7 +118,8 @@ class RetentionPolicy(ABC):
     """Base class of retention policies; override `score`, and the attributes that it needs.
 
     One policy object serves all layers, so `score` must not store anything on `self`. Per-pair
-    values go to `HeldPairs.state`, which follows the pair and is saved with the cache.
+    values go to `HeldPairs.state`, which follows the pair and is saved with the cache. Tensors that
+    are fitted to texts beforehand are declared by `weight_shapes` and computed by `fit`.
     """
 
     name: str
@@ -117,6 +147,30 @@ class RetentionPolicy(ABC):
             )
         if not isinstance(cls.state, tuple):
             raise InputError(f"{cls.__name__}.state must be a tuple of names, got {cls.state!r}")
+
+    @property
+    def stores_attention(self) -> bool:
+        """Whether attention received so far in a block is part of the cache.
+
+        That of a block's last query alone is used in the call that computes it.
+        """
+        return self.attention is not None and self.last_queries != 1
+
+    def weight_shapes(self, heads: int, kv_heads: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the tensors of a layer that `infini.fit_policy` fits, by name.
+
+        They are saved with the model, and are no part of the cache.
+
+        Args:
+            heads: Query heads, H.
+            kv_heads: Key-value heads, G.
+            width: Key width, D.
+        """
+        return {}
+
+    def fit(self, queries: QueryStatistics) -> dict[str, Tensor]:
+        """Fit the tensors that `weight_shapes` names to the queries of a layer on some texts."""
+        return {}
 
     @abstractmethod
     def score(self, pairs: HeldPairs) -> Tensor:

@@ -3,7 +3,7 @@
 At the end of a block, for every key-value head on its own:
 
     candidates ← the K retained pairs and those that have left the window
-    retained   ← the K candidates of the highest rank
+    retained   ← the K candidates of the highest rank, in order of position
     rank       = score + max(0, bias - BIAS_THRESHOLD)
 
 with the policy's score and the learned bias, `RetainedPairs.pair_bias`. Biases below the
@@ -20,7 +20,9 @@ Shapes: B batch, H query heads, G key-value heads, r = H / G, D key width, V val
 N blocks of C queries, K retained pairs, R = W + C - 2 recent ones, T new ones, P = K + R + T.
 """
 
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import torch
@@ -30,6 +32,7 @@ from torch import Tensor
 from infini.errors import InputError
 from infini.memory.eviction.block_layout import BlockLayout
 from infini.memory.eviction.policy import HeldPairs, RetentionPolicy
+from infini.memory.eviction.query_statistics import Rotate
 
 BIAS_THRESHOLD = 0.5  # logits
 
@@ -46,7 +49,8 @@ class RetainedState(NamedTuple):
     policy_state: Tensor
     """The policy's n floats a pair, float32: (B, G, n, K + R), or (B, G, n, K)"""
     block_attention: Tensor
-    """Attention received in the block that is not complete, float32: (B, G, K + R), or (B, G, 0)"""
+    """Attention received in the block that is not complete, float32: (B, G, K + R), or (B, G, 0)
+    where the policy does not store it"""
 
     @classmethod
     def empty(
@@ -63,7 +67,7 @@ class RetainedState(NamedTuple):
         """
         heads = k.shape[:2]
         num_state = num_retained + num_recent * policy.state_covers_window
-        num_attention = 0 if policy.attention is None else num_retained + num_recent
+        num_attention = (num_retained + num_recent) * policy.stores_attention
         return cls(
             k.new_zeros(*heads, num_retained, k.shape[3]),
             v.new_zeros(*heads, num_retained, v.shape[3]),
@@ -86,6 +90,18 @@ class CallPairs(NamedTuple):
     """Keys of the sinks with positions: (B, G, S, D)"""
 
 
+class LayerPolicy(NamedTuple):
+    """A retention policy with what it needs of a layer."""
+
+    policy: RetentionPolicy
+    layer_index: int = 0
+    """Decoder layer, from 0"""
+    weights: Mapping[str, Tensor] = MappingProxyType({})
+    """The policy's fitted tensors, by name"""
+    rotate: Rotate | None = None
+    """Gives keys their positions; None: they have none"""
+
+
 class Selection(NamedTuple):
     """Pairs that every block attends to, by index among the P, and the state after the call."""
 
@@ -103,8 +119,7 @@ def select(
     key_bias: Tensor,
     state: RetainedState,
     layout: BlockLayout,
-    policy: RetentionPolicy,
-    layer_index: int = 0,
+    layer_policy: LayerPolicy,
 ) -> Selection:
     """Select the retained pairs block by block.
 
@@ -115,8 +130,7 @@ def select(
         key_bias: Learned bias of every pair, logits: (B, G, P).
         state: State before the call.
         layout: Blocks of the new tokens.
-        policy: Scores the pairs.
-        layer_index: Decoder layer, from 0; passed to the policy.
+        layer_policy: Scores the pairs.
 
     Returns:
         The selection; it has no gradient.
@@ -125,9 +139,9 @@ def select(
         weights = None
         if not isinstance(queries, tuple):
             weights = queries
-        elif policy.attention is not None:
+        elif layer_policy.policy.attention is not None:
             weights = _AttentionWeights(queries, pairs, layout, state.positions.shape[2])
-        return _select(weights, pairs, key_bias, state, layout, policy, layer_index)
+        return _select(weights, pairs, key_bias, state, layout, layer_policy)
 
 
 def _select(
@@ -136,10 +150,10 @@ def _select(
     key_bias: Tensor,
     state: RetainedState,
     layout: BlockLayout,
-    policy: RetentionPolicy,
-    layer_index: int,
+    layer_policy: LayerPolicy,
 ) -> Selection:
     """Select without autocast."""
+    policy = layer_policy.policy
     (B, G, K), P, device = state.positions.shape, key_bias.shape[2], key_bias.device
     C = layout.block_size
     rank_bias = (key_bias.float() - BIAS_THRESHOLD).clamp(min=0)  # (B, G, P)
@@ -160,32 +174,19 @@ def _select(
             positions = torch.cat([positions, window], 2)  # (B, G, K + W - 1 + C)
             indices = torch.cat([indices, window + P - layout.end], 2)
             valid = torch.cat([valid, window >= layout.sinks], 2)
-            held = HeldPairs(
-                positions=positions.masked_fill(~valid, -1),
-                valid=valid,
-                layer_index=layer_index,
-                num_retained=K,
-                block_start=layout.block_start(block),
-                block_size=C,
-                block_attention=None if policy.attention is None else attention,
-                state=dict(zip(policy.state, policy_state.unbind(2), strict=True)),
-                gather=partial(_gather_held, pairs, indices, valid),
-            )
-            scores = _scores(policy, held)
+            held = _held_pairs(pairs, (positions, indices, valid), layout, block, layer_policy)
+            held.state = dict(zip(policy.state, policy_state.unbind(2), strict=True))
+            held.block_attention = None if policy.attention is None else attention
+            ranks = _scores(policy, held)[..., : K + C]
             positions, indices, valid = (x[..., : K + C] for x in (positions, indices, valid))
-            if layout.max_distance is not None:
-                next_end = layout.block_start(block + 1) + C
-                valid = valid & (next_end - positions <= layout.max_distance)
-            ranks = scores[..., : K + C] + rank_bias.gather(2, indices)
-            best, order = ranks.where(valid, -torch.inf).topk(K, -1)
-            valid = best > -torch.inf
+            ranks = ranks + rank_bias.gather(2, indices)
+            order, valid = _best(ranks, positions, valid, K, layout.first_reachable(block + 1))
             positions, indices = positions.gather(2, order), indices.gather(2, order)
             policy_state = _next_state(policy, held, order, valid)
             attention = torch.zeros_like(attention)
         selected.append((indices, valid))
     all_indices, all_valid = (torch.stack(x, 2) for x in zip(*selected, strict=True))
-    if policy.attention is not None:
-        attention = layout.from_blocks(attention, K)
+    attention = layout.from_blocks(attention, K) if policy.stores_attention else attention[..., :0]
     if policy.state_covers_window:
         policy_state = layout.from_blocks(policy_state, K)
     else:
@@ -194,17 +195,71 @@ def _select(
     return Selection(all_indices, all_valid, positions, policy_state, attention)
 
 
+def _held_pairs(
+    pairs: CallPairs,
+    held: tuple[Tensor, Tensor, Tensor],
+    layout: BlockLayout,
+    block: int,
+    layer_policy: LayerPolicy,
+) -> HeldPairs:
+    """Return what a policy sees at the end of a block, yet without state and attention.
+
+    held: positions, indices among the P pairs, and whether there is one, (B, G, K + W - 1 + C).
+    """
+    positions, indices, valid = held
+    end = layout.block_start(block + 1) - layout.num_past  # counted from the call's first token
+    return HeldPairs(
+        positions=positions.masked_fill(~valid, -1),
+        valid=valid,
+        layer_index=layer_policy.layer_index,
+        num_retained=positions.shape[2] - layout.window_width,
+        block_start=layout.block_start(block),
+        block_size=layout.block_size,
+        scoring_start=layout.window + layout.sinks,
+        block_attention=None,
+        state={},
+        weights=layer_policy.weights,
+        gather=partial(_gather_held, pairs, indices, valid, layer_policy.rotate, end),
+    )
+
+
+def _best(
+    ranks: Tensor, positions: Tensor, valid: Tensor, num_retained: int, first_position: int | None
+) -> tuple[Tensor, Tensor]:
+    """Return the K best candidates in order of position, empty slots first.
+
+    Args:
+        ranks: (B, G, K + C), like the rest.
+        positions: Positions of the candidates.
+        valid: Whether there is one.
+        num_retained: K.
+        first_position: Candidates before it are dropped; None: none are.
+
+    Returns:
+        Their indices among the candidates, (B, G, K), and whether there is one.
+    """
+    if first_position is not None:
+        valid = valid & (positions >= first_position)
+    best, order = ranks.where(valid, -torch.inf).topk(num_retained, -1)
+    order = order.masked_fill(best == -torch.inf, -1).sort(-1).values
+    return order.clamp(min=0), order >= 0
+
+
 def _to_blocks(
     state: RetainedState, layout: BlockLayout, policy: RetentionPolicy
 ) -> tuple[Tensor, Tensor]:
-    """Return the policy's state, (B, G, n, K + W - 1 + C), and the attention, likewise or empty."""
+    """Return the policy's state, (B, G, n, K + W - 1 + C), and the attention, likewise."""
     K = state.positions.shape[2]
     policy_state, attention = state.policy_state, state.block_attention
+    if not policy.stores_attention:
+        attention = F.pad(attention, (0, K + layout.window_width))
+    else:
+        attention = layout.to_blocks(attention, K)
     if policy.state_covers_window:
         policy_state = layout.to_blocks(policy_state, K)
     else:
         policy_state = F.pad(policy_state, (0, layout.window_width))
-    return policy_state, attention if policy.attention is None else layout.to_blocks(attention, K)
+    return policy_state, attention
 
 
 def _scores(policy: RetentionPolicy, held: HeldPairs) -> Tensor:
@@ -232,11 +287,19 @@ def _next_state(policy: RetentionPolicy, held: HeldPairs, order: Tensor, valid: 
     return torch.cat([selected, F.pad(window, (0, missing))], 3)
 
 
-def _gather_held(pairs: CallPairs, indices: Tensor, valid: Tensor, name: str) -> Tensor:
-    """Return what a policy sees of the pairs: (B, G, K + W - 1 + C, ·), float32."""
-    x: Tensor = getattr(pairs, name)
+def _gather_held(
+    pairs: CallPairs, indices: Tensor, valid: Tensor, rotate: Rotate | None, end: int, name: str
+) -> Tensor:
+    """Return what a policy sees of the pairs: (B, G, K + W - 1 + C, ·), float32.
+
+    end: position after the block's last token, counted from the call's first.
+    """
+    x: Tensor = getattr(pairs, name.replace("relative", "rotated"))
     index = indices[..., None].expand(-1, -1, -1, x.shape[3])
-    return x.gather(2, index).float().where(valid[..., None], 0)
+    x = x.gather(2, index).float().where(valid[..., None], 0)
+    if name != "relative_keys" or rotate is None:
+        return x
+    return rotate(x, torch.full((1, 1), -end, device=x.device))
 
 
 def _add_attention(policy: RetentionPolicy, received: Tensor, attention: Tensor) -> Tensor:

@@ -118,12 +118,12 @@ def _add_layers(
         zip(attentions.modules, attentions.qkv, attentions.rotations, strict=True)
     ):
         memory, retained = None, None
-        heads, kv_heads, value_width = q.shape[1], k.shape[1], v.shape[3]
+        heads, kv_heads = q.shape[1], k.shape[1]
+        widths = k.shape[3], v.shape[3]
         if index in layers and config.update != "none":
-            widths = k.shape[3], value_width
             memory = AssociativeMemory(heads, kv_heads, widths, config.update)
         if index in layers and config.retained:
-            retained = RetainedPairs(heads, kv_heads, value_width, config.retained, policy, index)
+            retained = RetainedPairs(heads, kv_heads, widths, config.retained, policy, index)
         layer = WindowLayer(index, heads, rotation, memory, retained, _longest_text(model))
         layer.to(q.device, q.dtype)
         module.add_module(SUBMODULE, layer.train(model.training))

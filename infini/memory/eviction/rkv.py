@@ -1,0 +1,53 @@
+"""Retention policy `rkv`: pairs that get attention and do not repeat each other.
+
+    score = λ · importance − (1 − λ) · redundancy
+    importance = mean attention of the block's last 8 queries, largest of 7 neighbouring pairs
+    redundancy = softmax over the pairs of the mean cosine of a key to the other keys
+
+R-KV: Redundancy-aware KV Cache Compression for Reasoning Models (arXiv 2505.24133, equations 2 to
+6), for candidates alone. No state but the last queries' attention.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from infini.memory.eviction.policy import HeldPairs, RetentionPolicy, register_policy
+
+IMPORTANCE_WEIGHT = 0.07  # λ
+KERNEL_SIZE = 7  # pairs
+
+
+@register_policy("rkv")
+class RKV(RetentionPolicy):
+    """Retention policy that ranks pairs by attention, less their redundancy.
+
+    Args:
+        importance_weight: λ, between 0 and 1.
+    """
+
+    attention = "sum"
+    last_queries = 8
+
+    def __init__(self, importance_weight: float = IMPORTANCE_WEIGHT):
+        self.importance_weight = importance_weight
+
+    def score(self, pairs: HeldPairs) -> Tensor:
+        assert pairs.block_attention is not None
+        assert self.last_queries is not None
+        mean = pairs.block_attention / self.last_queries
+        importance = F.max_pool1d(mean, KERNEL_SIZE, stride=1, padding=KERNEL_SIZE // 2)
+        redundancy = torch.zeros_like(importance)
+        redundancy[:, :, : pairs.num_candidates] = _redundancy(pairs)
+        return self.importance_weight * importance - (1 - self.importance_weight) * redundancy
+
+
+def _redundancy(pairs: HeldPairs) -> Tensor:
+    """Return the redundancy of the candidates, (B, G, K + C)."""
+    candidates = slice(pairs.num_candidates)
+    valid = pairs.valid[:, :, candidates]
+    keys = F.normalize(pairs.rotated_keys[:, :, candidates], dim=-1)  # zero in empty slots
+    others = keys.sum(2, keepdim=True) - keys
+    num_others = (valid.sum(2, keepdim=True) - 1).clamp_min(1)
+    mean_cosine = (keys * others).sum(-1) / num_others
+    return mean_cosine.masked_fill(~valid, -torch.inf).softmax(2).nan_to_num(0)

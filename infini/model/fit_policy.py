@@ -1,0 +1,113 @@
+"""Fits a retention policy's tensors to texts: `infini.fit_policy`."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from infini.console.progress import progress
+from infini.errors import InputError
+from infini.memory.eviction import QueryStatistics, Rotate
+from infini.model.architectures import context_length
+from infini.model.base import tokenizer_of
+from infini.model.modules import window_layers
+from infini.model.window.attention import evaluation_mode
+from infini.model.window.full_attention import LayerInputs, record_full_attention
+
+MAX_TOKENS = 4096  # of a piece of text: full attention costs its square
+
+
+class QueryRecorder:
+    """Sums of every layer's queries and of their outer products."""
+
+    def __init__(self) -> None:
+        self.sums: dict[int, tuple[Tensor, Tensor]] = {}
+        self.num_queries = 0
+        self.layers: dict[int, tuple[int, Rotate | None]] = {}
+
+    def record(self, inputs: LayerInputs) -> None:
+        """Add the queries of a layer."""
+        q = (inputs.q * inputs.scale).transpose(0, 1).flatten(1, 2).float()  # (H, B·T, D)
+        first, second = q.sum(1), q.mT @ q
+        if inputs.layer_index in self.sums:
+            known = self.sums[inputs.layer_index]
+            first, second = known[0] + first, known[1] + second
+        self.sums[inputs.layer_index] = first, second
+        self.layers[inputs.layer_index] = inputs.k.shape[1], inputs.rotate
+
+    def statistics(self, layer: int) -> QueryStatistics:
+        """Return the moments of a layer's queries."""
+        first, second = self.sums[layer]
+        kv_heads, rotate = self.layers[layer]
+        n = self.num_queries
+        return QueryStatistics(first / n, second / n, kv_heads, rotate)
+
+
+@torch.no_grad()
+def fit_policy(
+    model: PreTrainedModel,
+    texts: Sequence[str] | Sequence[Tensor],
+    tokenizer: Tokenizer | None = None,
+) -> PreTrainedModel:
+    """Fit the tensors of a model's retention policy to texts, in place.
+
+    Policies such as "expected_attention" and "q_filter" know the queries that a layer usually
+    makes. A few texts of some thousand tokens are enough; they are read once by the base's full
+    attention, in pieces of its context, at most 4,096 tokens. The tensors are saved with the model.
+
+    Args:
+        model: A model with `method="window"` and `retained`.
+        texts: Texts, or their tokens, (T,) each. Not those that the model is evaluated on.
+        tokenizer: The base's; None: it is loaded from where the base was.
+
+    Returns:
+        `model` itself; with a policy that has no tensors to fit it stays as it is.
+
+    Raises:
+        InputError: The model has no retained pairs, or there is no text.
+
+    Examples:
+        >>> infini.retrofit(model, "window", retained=128, policy="expected_attention")
+        >>> infini.fit_policy(model, texts)
+    """
+    layers = {
+        index: layer.retained
+        for index, layer in window_layers(model).items()
+        if layer.retained is not None
+    }
+    if not layers:
+        raise InputError(
+            'fit_policy needs a model with retained pairs: infini.retrofit(model, "window", '
+            "retained=…, policy=…)"
+        )
+    if isinstance(texts, str) or not len(texts):
+        raise InputError("texts must be a list of ≥ 1 text")
+    if not any(retained.policy_weights for retained in layers.values()):
+        return model
+    recorder = QueryRecorder()
+    with evaluation_mode(model), torch.autocast(model.device.type, enabled=False):
+        for piece in progress(_pieces(model, texts, tokenizer), "fit policy"):
+            record_full_attention(model, piece[None].to(model.device), recorder.record)
+            recorder.num_queries += len(piece)
+    for index, retained in layers.items():
+        for name, tensor in retained.policy.fit(recorder.statistics(index)).items():
+            retained.policy_weights[name].copy_(tensor)
+    return model
+
+
+def _pieces(
+    model: PreTrainedModel, texts: Sequence[str] | Sequence[Tensor], tokenizer: Tokenizer | None
+) -> list[Tensor]:
+    """Return the texts' tokens in pieces of at most `MAX_TOKENS`."""
+    size = min(MAX_TOKENS, context_length(model) or MAX_TOKENS)
+    pieces: list[Tensor] = []
+    for number, text in enumerate(texts, 1):
+        if isinstance(text, str):
+            tokenizer = tokenizer or tokenizer_of(model)
+            text = torch.tensor(tokenizer.encode(text), dtype=torch.int64)  # noqa: PLW2901
+        if not isinstance(text, Tensor) or text.ndim != 1 or not len(text):
+            raise InputError(f"text {number}: must be a text, or its tokens, (T,)")
+        pieces += text.split(size)
+    return pieces

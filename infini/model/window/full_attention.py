@@ -1,0 +1,92 @@
+"""A pass of the base's own full attention that shows every layer's queries and keys.
+
+What `fit_policy` records of a text, and the attention that an oracle knows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from infini.memory.eviction import Rotate
+from infini.model.architectures import CACHE
+from infini.model.peft_adapters import active_module
+from infini.model.window.attention import attention_kwargs, masked_attention
+from infini.model.window.layer import SUBMODULE, WindowLayer
+from infini.model.window.rotation import AngleMemo
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """Queries and keys of a layer, without positions."""
+
+    layer_index: int
+    """Decoder layer, from 0"""
+    q: Tensor
+    """Queries, (B, H, T, D)"""
+    k: Tensor
+    """Keys, (B, G, T, D)"""
+    rotate: Rotate | None
+    """The layer's rotary embedding; None: it has none"""
+    scale: float
+    """Scale of q·k"""
+    sliding_window: int | None
+    """The layer's own window, in tokens, where it has one"""
+
+
+@dataclass
+class FullAttentionHandler:
+    """Attention handler that attends in full and calls `record` for every layer."""
+
+    record: Callable[[LayerInputs], None]
+    angles: AngleMemo = field(default_factory=AngleMemo)
+
+    def attend(
+        self,
+        module: nn.Module,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        implementation: str,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, None]:
+        """Attend as the base does; see `AttentionHandler.attend`."""
+        layer = active_module(getattr(module, SUBMODULE))
+        assert isinstance(layer, WindowLayer)
+        rotate = layer.rotation and partial(layer.rotation, memo=self.angles)
+        sliding_window = options.get("sliding_window")
+        scale = options.get("scaling") or q.shape[-1] ** -0.5
+        self.record(LayerInputs(layer.layer_index, q, k, rotate, scale, sliding_window))
+        positions = torch.arange(q.shape[2], device=q.device)
+        if rotate is not None:
+            q, k = rotate(q, positions[None]), rotate(k, positions[None])
+        distance = positions[:, None] - positions
+        mask = distance >= 0
+        if sliding_window is not None:
+            mask &= distance < sliding_window
+        attention = masked_attention(module, implementation, options, q.shape[-1])
+        return attention(q, k, v, mask[None, None].expand(len(q), -1, -1, -1)), None
+
+
+@torch.no_grad()
+def record_full_attention(
+    model: PreTrainedModel, tokens: Tensor, record: Callable[[LayerInputs], None]
+) -> None:
+    """Read texts with the base's full attention, and record every layer's queries and keys.
+
+    Args:
+        model: A window model; its windows and memory are not used.
+        tokens: (B, T), T at most the base's context.
+        record: Called for every layer in order.
+    """
+    batch, length = tokens.shape
+    handler = FullAttentionHandler(record)
+    decoder = model.get_decoder()
+    learned = decoder.learned_positions is not None
+    positions = torch.arange(length, device=tokens.device)[None] * int(learned)
+    kwargs = attention_kwargs(handler, tokens.device) | {CACHE: None, "use_cache": False}
+    decoder(input_ids=tokens, position_ids=positions.expand(batch, -1), **kwargs)
