@@ -1,0 +1,64 @@
+"""Retained pairs that a byte budget pays for, against the cache that a text leaves."""
+
+import copy
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from infini.errors import InputError
+from infini.evaluation.byte_budget import policy_state_bytes, retained_pairs, retained_within
+from infini.evaluation.cost import cache_after, state_bytes
+from infini.memory.eviction import policy_by_name, policy_names
+from infini.model.modules import has_memory
+from toy import some_pieces
+
+WINDOW, SINKS = 8, 2
+
+
+@pytest.mark.parametrize("policy", policy_names())
+def test_no_larger_number_of_pairs_is_within_the_budget(
+    policy: str, model: PreTrainedModel
+) -> None:
+    tokens = some_pieces([60], 60).tokens
+    for budget in (15_000, 20_123):
+        retained = retained_within(model, policy, WINDOW, SINKS, budget)
+        assert retained > 3
+        assert policy_state_bytes(model, policy, WINDOW, SINKS, retained) <= budget
+        assert policy_state_bytes(model, policy, WINDOW, SINKS, retained + 1) > budget
+    if policy_by_name(policy).weight_shapes(2, 2, 8):
+        return  # to be fitted before it reads
+    expected = policy_state_bytes(model, policy, WINDOW, SINKS, retained)
+    with retained_pairs(model, policy, WINDOW, SINKS, retained):
+        for length in (WINDOW + SINKS + 1, 31, 32, 60):
+            assert state_bytes(cache_after(model, tokens[:, :length])).total == expected
+
+
+def test_exact_budget_pays_for_exactly_these_pairs(model: PreTrainedModel) -> None:
+    exact = policy_state_bytes(model, "h2o", WINDOW, SINKS, 5)
+    assert retained_within(model, "h2o", WINDOW, SINKS, exact) == 5
+    assert retained_within(model, "h2o", WINDOW, SINKS, exact - 1) == 4
+
+
+def test_budget_below_one_pair_pays_for_none(model: PreTrainedModel) -> None:
+    one = policy_state_bytes(model, "tova", WINDOW, SINKS, 1)
+    assert retained_within(model, "tova", WINDOW, SINKS, one - 1) == 0
+    assert retained_within(model, "tova", WINDOW, SINKS, 1) == 0
+
+
+def test_state_of_a_policy_costs_pairs(model: PreTrainedModel) -> None:
+    budget = 20_000
+    attention_free = retained_within(model, "keydiff", WINDOW, SINKS, budget)
+    assert retained_within(model, "h2o", WINDOW, SINKS, budget) < attention_free
+
+
+def test_base_is_unchanged(model: PreTrainedModel) -> None:
+    before = copy.deepcopy(model.state_dict())
+    trainable = [p.requires_grad for p in model.parameters()]
+    retained_within(model, "tova", WINDOW, SINKS, 20_000)
+    with pytest.raises(InputError, match="policy must be one of"):
+        retained_within(model, "tovva", WINDOW, SINKS, 20_000)
+    assert not has_memory(model)
+    assert [p.requires_grad for p in model.parameters()] == trainable
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
