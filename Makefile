@@ -57,7 +57,10 @@ run: setup
 study: links setup $(STUDY_PACKAGES:requirements.txt=.packages/done)
 	@# the base first: a missing folder would be taken for a hub's name
 	@cd $(STUDY_FOLDER) && if test -f base/dvc.yaml; then dvc repro base/dvc.yaml; fi
-	cd $(STUDY_FOLDER) && python -m infini params && dvc repro --allow-missing
+	@cd $(STUDY_FOLDER) && python -m infini params
+	@cd $(STUDY_FOLDER) && { dvc repro --allow-missing || { echo "error: if a file of data/ is missing, \
+	the stage that writes it has not changed, and its data are not in this clone: all stages run by \
+	cd $(STUDY_FOLDER) && dvc repro" >&2; exit 1; }; }
 
 # The packages of a study's own, beside the environment, without their requirements.
 studies/%/.packages/done: studies/%/requirements.txt | $(UV)

@@ -68,12 +68,20 @@ def test_report_is_made_of_files_in_git_alone(
         assert Path(name).read_bytes() == (folder / name).read_bytes()
 
 
+def run(*words: str, cwd: str = ".") -> subprocess.CompletedProcess[str]:
+    """Run a command with this environment's programs on the path."""
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(words, env=env, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run make; nothing is installed."""
+    return run("make", "-o", "setup", "-o", ".dvc/plots/page.html", *words)
+
+
 def shell(*words: str, cwd: str = ".") -> str:
-    """Return what a command prints, with this environment's programs on the path."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        words, env=os.environ | {"PATH": path}, cwd=cwd, capture_output=True, text=True, check=False
-    )
+    """Return what a command prints; AssertionError if it fails."""
+    done = run(*words, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -141,6 +149,15 @@ def test_study_runs_in_its_folder_alone(repository: Path, monkeypatch: pytest.Mo
     assert stages_run(missing) == ["check_inputs"]
     assert not Path(f"{folder}/data/prepared").exists()
 
+    # a changed stage lacks its inputs, until everything runs
+    content = yaml.safe_load(Path(f"{folder}/params.yaml").read_text())
+    content["evaluate"]["full"]["stride"] = 4
+    Path(f"{folder}/params.yaml").write_text(yaml.safe_dump(content))
+    done = make("study", "STUDY=toy")
+    assert done.returncode != 0
+    assert f"not in this clone: all stages run by cd {folder} && dvc repro" in done.stderr
+    assert "prepare_data" in stages_run(shell("dvc", "repro", "evaluate_ppl_base", cwd=folder))
+
     # dvc metrics diff reads other revisions of a study
     metrics = Path(f"{folder}/reports/metrics/base.json")
     content = json.loads(metrics.read_text())
@@ -162,12 +179,7 @@ def test_links_alone_make_the_template_of_plots(repository: Path) -> None:
 
 
 def test_make_study_rejects_unknown_study(repository: Path) -> None:
-    done = subprocess.run(
-        ["make", "-o", "setup", "-o", ".dvc/plots/page.html", "study", "STUDY=tiny"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = make("study", "STUDY=tiny")
     assert done.returncode != 0
     assert "error: STUDY must be one of: toy, got 'tiny'" in done.stderr
 

@@ -44,6 +44,9 @@ def forward_documents(
 def memory_mode(model: PreTrainedModel, mode: MemoryMode) -> Iterator[None]:
     """Select whose memory every document reads within the block.
 
+    Evaluation and training use it. It changes the model, in every thread: no other thread may call
+    the model meanwhile.
+
     Args:
         model: a retrofitted model.
         mode: "own", "off" (no memory), or "swapped": the first half of a batch reads the memories
@@ -67,7 +70,15 @@ def memory_mode(model: PreTrainedModel, mode: MemoryMode) -> Iterator[None]:
 
 @contextmanager
 def window_override(model: PreTrainedModel, window: int | None) -> Iterator[None]:
-    """Read through a window of another size within the block; None: the model's own."""
+    """Read through a window of another size within the block.
+
+    Evaluation and training use it. It changes the model, in every thread: no other thread may call
+    the model meanwhile.
+
+    Args:
+        model: a model with a window.
+        window: last tokens that are attended to; None: the model's own.
+    """
     if window is None:
         yield
         return
