@@ -6,6 +6,7 @@ from infini import params, processes
 from infini.console.stage import run_stage
 from infini.console.stopwatch import Stopwatch
 from infini.corpus.config import Shares
+from infini.corpus.inputs import file_hashes
 from infini.corpus.sources import base_texts, read_texts
 from infini.corpus.splits import split_of
 from infini.training.checkpoint import Checkpoint, fingerprint
@@ -23,7 +24,8 @@ def main() -> None:
     texts = {corpus: base_texts(corpus, shares) for corpus in corpora}
     first = recipe.phases[0].corpora[0]
     validation = [text for text in read_texts(first) if split_of(text.id, shares) == "val"]
-    key = fingerprint([seed, shares.model_dump(), recipe.model_dump()], [])
+    files = [file_hashes(corpus) for corpus in corpora]
+    key = fingerprint([seed, shares.model_dump(), recipe.model_dump(), files], [])
     checkpoint = Checkpoint("pretrain", key)
     model, tokenizer, result = pretrain(recipe, seed, texts, validation, checkpoint)
     if not processes.is_main():

@@ -78,6 +78,10 @@ def test_site_builds_without_a_warning() -> None:
     command = ["make", "-o", "setup-test", "docs"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    for folder in (".", "studies/smollm2", "studies/recipes"):
+        report = (ROOT / "site" / folder / "reports/index.html").read_text()
+        metrics = (ROOT / folder / "reports/metrics").glob("*.json")
+        assert all(file.stem in report for file in metrics)
     page = (ROOT / "site/docs/reference.html").read_text()
     for name in infini.__all__:
         assert f'id="infini.{name}"' in page or name == "memory"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -12,7 +13,8 @@ from stages import pretrain_base
 from toy import read_params, write_params
 
 
-def test_pretrain_base_stage_writes_a_trained_base(project: Path) -> None:
+@pytest.fixture
+def tiny_pretraining(project: Path) -> None:
     content = read_params()
     content["pretrain"] |= {
         "vocab_size": 300,
@@ -27,6 +29,26 @@ def test_pretrain_base_stage_writes_a_trained_base(project: Path) -> None:
         ],
     }
     write_params(content)
+
+
+def test_stopped_pretraining_does_not_go_on_with_another_text(
+    tiny_pretraining: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = []
+
+    def stop(*arguments: object) -> None:
+        keys.append(arguments[-1].path.name)
+        raise InterruptedError
+
+    monkeypatch.setattr(pretrain_base, "pretrain", stop)
+    for text in ("a text", "a text", "another text"):
+        Path("text/0.txt").write_text(text)
+        with pytest.raises(InterruptedError):
+            pretrain_base.main()
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_pretrain_base_stage_writes_a_trained_base(tiny_pretraining: None) -> None:
     pretrain_base.main()
     curve = pd.read_csv("data/base/curve.csv")
     assert curve["epoch"].tolist() == [1, 2, 3]
