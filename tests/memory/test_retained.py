@@ -17,13 +17,10 @@ from infini.memory.eviction import (
     block_layout,
     num_recent,
 )
-from infini.memory.retained import AttentionSpec, RetainedPairs, WindowPairs, retained_attention
-from infini.memory.window import ChunkInfo, Rotate, WindowState
-from memory.toy_retained import ReferenceCache, loop
+from infini.memory.window import ChunkInfo, Rotate
+from memory.toy_retained import ReferenceCache, empty, loop, step, streamed, with_random_bias
 from memory.toy_window import B, D, G, H, V, softmax, tokens, turn
 
-QKV = tuple[Tensor, Tensor, Tensor]
-SCALE = D**-0.5
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # the bias of a pair is computed in float32
 CASES = [
     {"window": 5, "sinks": 2, "num_retained": 4},
@@ -39,73 +36,6 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     """Tokens of a block."""
     monkeypatch.setattr(block_layout, "RETENTION_BLOCK", request.param)
     return request.param
-
-
-def with_random_bias(
-    num_retained: int, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> RetainedPairs:
-    """Retained pairs as if trained: a bias of about a logit, so that it decides which stay."""
-    torch.manual_seed(seed)
-    retained = RetainedPairs(H, G, (D, V), num_retained)
-    torch.nn.init.normal_(retained.bias, std=2)
-    torch.nn.init.normal_(retained.weight, std=1.2 * V**-0.5)
-    return retained.to(dtype)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return softmax(q * SCALE, k, v, mask)
-
-
-def step(
-    qkv: QKV,
-    state: WindowState,
-    chunk: ChunkInfo,
-    case: ReferenceCache,
-    retained: RetainedPairs,
-    **spec: Any,
-) -> tuple[Tensor, WindowState]:
-    """One call."""
-    q, k, v = qkv
-    after = chunk.next_state(state, k, v, state.matrix)
-    joined = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
-    given = {
-        "attention": attention,
-        "rotate": turn,
-        "scale": SCALE,
-        "context": case.context,
-        "sliding_window": case.sliding_window,
-    }
-    pairs = WindowPairs(*joined, after.sink_keys, after.sink_values)
-    assert state.retained is not None
-    out, pairs_after = retained_attention(
-        q, pairs, state.retained, chunk, AttentionSpec(**(given | spec)), retained
-    )
-    return out, after._replace(retained=pairs_after)
-
-
-def empty(
-    k: Tensor, v: Tensor, chunk: ChunkInfo, case: ReferenceCache, retained: RetainedPairs
-) -> WindowState:
-    """The state before the first token."""
-    return WindowState.empty(k, v, chunk, False, case.num_retained, retained.policy)
-
-
-def streamed(
-    qkv: QKV, chunks: list[int], case: ReferenceCache, retained: RetainedPairs, **spec: Any
-) -> tuple[Tensor, RetainedState]:
-    """In chunks, the state passed on."""
-    batch, past, out, state = len(qkv[0]), 0, [], None
-    for q, k, v in zip(*(x.split(chunks, 2) for x in qkv), strict=True):
-        T = q.shape[2]
-        past_lengths = torch.full((batch,), past)
-        chunk = ChunkInfo(past_lengths, torch.full((batch,), T), T, case.window, case.sinks)
-        state = state or empty(k, v, chunk, case, retained)
-        read, state = step((q, k, v), state, chunk, case, retained, **spec)
-        out.append(read)
-        past += T
-    assert state is not None
-    assert state.retained is not None
-    return torch.cat(out, 1), state.retained
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

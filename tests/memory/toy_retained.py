@@ -1,18 +1,25 @@
 """Reference of retained pairs and of the attention to them: a loop over tokens, in float64.
 
-It shares the definition of `infini.memory.eviction` and its three numbers, and no code.
+It shares the definition of `infini.memory.eviction` and its three numbers, and no code. Behind it,
+`streamed` reads the same texts by our attention, in chunks.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from infini.memory.eviction import block_layout
+from infini.memory.eviction import RetainedState, block_layout
 from infini.memory.eviction.decayed_attention import SCORE_DECAY
 from infini.memory.eviction.selection import BIAS_THRESHOLD
-from memory.toy_window import B, G, H, V, turn
+from infini.memory.retained import AttentionSpec, RetainedPairs, WindowPairs, retained_attention
+from infini.memory.window import ChunkInfo, WindowState
+from memory.toy_window import B, D, G, H, V, softmax, turn
+
+QKV = tuple[Tensor, Tensor, Tensor]
+SCALE = D**-0.5
 
 
 @dataclass
@@ -28,6 +35,10 @@ class ReferenceCache:
     scores: dict[int, float] = field(default_factory=dict)  # 0 for missing tokens
     block_attention: dict[int, float] = field(default_factory=dict)
     bias: dict[int, float] = field(default_factory=dict)  # of every token seen
+    head: int = 0  # key-value head
+    weights: dict[str, Tensor] = field(default_factory=dict)  # the policy's tensors, of all heads
+    heads: "list[ReferenceCache]" = field(default_factory=list, repr=False)  # of the same layer
+    pairs: tuple[Tensor, Tensor] | None = None  # keys and values of the text, (T, D) and (T, V)
 
     def distances(self, t: int) -> dict[int, int]:
         """Distances at which token t sees the tokens that it sees."""
@@ -42,13 +53,21 @@ class ReferenceCache:
         }
 
     def observe(self, t: int, weights: dict[int, Tensor], bias: dict[int, float]) -> None:
-        """Record token t's attention weights, one per query head, and evict at a block's end."""
+        """Record token t's attention weights, one per query head.
+
+        At a block's end, the layer's heads evict when the last of them has seen the token.
+        """
         self.bias |= bias
         block = block_layout.RETENTION_BLOCK
         if t >= self.window + self.sinks:
             self.add_attention(weights)
         if (t + 1) % block == 0 and t + 1 > self.window + self.sinks:
-            self._select(t + 1)
+            heads = self.heads or [self]
+            if self is heads[-1]:
+                for head in heads:
+                    head.update_scores()
+                for head in heads:
+                    head.select(t + 1)
 
     def add_attention(self, weights: dict[int, Tensor]) -> None:
         """Add a query's attention to that of the block: the maximum."""
@@ -61,19 +80,31 @@ class ReferenceCache:
             score = SCORE_DECAY * self.scores.get(j, 0)
             self.scores[j] = score + self.block_attention.get(j, 0)
 
-    def _select(self, start: int) -> None:
-        """Select the retained tokens for the block that starts there."""
-        self.update_scores()
-        self.block_attention.clear()
+    def held(self, start: int) -> list[int]:
+        """Return the tokens held at the end of a block, without sinks.
+
+        start: position after the block.
+        """
+        return [*self.retained, *self.leaving(start), *range(start - self.window + 1, start)]
+
+    def leaving(self, start: int) -> list[int]:
+        """Return the tokens that have left the window in the block that ends before `start`."""
         edge = start - self.window + 1
-        evicted = range(max(self.sinks, edge - block_layout.RETENTION_BLOCK), edge)
-        evicted = [j for j in evicted if self.scores.get(j, 0) > 0]
-        ranks = {j: self.scores[j] + self.rank_bias(j) for j in (*self.retained, *evicted)}
-        candidates = [j for j, rank in ranks.items() if rank > 0]
+        return list(range(max(self.sinks, edge - block_layout.RETENTION_BLOCK), edge))
+
+    def score(self, candidates: list[int], start: int) -> dict[int, float]:
+        """Return the scores of the candidates; those without one are not retained."""
+        return {j: self.scores[j] for j in candidates if self.scores.get(j, 0) > 0}
+
+    def select(self, start: int) -> None:
+        """Select the retained tokens for the block that starts there."""
+        scores = self.score([*self.retained, *self.leaving(start)], start)
+        self.block_attention.clear()
+        ranks = {j: score + self.rank_bias(j) for j, score in scores.items()}
         last = start + block_layout.RETENTION_BLOCK - 1  # query of the coming block
         for limit in (self.context, self.sliding_window):
-            candidates = [j for j in candidates if limit is None or last - j < limit]
-        best = sorted(candidates, key=lambda j: -ranks[j])[: self.num_retained]
+            ranks = {j: rank for j, rank in ranks.items() if limit is None or last - j < limit}
+        best = sorted(ranks, key=lambda j: -ranks[j])[: self.num_retained]
         self.retained = sorted(best)
 
     def rank_bias(self, j: int) -> float:
@@ -105,6 +136,7 @@ def read_token(
     (V,), for each by its value. The cache observes the token.
     """
     q, k, v = qkv
+    cache.pairs = k.detach(), v.detach()
     distances = cache.distances(t)
     seen, distance = torch.tensor(list(distances)), torch.tensor(list(distances.values()))
     scores = q[:, t] @ turn_back(k[seen], distance).T / q.shape[2] ** 0.5
@@ -122,7 +154,7 @@ def loop(
     qkv: tuple[Tensor, Tensor, Tensor],
     bias: Tensor,
     weight: Tensor,
-    case: dict[str, int | None],
+    case: dict[str, Any],
     cache_class: type[ReferenceCache] = ReferenceCache,
 ) -> tuple[Tensor, list[list[ReferenceCache]]]:
     """Output, (B, T, H, V), and the cache of every sample's key-value heads after the text.
@@ -130,12 +162,82 @@ def loop(
     case: arguments of the cache. bias: (H,); weight: (G, V).
     """
     q, k, v = qkv
-    caches = [[cache_class(**case) for _ in range(G)] for _ in range(B)]
+    caches = [[cache_class(**case, head=g) for g in range(G)] for _ in range(B)]
+    for heads in caches:
+        for cache in heads:
+            cache.heads = heads
     q, bias = q.unflatten(1, (G, H // G)), bias.unflatten(0, (G, H // G))
     rows = [
         read_token((q[b, g], k[b, g], v[b, g]), t, caches[b][g], bias[g], weight[g])
         for b in range(B)
-        for g in range(G)
         for t in range(q.shape[3])
+        for g in range(G)
     ]
-    return torch.stack(rows).view(B, G, -1, H // G, V).transpose(1, 2).flatten(2, 3), caches
+    return torch.stack(rows).view(B, -1, H, V), caches
+
+
+def with_random_bias(
+    num_retained: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> RetainedPairs:
+    """Retained pairs as if trained: a bias of about a logit, so that it decides which stay."""
+    torch.manual_seed(seed)
+    retained = RetainedPairs(H, G, (D, V), num_retained)
+    torch.nn.init.normal_(retained.bias, std=2)
+    torch.nn.init.normal_(retained.weight, std=1.2 * V**-0.5)
+    return retained.to(dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return softmax(q * SCALE, k, v, mask)
+
+
+def step(
+    qkv: QKV,
+    state: WindowState,
+    chunk: ChunkInfo,
+    case: ReferenceCache,
+    retained: RetainedPairs,
+    **spec: Any,
+) -> tuple[Tensor, WindowState]:
+    """One call."""
+    q, k, v = qkv
+    after = chunk.next_state(state, k, v, state.matrix)
+    joined = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
+    given = {
+        "attention": attention,
+        "rotate": turn,
+        "scale": SCALE,
+        "context": case.context,
+        "sliding_window": case.sliding_window,
+    }
+    pairs = WindowPairs(*joined, after.sink_keys, after.sink_values)
+    assert state.retained is not None
+    out, pairs_after = retained_attention(
+        q, pairs, state.retained, chunk, AttentionSpec(**(given | spec)), retained
+    )
+    return out, after._replace(retained=pairs_after)
+
+
+def empty(
+    k: Tensor, v: Tensor, chunk: ChunkInfo, case: ReferenceCache, retained: RetainedPairs
+) -> WindowState:
+    """The state before the first token."""
+    return WindowState.empty(k, v, chunk, False, case.num_retained, retained.policy)
+
+
+def streamed(
+    qkv: QKV, chunks: list[int], case: ReferenceCache, retained: RetainedPairs, **spec: Any
+) -> tuple[Tensor, RetainedState]:
+    """In chunks, the state passed on."""
+    batch, past, out, state = len(qkv[0]), 0, [], None
+    for q, k, v in zip(*(x.split(chunks, 2) for x in qkv), strict=True):
+        T = q.shape[2]
+        past_lengths = torch.full((batch,), past)
+        chunk = ChunkInfo(past_lengths, torch.full((batch,), T), T, case.window, case.sinks)
+        state = state or empty(k, v, chunk, case, retained)
+        read, state = step((q, k, v), state, chunk, case, retained, **spec)
+        out.append(read)
+        past += T
+    assert state is not None
+    assert state.retained is not None
+    return torch.cat(out, 1), state.retained
