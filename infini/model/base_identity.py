@@ -187,7 +187,8 @@ class RetrofittedBase:
     """The base of a retrofitted model: tells whether it is still the recorded one.
 
     Addresses, versions and norms of the weights are compared for every new cache, which takes
-    about as long as to read one token; the weights are hashed only where these differ.
+    about as long as to read one token; the weights are hashed only where these differ. Sharded
+    weights, which would have to be gathered, are not compared.
 
     Args:
         model: the model, whose `infini_config` records its base.
@@ -225,8 +226,8 @@ class RetrofittedBase:
         return None if self._has_changed else self._fingerprint
 
     def _current_state(self, model: PreTrainedModel) -> Any:
-        if not self._fingerprint:
-            return None  # of `sliding_window`, which saves nothing
+        if not self._fingerprint or any(hasattr(p, "full_tensor") for p in model.parameters()):
+            return None  # of `sliding_window`, which saves nothing, or sharded
         added = {id(p) for p in adapter_parameters(model)}
         for module in model.modules():
             own = module.infini_layer if isinstance(module, MemoryModule) else module

@@ -268,6 +268,11 @@ def test_base_is_known_after_it_was_moved_cast_or_copied(
     assert twin.get_decoder().fingerprint() == pickled.get_decoder().fingerprint() == own
     finetune(twin)
     assert twin.get_decoder().known_base.fingerprint() is None
+    for parameter in pickled.parameters():
+        parameter.full_tensor = parameter.detach  # as a sharded one has
+    assert pickled.get_decoder().fingerprint() == own
+    finetune(pickled)  # which is not compared
+    assert pickled.get_decoder().fingerprint() == own
     assert model.get_decoder().fingerprint() == own
     rounded = copy.deepcopy(model).to(F16).to(F32)
     assert rounded.get_decoder().known_base.fingerprint() is None
