@@ -18,6 +18,7 @@ UV_INSTALL := $(UV) pip install --quiet $(if $(PYTHONDONTWRITEBYTECODE),--compil
 INSTALL := $(UV_INSTALL) --python $(BIN)/python
 TORCH := torch==2.13.0
 OLDEST := transformers==5.23.0
+KVPRESS := kvpress==0.5.5
 
 STUDIES := $(patsubst studies/%/params.yaml,%,$(wildcard studies/*/params.yaml))
 STUDY_FOLDER := studies/$(STUDY)
@@ -26,7 +27,7 @@ STUDY_PACKAGES := $(wildcard $(STUDY_FOLDER)/requirements.txt)
 COPIES := dvc.yaml .dvcignore .dvc/config .dvc/plots/curves.json
 
 .PHONY: setup setup-test run study links test test-slow test-oldest test-faults test-readme coverage
-.PHONY: wheel-test fuzz licences docs
+.PHONY: wheel-test kvpress-parity fuzz licences docs
 setup: .venv/pipeline.done .dvc/plots/page.html
 setup-test: setup .venv/test.done
 
@@ -111,6 +112,18 @@ wheel-test: setup-test
 	$(UV_INSTALL) --python .wheel/venv $(TORCH)
 	$(UV_INSTALL) --python .wheel/venv -c constraints.txt .wheel/*.whl
 	cd .wheel && venv/bin/python ../tests/wheel.py load model
+
+# Scores of our retention policies against kvpress', which needs an older transformers.
+kvpress-parity: .venv/pipeline.done .kvpress/done
+	$(BIN)/python tests/kvpress/ours.py .kvpress/scores.safetensors
+	.kvpress/bin/python tests/kvpress/theirs.py .kvpress/scores.safetensors
+
+.kvpress/done: tests/kvpress/constraints.txt | $(UV)
+	rm -rf .kvpress
+	$(UV) venv --quiet --python $(BIN)/python .kvpress
+	$(UV_INSTALL) --python .kvpress $(TORCH)
+	$(UV_INSTALL) --python .kvpress -c $< $(KVPRESS)
+	touch $@
 
 # site/index.html out of every Markdown file; what mkdocs warns of, a broken link too, is an error.
 # With it reports/index.html of the default run and of every study, made of what is in Git alone.
