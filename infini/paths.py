@@ -17,6 +17,8 @@ TIMES = Path("data/times")  # of each stage's last run on this machine; not in G
 REPORTS = Path("reports")
 PREPARED = REPORTS / "prepared.json"
 METRICS, CURVES, TRAINING = REPORTS / "metrics", REPORTS / "curves", REPORTS / "training"
+POLICIES = REPORTS / "policies"  # nats of every document, by retention policy
+DOCUMENT_NATS = REPORTS / "documents"  # the same, by version
 COSTS, COSTS_LOCK = REPORTS / "costs.csv", REPORTS / "dvc.lock"
 PLOTS, PAGE = REPORTS / "plots", REPORTS / "index.html"
 
@@ -60,6 +62,11 @@ class Version:
     def curves(self) -> Path:
         """CSV file of its curves."""
         return CURVES / f"{self.name}.csv"
+
+    @property
+    def document_nats(self) -> Path:
+        """CSV file of its nats by test document."""
+        return DOCUMENT_NATS / f"{self.name}.csv"
 
     @property
     def evaluation_folder(self) -> Path:

@@ -39,6 +39,7 @@ adapters:
 
 evaluate:
   full: {{context: {full}}}
+  policies: {{names: [], budgets: []}}
 """
 NO_BASE = """\
 # No base in this folder

@@ -87,6 +87,10 @@ class Pieces:
         """Return the first `count` pieces; None: all."""
         return Pieces(*(tensor[:count] for tensor in vars(self).values()))
 
+    def at(self, index: int) -> "Pieces":
+        """Return one piece."""
+        return Pieces(*(tensor[index : index + 1] for tensor in vars(self).values()))
+
     def shortened(self, tokens: int) -> "Pieces":
         """Return the first tokens of every piece; `bytes` stay those of the whole."""
         return replace(self, tokens=self.tokens[:, :tokens], mask=self.mask[:, :tokens])

@@ -1,12 +1,14 @@
 """Sections of params.yaml: the evaluation's protocols, and the measurement of costs."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from infini.choices import Policy
 from infini.errors import InputError
 from infini.schema import Different, Positive, Section, Share
 
+Reading = Policy | Literal["window", "oracle"]
 Segments = Annotated[int, Field(ge=2, le=10**5)]
 
 
@@ -88,6 +90,25 @@ class RecallProtocol(Section):
         return self
 
 
+class Budget(Section):
+    """State bytes that retention policies are compared at."""
+
+    # size of the plain window with sinks that has these state bytes, in tokens
+    window_size: Positive
+    # window of the policies, in tokens; what is left of the budget goes to retained pairs
+    policy_window: Positive
+
+
+class PoliciesProtocol(Section):
+    """Stage evaluate_policies: retention policies of the untouched base, nothing trained."""
+
+    # registered policies; window: the plain window; oracle: the pairs that the text's next queries
+    # attend to (a ceiling)
+    names: Annotated[list[Reading], Different] = Field(default_factory=list)
+    # every policy is scored at every budget
+    budgets: list[Budget] = Field(default_factory=list)
+
+
 class Evaluate(Section):
     """Stage evaluate_ppl: the protocols."""
 
@@ -98,6 +119,7 @@ class Evaluate(Section):
     double_shift: DoubleShiftProtocol = DoubleShiftProtocol()
     full: FullProtocol
     window: WindowProtocol = WindowProtocol()
+    policies: PoliciesProtocol = PoliciesProtocol()
     passkey: PasskeyProtocol = PasskeyProtocol()
     # null: not scored
     recall: RecallProtocol | None = None

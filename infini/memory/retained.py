@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infini.choices import MemoryMode
-from infini.errors import InputError
 from infini.memory.block_reader import MAX_BIAS, BlockReader
 from infini.memory.eviction import (
     BlockLayout,
@@ -87,16 +86,11 @@ class RetainedPairs(nn.Module):
             return torch.einsum("bgpv,gv->bgp", v, self.weight.float())
 
     def layer_policy(self, rotate: Rotate | None) -> LayerPolicy:
-        """Return the policy with its tensors; InputError if they have not been fitted.
+        """Return the policy with its tensors.
 
         Args:
             rotate: The layer's rotary embedding; None: it has none.
         """
-        if self.policy_weights and not any(x.any() for x in self.policy_weights.values()):
-            raise InputError(
-                f"policy {self.policy.name!r} must be fitted to texts first: "
-                "infini.fit_policy(model, texts)"
-            )
         weights = {name: x.float() for name, x in self.policy_weights.items()}
         return LayerPolicy(self.policy, self.layer_index, weights, rotate)
 

@@ -106,7 +106,7 @@ def _pieces(
     for number, text in enumerate(texts, 1):
         if isinstance(text, str):
             tokenizer = tokenizer or tokenizer_of(model)
-            text = torch.tensor(tokenizer.encode(text), dtype=torch.int64)  # noqa: PLW2901
+            text = torch.tensor(tokenizer.encode(text), dtype=torch.int64)
         if not isinstance(text, Tensor) or text.ndim != 1 or not len(text):
             raise InputError(f"text {number}: must be a text, or its tokens, (T,)")
         pieces += text.split(size)

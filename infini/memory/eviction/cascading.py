@@ -1,9 +1,10 @@
 """Retention policy `cascading`: sub-caches that each take every second pair of the one before.
 
 The retained pairs are four sub-caches of K / 4. What leaves the window enters the first; what a
-full sub-cache drops, its oldest pair, is offered to the next. The next takes every second such
-pair; of the others, it keeps the one with the higher average attention: the offered pair, or its
-own latest. So attention reaches back far, ever more sparsely.
+full sub-cache drops, its oldest pair, is offered to the next. Until K pairs have entered, a
+sub-cache takes all that it is offered. Then it takes every second; of another offered pair and its
+own latest, the one with the higher average attention stays. So attention reaches back far, ever
+more sparsely.
 
 Cascading KV Cache (arXiv 2406.17808, section 3.2), with an exponential moving average of the
 attention.
@@ -53,44 +54,17 @@ class Cascading(RetentionPolicy):
             for i in range(self.sub_caches)
         ]
         num_new, num_before = self._num_entered(pairs)
-        slot = torch.arange(K + C, device=average.device)
-        slots = slot.expand(*average.shape[:2], -1)
+        slots = torch.arange(K + C, device=average.device).expand(*average.shape[:2], -1)
         caches: list[deque[Tensor]] = []
-        entered, counts, end = num_before, [], K
+        entered, end = num_before, K
         for size in sizes:  # the latest pairs are in the first sub-cache
-            counts.append(entered)
-            start = max(0, end - min(entered, size))
+            start = end - min(entered, size)
             caches.append(deque(slots[:, :, start:end].unbind(2)))
-            entered, end = -(-max(0, entered - size) // 2), start
-        for pair in slots[:, :, K + C - num_new :].unbind(2):
-            self._insert(pair, caches, sizes, counts, average)
+            entered, end = entered - (end - start), start
+        for number, pair in enumerate(slots[:, :, K + C - num_new :].unbind(2), num_before + 1):
+            _insert(pair, number, caches, sizes, average)
         held = [pair for cache in caches for pair in cache]
         return torch.stack(held, 2) if held else slots[:, :, :0]
-
-    def _insert(
-        self,
-        pair: Tensor,
-        caches: list[deque[Tensor]],
-        sizes: list[int],
-        counts: list[int],
-        average: Tensor,
-    ) -> None:
-        """Insert a pair, (B, G), into the first sub-cache; in place.
-
-        counts: pairs that each sub-cache has taken so far.
-        """
-        for level, (cache, size) in enumerate(zip(caches, sizes, strict=True)):
-            if level and (counts[level - 1] - sizes[level - 1]) % 2 == 0:  # an odd one out
-                if cache:
-                    latest = cache.pop()
-                    is_higher = _at(average, pair) > _at(average, latest)
-                    cache.append(torch.where(is_higher, pair, latest))
-                return
-            cache.append(pair)
-            counts[level] += 1
-            if len(cache) <= size:
-                return
-            pair = cache.popleft()
 
     def _num_entered(self, pairs: HeldPairs) -> tuple[int, int]:
         """Return how many pairs have left the window in this block, and before it."""
@@ -101,6 +75,26 @@ class Cascading(RetentionPolicy):
         num_entered = pairs.block_end - W - first + 1
         num_new = min(C, num_entered)
         return num_new, num_entered - num_new
+
+
+def _insert(
+    pair: Tensor, number: int, caches: list[deque[Tensor]], sizes: list[int], average: Tensor
+) -> None:
+    """Insert a pair, (B, G), into the first sub-cache; in place.
+
+    number: how many pairs have entered, this one included.
+    """
+    for level, (cache, size) in enumerate(zip(caches, sizes, strict=True)):
+        if number > sum(sizes) and number % 2**level:  # not taken
+            if cache:
+                latest = cache.pop()
+                is_higher = _at(average, pair) > _at(average, latest)
+                cache.append(torch.where(is_higher, pair, latest))
+            return
+        cache.append(pair)
+        if len(cache) <= size:
+            return
+        pair = cache.popleft()
 
 
 def _at(x: Tensor, index: Tensor) -> Tensor:

@@ -16,9 +16,6 @@ from torch import Tensor
 from infini.memory.eviction.policy import HeldPairs, RetentionPolicy, register_policy
 from infini.memory.eviction.query_statistics import QueryStatistics
 
-NUM_FUTURE_POSITIONS = 512  # tokens
-EPSILON = 0.01
-
 
 @register_policy("expected_attention")
 class ExpectedAttention(RetentionPolicy):
@@ -28,7 +25,7 @@ class ExpectedAttention(RetentionPolicy):
         epsilon: ε, added to every pair's expected attention.
     """
 
-    def __init__(self, epsilon: float = EPSILON):
+    def __init__(self, epsilon: float = 0.01):
         self.epsilon = epsilon
 
     def weight_shapes(self, heads: int, kv_heads: int, width: int) -> dict[str, tuple[int, ...]]:
@@ -40,7 +37,7 @@ class ExpectedAttention(RetentionPolicy):
         covariance = queries.second_moment - mean[:, :, None] * mean[:, None]
         rows = torch.eye(width).expand(len(mean), -1, -1).to(mean)  # (H, D, D)
         # row i is R̄ applied to the unit vector i
-        rotation = queries.rotated(rows, NUM_FUTURE_POSITIONS).mean(2)
+        rotation = queries.rotated(rows).mean(2)
         return {
             "mean": (mean[:, None] @ rotation)[:, 0],
             "covariance": rotation.mT @ covariance @ rotation,

@@ -4,7 +4,9 @@
             std over dimensions of (x − min) ÷ (max − min), min and max over the next block
 
 LagKV (arXiv 2504.04704, equations 2 to 6). The block is the C tokens that have just left the
-window; the next ones are still in it. A pair's score is fixed then. No attention weights.
+window; the next C are still in it, or W − 1 where the window is shorter. A pair's score is fixed
+then, and compared with those of other blocks. Keys have their positions, counted from the end of
+the block that is being read: minima depend on where positions start. No attention weights.
 """
 
 import torch
@@ -25,7 +27,7 @@ class LagKV(RetentionPolicy):
         valid = pairs.valid[:, :, leaving]
         spreads = [
             _spread(x[:, :, leaving], x[:, :, following], valid)
-            for x in (pairs.rotated_keys, pairs.values)
+            for x in (pairs.relative_keys, pairs.values)
         ]
         score = pairs.state["score"].clone()
         score[:, :, leaving] = (spreads[0] + spreads[1]) / 2

@@ -12,8 +12,6 @@ from torch import Tensor
 from infini.memory.eviction.policy import HeldPairs, RetentionPolicy, register_policy
 from infini.memory.eviction.query_statistics import QueryStatistics
 
-NUM_FUTURE_POSITIONS = 512  # tokens
-
 
 @register_policy("q_filter")
 class QFilter(RetentionPolicy):
@@ -27,11 +25,11 @@ class QFilter(RetentionPolicy):
         # square roots of the second moments: their rows stand for the queries
         values, vectors = torch.linalg.eigh(queries.second_moment)
         rows = (vectors * values.clamp_min(0).sqrt()[:, None]).mT  # (H, D, D)
-        rotated = queries.rotated(rows, NUM_FUTURE_POSITIONS)  # (H, D, T, D)
-        moment = torch.einsum("hntd,hnte->hde", rotated, rotated) / NUM_FUTURE_POSITIONS
+        rotated = queries.rotated(rows)  # (H, D, T, D)
+        moment = torch.einsum("hntd,hnte->hde", rotated, rotated) / rotated.shape[2]
         by_group = moment.unflatten(0, (queries.kv_heads, -1)).mean(1)  # (G, D, D)
         direction = torch.linalg.eigh(by_group).eigenvectors[..., -1]  # (G, D)
-        mean = queries.rotated(queries.mean[:, None], NUM_FUTURE_POSITIONS).mean((1, 2))
+        mean = queries.rotated(queries.mean[:, None]).mean((1, 2))
         mean = mean.unflatten(0, (queries.kv_heads, -1)).mean(1)
         sign = torch.where((direction * mean).sum(-1, keepdim=True) < 0, -1.0, 1.0)
         return {"direction": direction * sign}

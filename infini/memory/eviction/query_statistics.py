@@ -1,4 +1,4 @@
-"""What `infini.fit_policy` records of a layer's queries, for policies that are fitted to texts."""
+"""Moments of a layer's queries on some texts, to which `infini.fit_policy` fits a policy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+FUTURE_POSITIONS = 512  # tokens
 Rotate = Callable[[Tensor, Tensor], Tensor]  # (B, H, T, D) and positions, (B or 1, T)
 
 
 @dataclass(frozen=True)
 class QueryStatistics:
-    """Moments of a layer's queries without positions.
+    """Moments of a layer's queries, without positions.
 
     Shapes: H query heads, G key-value heads, D key width.
     """
@@ -25,17 +26,16 @@ class QueryStatistics:
     rotate: Rotate | None
     """The layer's rotary embedding; None: it has none"""
 
-    def rotated(self, x: Tensor, num_positions: int) -> Tensor:
-        """Return vectors at the positions 0, 1, … of the next queries.
+    def rotated(self, x: Tensor) -> Tensor:
+        """Return vectors at the positions of the next FUTURE_POSITIONS queries.
 
         Args:
             x: Vectors of the query heads, (H, n, D).
-            num_positions: T.
 
         Returns:
-            The rotated vectors, (H, n, T, D).
+            The rotated vectors, (H, n, FUTURE_POSITIONS, D).
         """
-        repeated = x[:, :, None].expand(-1, -1, num_positions, -1)
+        repeated = x[:, :, None].expand(-1, -1, FUTURE_POSITIONS, -1)
         if self.rotate is None:
             return repeated
-        return self.rotate(repeated, torch.arange(num_positions, device=x.device)[None])
+        return self.rotate(repeated, torch.arange(FUTURE_POSITIONS, device=x.device)[None])

@@ -5,7 +5,8 @@
     redundancy = softmax over the pairs of the mean cosine of a key to the other keys
 
 R-KV: Redundancy-aware KV Cache Compression for Reasoning Models (arXiv 2505.24133, equations 2 to
-6), for candidates alone. No state but the last queries' attention.
+6). Neighbours and other keys are those of candidates. The paper does not count the most recent of
+the keys that are similar to a key; here all count. No state but the last queries' attention.
 """
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from infini.memory.eviction.policy import HeldPairs, RetentionPolicy, register_policy
 
 IMPORTANCE_WEIGHT = 0.07  # λ
-KERNEL_SIZE = 7  # pairs
+POOLED_PAIRS = 7
 
 
 @register_policy("rkv")
@@ -35,11 +36,13 @@ class RKV(RetentionPolicy):
     def score(self, pairs: HeldPairs) -> Tensor:
         assert pairs.block_attention is not None
         assert self.last_queries is not None
-        mean = pairs.block_attention / self.last_queries
-        importance = F.max_pool1d(mean, KERNEL_SIZE, stride=1, padding=KERNEL_SIZE // 2)
-        redundancy = torch.zeros_like(importance)
-        redundancy[:, :, : pairs.num_candidates] = _redundancy(pairs)
-        return self.importance_weight * importance - (1 - self.importance_weight) * redundancy
+        scored_tokens = min(pairs.block_size, pairs.block_end - pairs.scoring_start)
+        received = pairs.block_attention[:, :, : pairs.num_candidates]
+        mean = received / min(self.last_queries, scored_tokens)
+        importance = F.max_pool1d(mean, POOLED_PAIRS, stride=1, padding=POOLED_PAIRS // 2)
+        redundancy = (1 - self.importance_weight) * _redundancy(pairs)
+        score = self.importance_weight * importance - redundancy
+        return F.pad(score, (0, pairs.window - 1))
 
 
 def _redundancy(pairs: HeldPairs) -> Tensor:

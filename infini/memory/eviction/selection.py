@@ -263,7 +263,15 @@ def _to_blocks(
 
 
 def _scores(policy: RetentionPolicy, held: HeldPairs) -> Tensor:
-    """Return the policy's scores, (B, G, K + W - 1 + C); InputError for another shape."""
+    """Return the policy's scores, (B, G, K + W - 1 + C).
+
+    Raises:
+        InputError: They have another shape, or the policy's tensors have not been fitted.
+    """
+    if held.weights and not any(x.any() for x in held.weights.values()):
+        raise InputError(
+            f"policy {policy.name!r} must be fitted to texts first: infini.fit_policy(model, texts)"
+        )
     scores = policy.score(held)
     if scores.shape != held.positions.shape:
         expected, got = tuple(held.positions.shape), tuple(scores.shape)
