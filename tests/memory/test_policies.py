@@ -1,0 +1,238 @@
+"""Every built-in retention policy against a loop over tokens, and what it holds."""
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from infini.choices import Policy
+from infini.memory.block_reader import BlockReader
+from infini.memory.eviction import (
+    HeldPairs,
+    QueryStatistics,
+    RetainedState,
+    block_layout,
+    num_recent,
+    policy_by_name,
+    policy_names,
+)
+from infini.memory.eviction.query_statistics import FUTURE_POSITIONS
+from infini.memory.retained import RetainedPairs
+from memory.toy_policies import REFERENCES, product, rotation_matrix
+from memory.toy_retained import QKV, ReferenceCache, attention, loop, streamed
+from memory.toy_window import B, D, G, H, V, tokens, turn
+
+BUILT_IN = policy_names()  # before a test registers others
+LENGTH = 101
+CHUNKS = [[LENGTH], [3, 14, 1, 40, LENGTH - 58], [1] * LENGTH]
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CASES = [
+    {"window": 5, "sinks": 2, "num_retained": 4},
+    {"window": 20, "sinks": 3, "num_retained": 9, "context": 60},
+    {"window": 3, "sinks": 0, "num_retained": 90},
+]
+# Floats that a policy stores per retained pair and per recent token, keys and values aside
+STORED = {
+    "a2sf": (2, 2),  # the sum before this block, and of this block
+    "cascading": (2, 2),
+    "curdkv": (1, 0),
+    "decayed_attention": (2, 2),
+    "expected_attention": (0, 0),
+    "h2o": (2, 2),
+    "keydiff": (0, 0),
+    "knorm": (0, 0),
+    "lagkv": (1, 0),
+    "observed_attention": (2, 2),
+    "q_filter": (0, 0),
+    "random": (0, 0),
+    "rkv": (1, 1),  # of this block alone
+    "snapkv": (1, 1),
+    "tova": (0, 0),
+}
+WITHOUT_ATTENTION = [name for name in BUILT_IN if policy_by_name(name).attention is None]
+
+
+@pytest.fixture(autouse=True, params=[16, 5])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Tokens of a block."""
+    monkeypatch.setattr(block_layout, "RETENTION_BLOCK", request.param)
+    return request.param
+
+
+def test_choices_name_the_built_in_policies() -> None:
+    assert sorted(get_args(Policy)) == BUILT_IN == sorted(REFERENCES) == sorted(STORED)
+
+
+def random_weights(name: str) -> dict[str, Tensor]:
+    """Tensors as if fitted."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    spread = normal(H, D, D) / 3
+    known = {
+        "mean": normal(H, D) / 2,
+        "covariance": spread @ spread.mT,
+        "direction": normal(G, D),
+    }
+    return {key: known[key] for key in policy_by_name(name).weight_shapes(H, G, D)}
+
+
+def retained_pairs(name: str, num_retained: int) -> RetainedPairs:
+    """Retained pairs without a learned bias, under a policy as if fitted."""
+    retained = RetainedPairs(H, G, (D, V), num_retained, policy_by_name(name)).double()
+    for key, tensor in random_weights(name).items():
+        retained.policy_weights[key].data.copy_(tensor)
+    return retained
+
+
+def read(
+    name: str, case: dict[str, Any], qkv: QKV, chunks: list[int], blockwise: bool, **spec: Any
+) -> tuple[Tensor, RetainedState]:
+    """Read a text in chunks, by the blockwise reader or by the path that has gradients."""
+    retained = retained_pairs(name, case["num_retained"])
+    given = {"is_softmax": blockwise} | ({"attention": not_called} if blockwise else {}) | spec
+    return streamed(qkv, chunks, ReferenceCache(**case), retained, **given)
+
+
+def not_called(*_: Tensor) -> Tensor:
+    raise AssertionError("the attention with gradients is called")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("name", BUILT_IN)
+@torch.no_grad()
+def test_policy_equals_loop_in_any_chunks(name: str, case: dict[str, Any]) -> None:
+    qkv = tokens(LENGTH)
+    own = case | {"weights": random_weights(name)}
+    zero = torch.zeros(H), torch.zeros(G, V, dtype=torch.float64)
+    expected, caches = loop(qkv, *zero, own, REFERENCES[name])
+    positions = [
+        [[-1] * (cache.num_retained - len(cache.retained)) + cache.retained for cache in heads]
+        for heads in caches
+    ]
+    assert any(cache.retained for heads in caches for cache in heads)
+    states = []
+    for blockwise, chunks in ((False, CHUNKS[0]), (False, CHUNKS[1]), *((True, x) for x in CHUNKS)):
+        out, state = read(name, case, qkv, chunks, blockwise)
+        assert state.positions.tolist() == positions
+        torch.testing.assert_close(out, expected, **CLOSE)
+        states.append(state)
+    for state in states[1:]:
+        for one, other in zip(state, states[0], strict=True):
+            torch.testing.assert_close(one, other, **CLOSE)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@torch.no_grad()
+def test_no_moment_holds_more_than_the_budget(
+    name: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S sinks, W tokens of the window, K retained pairs and C of the block, in any call."""
+    W, S, K = 5, 2, 4
+    attended: list[int] = []
+    of_block, score = BlockReader.of_block, type(policy_by_name(name)).score
+
+    def count_of_block(self: BlockReader, *args: Any) -> Tensor:
+        weights = of_block(self, *args)
+        attended.append(S + weights.shape[-1])
+        return weights
+
+    def count_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        attended.append(k.shape[2])
+        return attention(q, k, v, mask)
+
+    def count_scored(self: Any, pairs: HeldPairs) -> Tensor:
+        assert pairs.keys.shape[2] == pairs.values.shape[2] == pairs.positions.shape[2]
+        attended.append(S + pairs.positions.shape[2])
+        return score(self, pairs)
+
+    monkeypatch.setattr(BlockReader, "of_block", count_of_block)
+    monkeypatch.setattr(type(policy_by_name(name)), "score", count_scored)
+    case, qkv = {"window": W, "sinks": S, "num_retained": K}, tokens(LENGTH)
+    for chunks in (CHUNKS[0], [60] + [1] * (LENGTH - 60)):
+        _, state = read(name, case, qkv, chunks, True)
+        assert state.keys.shape == (B, G, K, D)
+        read(name, case, qkv, chunks, False, attention=count_attention)
+    assert set(attended) == {S + W - 1 + K + block}
+    assert K + num_recent(W) + S < S + W + K + block, "between two calls"
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@torch.no_grad()
+def test_bytes_of_the_state(name: str) -> None:
+    W, K = 5, 4
+    case = {"window": W, "sinks": 2, "num_retained": K}
+    q, k, v = (x.float() for x in tokens(LENGTH))
+    for length in (1, 40, LENGTH):
+        text = q[:, :, :length], k[:, :, :length], v[:, :, :length]
+        _, state = read(name, case, text, [length], True)
+        per_retained, per_recent = STORED[name]
+        stored = per_retained * K + per_recent * num_recent(W)
+        assert sum(x.nbytes for x in state) == B * G * (K * (4 * (D + V) + 8) + 4 * stored)
+
+
+@pytest.mark.parametrize("blockwise", [True, False])
+@pytest.mark.parametrize("name", WITHOUT_ATTENTION)
+@torch.no_grad()
+def test_policy_without_attention_does_not_touch_queries(name: str, blockwise: bool) -> None:
+    case, (q, k, v) = CASES[0], tokens(LENGTH)
+    _, expected = read(name, case, (q, k, v), [LENGTH], blockwise)
+    _, state = read(name, case, (torch.full_like(q, torch.nan), k, v), [50, 51], blockwise)
+    assert torch.equal(state.positions, expected.positions)
+    for tensor in state:
+        assert tensor.isfinite().all()
+
+
+@torch.no_grad()
+def test_random_policy_retains_a_uniform_sample() -> None:
+    torch.manual_seed(0)
+    k = torch.zeros(1, 20, 4000, 1)
+    case = ReferenceCache(1, 0, 50)
+    retained = RetainedPairs(20, 20, (1, 1), 50, policy_by_name("random"))
+    _, state = streamed((k, k, k), [4000], case, retained, rotate=None, is_softmax=True)
+    counts = torch.histc(state.positions.float(), 4, 0, 4000)
+    assert counts.sum() == 1000
+    assert counts.sub(250).abs().max() < 60, "four standard deviations"
+
+
+def query_statistics(rotate: Any = turn) -> tuple[list[Tensor], QueryStatistics]:
+    """Some queries of every head, (n, D), and their moments."""
+    torch.manual_seed(0)
+    queries = [torch.randn(D) + torch.randn(9, D) @ torch.randn(D, D) for _ in range(H)]
+    moments = torch.stack([q.T @ q / len(q) for q in queries])
+    mean = torch.stack([q.mean(0) for q in queries])
+    return queries, QueryStatistics(mean, moments, G, rotate)
+
+
+def test_expected_attention_is_fitted_by_mean_rotation() -> None:
+    queries, statistics = query_statistics()
+    matrices = [rotation_matrix(D, t) for t in range(FUTURE_POSITIONS)]
+    rotation = torch.tensor(matrices, dtype=torch.float64).mean(0)
+    fitted = policy_by_name("expected_attention").fit(statistics)
+    for h, q in enumerate(queries):
+        covariance = q.double().T.cov(correction=0)
+        expected = rotation @ q.double().mean(0), rotation @ covariance @ rotation.T
+        ours = fitted["mean"][h].double(), fitted["covariance"][h].double()
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    _, unrotated = query_statistics(None)
+    fitted = policy_by_name("expected_attention").fit(unrotated)
+    torch.testing.assert_close(fitted["mean"], unrotated.mean)
+
+
+def test_q_filter_is_fitted_by_singular_vector() -> None:
+    queries, statistics = query_statistics()
+    fitted = policy_by_name("q_filter").fit(statistics)["direction"]
+    for g in range(G):
+        rows = [
+            product(rotation_matrix(D, t), q)
+            for head in queries[g * H // G : (g + 1) * H // G]
+            for q in head.tolist()
+            for t in range(FUTURE_POSITIONS)
+        ]
+        matrix = torch.tensor(rows, dtype=torch.float64)
+        direction = torch.linalg.svd(matrix, full_matrices=False).Vh[0]
+        direction *= (matrix @ direction).mean().sign()
+        torch.testing.assert_close(fitted[g].double(), direction, rtol=1e-3, atol=1e-4)
