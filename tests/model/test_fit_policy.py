@@ -1,0 +1,180 @@
+"""Policies that are fitted to texts: the queries they are fitted to, and their tensors."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+import infini
+from architectures import WINDOWED, text, tiny
+from infini.errors import InputError
+from infini.memory.eviction import QueryStatistics, RetentionPolicy
+from infini.model import fit_policy
+from infini.model.base import load_base
+from infini.model.modules import infini_parameters, trained_parameters, window_layers
+from infini.model.window.full_attention import LayerInputs, record_full_attention
+from toy import sentence
+
+OPTIONS = {"window": 7, "sinks": 3, "retained": 5}
+FITTED = ("expected_attention", "q_filter")
+
+
+def retrofitted(base: str | PreTrainedModel, policy: str | RetentionPolicy) -> PreTrainedModel:
+    base = tiny(base) if isinstance(base, str) else base
+    return infini.retrofit(base, "window", **OPTIONS, policy=policy)
+
+
+def fitted_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: x for name, x in infini_parameters(model).items() if ".policy_weights." in name}
+
+
+class Recorder(RetentionPolicy):
+    """A policy that records the moments that it is fitted to."""
+
+    def __init__(self) -> None:
+        self.statistics: list[QueryStatistics] = []
+
+    def weight_shapes(self, heads: int, kv_heads: int, width: int) -> dict[str, tuple[int, ...]]:
+        return {"mean": (heads, width)}
+
+    def fit(self, queries: QueryStatistics) -> dict[str, Tensor]:
+        self.statistics.append(queries)
+        return {"mean": queries.mean}
+
+    def score(self, pairs: Any) -> Tensor:
+        return pairs.values.norm(dim=-1)
+
+
+def hooked_queries(base: PreTrainedModel, texts: list[Tensor]) -> list[Tensor]:
+    """Queries of every layer without positions, (H, tokens, D), by hooks on its projection."""
+    found: dict[nn.Module, list[Tensor]] = {}
+    heads, width = base.config.num_attention_heads, base.config.hidden_size
+
+    def keep(module: nn.Module, _: Any, out: Tensor) -> None:
+        found.setdefault(module, []).append(out[0, :, :width])
+
+    for name, module in base.named_modules():
+        if name.endswith(("q_proj", "c_attn")):  # gpt2's: queries, keys and values
+            module.register_forward_hook(keep)
+    with torch.no_grad():
+        for tokens in texts:
+            base(tokens[None], use_cache=False)
+    return [torch.cat(x).unflatten(1, (heads, -1)).transpose(0, 1) for x in found.values()]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_moments_are_those_of_the_bases_own_queries(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [text(1, 40)[0], text(1, 31)[0]]
+    policy = Recorder()
+    monkeypatch.setattr(fit_policy, "MAX_TOKENS", 25)  # longer texts are read in pieces
+    infini.fit_policy(retrofitted(name, policy), texts)
+    pieces = [piece for tokens in texts for piece in tokens.split(25)]
+    queries = hooked_queries(tiny(name), pieces)
+    assert len(policy.statistics) == len(queries) == 3
+    for statistics, q in zip(policy.statistics, queries, strict=True):
+        scaled = q * q.shape[2] ** -0.5
+        torch.testing.assert_close(statistics.mean, scaled.mean(1))
+        torch.testing.assert_close(statistics.second_moment, scaled.mT @ scaled / q.shape[1])
+        assert statistics.kv_heads == (2 if name == "llama" else 4)
+        assert (statistics.rotate is None) == (name == "gpt2")
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+@torch.no_grad()
+def test_record_full_attention_equals_base(name: str) -> None:
+    base, tokens, recorded = tiny(name), text(2, 40), list[LayerInputs]()
+    expected = base.get_decoder()(tokens, use_cache=False).last_hidden_state
+    model = retrofitted(base, "decayed_attention")
+    outputs = list[Any]()
+    model.get_decoder().register_forward_hook(lambda _, __, out: outputs.append(out))
+    record_full_attention(model, tokens, recorded.append)
+    torch.testing.assert_close(outputs[0].last_hidden_state, expected, rtol=1e-3, atol=1e-4)
+    assert [inputs.layer_index for inputs in recorded] == list(range(len(recorded)))
+    assert len(recorded) == base.config.num_hidden_layers
+    for inputs in recorded:
+        assert inputs.q.shape[2] == inputs.k.shape[2] == 40
+
+
+@pytest.mark.parametrize("policy", FITTED)
+def test_fitted_tensors_are_saved_and_not_trained(policy: str, tmp_path: Path) -> None:
+    tiny("llama").save_pretrained(tmp_path / "base")
+    model, tokens = retrofitted(load_base(str(tmp_path / "base")), policy), text(2, 90)
+    before = model.get_decoder().fingerprint()
+    assert infini.fit_policy(model, list(text(3, 60))) is model
+    fitted = fitted_tensors(model)
+    assert len(fitted) == 3 * len(window_layers(model)[0].retained.policy_weights)
+    assert all(tensor.any() and not tensor.requires_grad for tensor in fitted.values())
+    assert not fitted.keys() & trained_parameters(model).keys()
+    assert model.get_decoder().fingerprint() != before
+    expected = model(tokens).logits
+    expected.sum().backward()
+    assert all(tensor.grad is None for tensor in fitted.values())
+    model.save_pretrained(tmp_path / "ours")
+    again = infini.load(tmp_path / "ours")
+    assert torch.equal(again(tokens).logits, expected)
+    assert not any(tensor.requires_grad for tensor in fitted_tensors(again).values())
+    assert again.get_decoder().fingerprint() == model.get_decoder().fingerprint()
+
+
+@pytest.mark.parametrize("policy", FITTED)
+@torch.no_grad()
+def test_policy_that_is_not_fitted_is_refused_in_one_line(policy: str) -> None:
+    model = retrofitted("llama", policy)
+    with pytest.raises(InputError) as error:
+        model(text(1, 90))
+    expected = f"policy '{policy}' must be fitted to texts first: infini.fit_policy(model, texts)"
+    assert str(error.value) == expected
+
+
+@torch.no_grad()
+def test_texts_as_strings_equal_texts_as_tokens(base_folder: Path) -> None:
+    words = [sentence(50, 1), sentence(90, 2)]
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    tokens = [torch.tensor(tokenizer(text).input_ids) for text in words]
+    given: list[dict[str, Any]] = [
+        {"texts": words},
+        {"texts": words, "tokenizer": tokenizer},
+        {"texts": tokens},
+    ]
+    results = [
+        fitted_tensors(
+            infini.fit_policy(retrofitted(load_base(str(base_folder)), "q_filter"), **some)
+        )
+        for some in given
+    ]
+    for result in results[1:]:
+        for name, tensor in results[0].items():
+            assert torch.equal(result[name], tensor)
+
+
+@pytest.mark.parametrize("policy", FITTED)
+@torch.no_grad()
+def test_half_precision_base(policy: str) -> None:
+    texts = list(text(4, 60))
+    expected = fitted_tensors(infini.fit_policy(retrofitted("llama", policy), texts))
+    model = infini.fit_policy(retrofitted(tiny("llama").bfloat16(), policy), texts)
+    for name, tensor in fitted_tensors(model).items():
+        exact, close = expected[name].flatten(), tensor.float().flatten()
+        assert torch.cosine_similarity(exact, close, 0) > 0.999
+    assert model(text(2, 90)).logits.isfinite().all()
+
+
+def test_what_cannot_be_fitted() -> None:
+    model = retrofitted("llama", "q_filter")
+    for texts in ([], "a text"):
+        with pytest.raises(InputError, match=r"texts must be a list of ≥ 1 text"):
+            infini.fit_policy(model, texts)
+    for texts in ([torch.zeros(2, 2)], [torch.zeros(0)]):
+        with pytest.raises(InputError, match=r"text 1: must be a text, or its tokens, \(T,\)"):
+            infini.fit_policy(model, texts)
+    assert not any(tensor.any() for tensor in fitted_tensors(model).values())
+    without = infini.retrofit(tiny("llama"), "window", window=7)
+    with pytest.raises(InputError, match="fit_policy needs a model with retained pairs"):
+        infini.fit_policy(without, [text(1, 9)[0]])
+    nothing_to_fit = retrofitted("llama", "h2o")
+    assert infini.fit_policy(nothing_to_fit, [text(1, 9)[0]]) is nothing_to_fit
