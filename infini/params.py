@@ -347,7 +347,7 @@ def _check_facts(params: Params) -> None:
     """Raise InputError if facts and questions, in the base's tokens, do not fit where they go."""
     # slow to import: torch and transformers
     from infini.corpus.haystacks import FactSampler, check_document_length
-    from infini.evaluation.retrieval import check_text_lengths
+    from infini.evaluation.retrieval_texts import check_text_lengths
     from infini.model.base import load_tokenizer
 
     data, evaluate = params.data, params.evaluate

@@ -13,7 +13,7 @@ from infini.evaluation.perplexity import (
     score_double_shift,
     score_full_attention,
 )
-from infini.evaluation.retrieval import Haystacks
+from infini.evaluation.retrieval_texts import Haystacks
 from infini.evaluation.score import Score
 from infini.model.architectures import context_length, vocabulary_size
 from infini.model.retrofit import sliding_window

@@ -5,30 +5,27 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.errors import InputError
-from infini.model.architectures import decoder_layers
 from infini.model.base_info import MODEL_TYPE
 from infini.model.tensor_files import check_tensors_finite
+
+if TYPE_CHECKING:  # slow to import, and not needed for a tokenizer
+    from transformers import PreTrainedModel
 
 MAX_LAYERS = 1_000  # a damaged config that says more would fill the memory
 TOKENIZER_FILES = ("*token*", "*vocab*", "spiece.model")
 
 
-def load_base(model: str, revision: str | None = None, **options: Any) -> PreTrainedModel:
+def load_base(model: str, revision: str | None = None, **options: Any) -> "PreTrainedModel":
     """Load a base for reading: in float32 and evaluation mode, nothing trainable.
 
     Args:
@@ -45,7 +42,7 @@ def load_base(model: str, revision: str | None = None, **options: Any) -> PreTra
     """
     _check_weight_count(model, _load_config(model, revision))
     try:
-        base, info = AutoModelForCausalLM.from_pretrained(
+        base, info = transformers.AutoModelForCausalLM.from_pretrained(
             os.path.expanduser(model),
             revision=revision or "main",
             **{"dtype": torch.float32, **options},
@@ -59,12 +56,7 @@ def load_base(model: str, revision: str | None = None, **options: Any) -> PreTra
         ) from None
     if missing := sorted(info["missing_keys"]):  # transformers draws them at random
         raise InputError(f"base.model: {model!r}: its weights lack {', '.join(missing[:3])}")
-    if layer := _surplus_layer(base, info["unexpected_keys"]):
-        depth = len(decoder_layers(base))
-        raise InputError(
-            f"base.model: {model!r}: its config has num_hidden_layers {depth}, its weights have "
-            f"more ({layer})"
-        )
+    _check_layer_count(model, base, info["unexpected_keys"])
     check_tensors_finite(base.state_dict(), f"base.model: {model!r}")
     base.config._commit_hash = _commit_hash(model, revision)  # transformers 5.24 does not set it
     return base.eval().requires_grad_(False)
@@ -104,7 +96,7 @@ def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
     return tokenizer
 
 
-def tokenizer_of(model: PreTrainedModel) -> Tokenizer:
+def tokenizer_of(model: "PreTrainedModel") -> Tokenizer:
     """Load a model's tokenizer from where its base was loaded from.
 
     Args:
@@ -171,7 +163,8 @@ def _check_weight_count(model: str, config: PretrainedConfig) -> None:
         return
     try:
         with torch.device("meta"):
-            needed = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+            empty = transformers.AutoModelForCausalLM.from_config(config)
+        needed = sum(parameter.numel() for parameter in empty.parameters())
         stored = sum(map(_count_values, files))
     except Exception:  # loading the weights raises the error
         return
@@ -181,19 +174,23 @@ def _check_weight_count(model: str, config: PretrainedConfig) -> None:
         )
 
 
-def _surplus_layer(model: PreTrainedModel, names: Collection[str]) -> str | None:
-    """Return the first of these tensors that belongs to a decoder layer beyond the last one."""
+def _check_layer_count(model: str, base: "PreTrainedModel", names: Collection[str]) -> None:
+    """Raise InputError if an unexpected tensor belongs to a layer beyond the last one."""
+    from infini.model.architectures import decoder_layers
+
     if not names:
-        return None
-    layers = decoder_layers(model)
-    path = next(name for name, module in model.named_modules() if module is layers)
-    prefix = rf"({re.escape(model.base_model_prefix)}\.)?"  # some files lack it
-    own = re.escape(path.removeprefix(f"{model.base_model_prefix}."))
+        return
+    layers = decoder_layers(base)
+    path = next(name for name, module in base.named_modules() if module is layers)
+    prefix = rf"({re.escape(base.base_model_prefix)}\.)?"  # some files lack it
+    own = re.escape(path.removeprefix(f"{base.base_model_prefix}."))
     for name in sorted(names):
         match = re.match(rf"{prefix}{own}\.(\d+)\.", name)
         if match and int(match[2]) >= len(layers):
-            return name
-    return None
+            raise InputError(
+                f"base.model: {model!r}: its config has num_hidden_layers {len(layers)}, its "
+                f"weights have more ({name})"
+            )
 
 
 def _count_values(file: Path) -> int:

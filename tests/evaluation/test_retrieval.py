@@ -13,13 +13,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
 from infini.evaluation.config import PasskeyProtocol, RecallProtocol
-from infini.evaluation.retrieval import (
-    Haystacks,
-    RetrievalText,
-    last_segment_states,
-    retrieval_metrics,
-    score_retrieval,
-)
+from infini.evaluation.retrieval import last_segment_states, retrieval_metrics, score_retrieval
+from infini.evaluation.retrieval_texts import Haystacks, RetrievalText
 from infini.model.architectures import decoder_layers, output_head
 from infini.model.forward import memory_mode
 from infini.model.modules import infini_parameters
