@@ -79,6 +79,12 @@ class Params(Section):
         wanted = [name for name in self.versions if name not in self.on_demand]
         kinds = dict.fromkeys(self.replacements, "replacement")
         stages = [f"evaluate_ppl_{kinds.get(name, 'adapter')}@{name}" for name in wanted]
+        policies = self.evaluate.policies
+        stages += [
+            f"evaluate_policies@{name}-budget{index}"
+            for name in policies.names
+            for index in range(len(policies.budgets))
+        ]
         return ["evaluate_ppl_base", *stages]
 
     def contexts(self) -> dict[str, int]:

@@ -17,6 +17,7 @@ from infini.errors import InputError
 from infini.evaluation.baselines import window_bytes
 from infini.evaluation.byte_budget import policy_state_bytes, retained_pairs, retained_within
 from infini.evaluation.config import Budget
+from infini.evaluation.estimates import by_piece
 from infini.evaluation.perplexity import score_documents
 from infini.evaluation.rounding import write_rounded_csv
 from infini.evaluation.score import Score
@@ -28,9 +29,8 @@ from infini.model.retrofit import sliding_window
 from infini.paths import POLICIES
 
 FIT_DOCUMENTS = 4  # training documents that policies with tensors of their own are fitted to
-POLICY_COLUMNS = [
-    *("split", "piece", "text", "tokens", "bytes", "retained", "state_bytes", "nats", "nats_se")
-]
+NATS_DIGITS = 5  # significant, of a document's nats
+POLICY_COLUMNS = [*("split", "piece", "text", "tokens", "bytes", "retained", "state_bytes", "nats")]
 
 
 class DocumentSets(NamedTuple):
@@ -47,19 +47,10 @@ class DocumentSets(NamedTuple):
         return {"val": self.val, "test": self.test}
 
 
-def document_nats(score: Score) -> pd.DataFrame:
-    """Return a row a document: piece, text, tokens, bytes, nats per token, and its error.
-
-    The error is over the document's tokens; it says how many digits matter, and no more.
-    """
-    rows = []
-    for piece, (nats, scored) in enumerate(zip(score.nats, score.scored, strict=True)):
-        own = nats[scored].double()
-        counts = {"text": int(score.texts[piece]), "tokens": len(own)}
-        counts |= {"piece": piece, "bytes": int(score.bytes[piece])}
-        error = float(own.std() / len(own) ** 0.5)
-        rows.append({**counts, "nats": float(own.mean()), "nats_se": error})
-    return pd.DataFrame(rows)
+def document_nats(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a document of a loss table: piece, text, tokens, bytes, nats per token."""
+    rows = by_piece(table).reset_index()
+    return rows.assign(nats=rows["nats"] / rows["tokens"])
 
 
 def score_policy(
@@ -88,7 +79,8 @@ def score_policy(
     for split, pieces in documents.scored.items():
         retained, state_bytes, score = read(pieces, f"{name}, {split}")
         sizes = {"retained": retained, "state_bytes": state_bytes}
-        tables.append(document_nats(score).assign(split=split, **sizes))
+        losses = document_nats(score.table(documents.segment_length))
+        tables.append(losses.assign(split=split, **sizes))
     return pd.concat(tables)[POLICY_COLUMNS]
 
 
@@ -153,4 +145,4 @@ def _score_by_oracle(
 def write_policy(name: str, budget: Budget, table: pd.DataFrame) -> None:
     """Write reports/policies/<name>-<window size>-<policy window>.csv."""
     file = POLICIES / f"{name}-{budget.window_size}-{budget.policy_window}.csv"
-    write_rounded_csv(file, table, POLICY_COLUMNS[:-2], {"nats": "nats_se"})
+    write_rounded_csv(file, table, POLICY_COLUMNS[:-1], digits=NATS_DIGITS)

@@ -35,7 +35,11 @@ def write_metrics(file: Path, metrics: dict[str, Any]) -> None:
 
 
 def write_rounded_csv(
-    file: Path, table: pd.DataFrame, keys: list[str], errors: dict[str, str] | None = None
+    file: Path,
+    table: pd.DataFrame,
+    keys: list[str],
+    errors: dict[str, str] | None = None,
+    digits: int = VALUE_DIGITS,
 ) -> None:
     """Write a rounded table as CSV.
 
@@ -44,12 +48,13 @@ def write_rounded_csv(
         table: The table; an empty cell is no figure.
         keys: Columns that identify a row and are not rounded.
         errors: Name of a column of figures -> name of the column of their errors.
+        digits: Significant digits of a figure without an error.
     """
     committed = table[:0]
     with suppress(ValueError):  # the committed file is no CSV: nothing to compare with
         committed = read_csv(StringIO(committed_text(file) or ""))
     file.parent.mkdir(parents=True, exist_ok=True)
-    round_table(table, committed, keys, errors or {}).to_csv(file, index=False)
+    round_table(table, committed, keys, errors or {}, digits).to_csv(file, index=False)
 
 
 def committed_text(file: Path) -> str | None:
@@ -86,7 +91,11 @@ def round_metrics(metrics: dict[str, Any], committed: dict[str, Any]) -> dict[st
 
 
 def round_table(
-    table: pd.DataFrame, committed: pd.DataFrame, keys: list[str], errors: dict[str, str]
+    table: pd.DataFrame,
+    committed: pd.DataFrame,
+    keys: list[str],
+    errors: dict[str, str],
+    digits: int = VALUE_DIGITS,
 ) -> pd.DataFrame:
     """Round a table's figures, row by row; see `write_rounded_csv`."""
     known = {}
@@ -102,17 +111,21 @@ def round_table(
             figures = round_figures(
                 [row[key] for key in names],
                 [None if _missing(before.get(key)) else before[key] for key in names],
+                digits,
             )
             row |= zip(names, figures, strict=True)
     return pd.DataFrame(rows, columns=table.columns, dtype=object)  # whole numbers stay int
 
 
-def round_figures(figures: list[Any], committed: list[Any]) -> list[Any]:
+def round_figures(
+    figures: list[Any], committed: list[Any], digits: int = VALUE_DIGITS
+) -> list[Any]:
     """Round a figure and its errors to the same decimal place.
 
     Args:
         figures: The figure, then its errors, if any.
         committed: The same as they are committed; None: not committed.
+        digits: Significant digits of a figure without an error.
 
     Returns:
         Each as committed where it is within one unit of the last digit, else rounded. What is no
@@ -123,9 +136,9 @@ def round_figures(figures: list[Any], committed: list[Any]) -> list[Any]:
         return figures
     error = math.hypot(*errors)
     known = math.hypot(*(x for x in committed[1:] if isinstance(x, int | float)))
-    if known > 0 and abs(error - known) <= _unit(value, error):
+    if known > 0 and abs(error - known) <= _unit(value, error, digits):
         error = known  # or errors of 0.0999 and 0.1001 would end at different places
-    unit = _unit(value, error)
+    unit = _unit(value, error, digits)
     return [
         before
         if isinstance(before, int | float) and abs(figure - before) <= unit * (1 + 1e-6)
@@ -134,11 +147,11 @@ def round_figures(figures: list[Any], committed: list[Any]) -> list[Any]:
     ]
 
 
-def _unit(value: float, error: float) -> float:
+def _unit(value: float, error: float, digits: int) -> float:
     """Return the unit of the last digit that is written."""
     if error > 0:
         return 10.0 ** max(-MOST_DECIMALS, _exponent(error, ERROR_DIGITS) - ERROR_DIGITS + 1)
-    return 10.0 ** (_exponent(value, VALUE_DIGITS) - VALUE_DIGITS + 1)
+    return 10.0 ** (_exponent(value, digits) - digits + 1)
 
 
 def _exponent(number: float, digits: int) -> int:

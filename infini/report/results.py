@@ -29,6 +29,13 @@ from infini.paths import (
     TRAINING,
     Version,
 )
+from infini.report.policies import (
+    ScoredPolicy,
+    best_policy,
+    gains_over_policy,
+    read_document_nats,
+    read_policies,
+)
 from infini.training.config import Adapter, Replacement, VersionConfig
 
 TRAINING_STEPS = ("distill", "finetune")
@@ -68,16 +75,53 @@ class Results:
     training: dict[str, pd.DataFrame]  # by step: version, epoch, split, loss, event
     costs: pd.DataFrame  # a row a version and length
     prepared: dict[str, Any]  # content of reports/prepared.json
+    policies: list[ScoredPolicy]  # retention policies of the untouched base
+    documents: dict[str, pd.DataFrame]  # nats by protocol, seed and test document
 
     @property
     def figures(self) -> dict[str, Figures]:
-        """Metrics as estimates."""
-        return {name: estimates_of(tree) for name, tree in self.metrics.items()}
+        """Metrics as estimates, gains over the best retention policy among them."""
+        figures = {name: estimates_of(tree) for name, tree in self.metrics.items()}
+        for name in figures.keys() & self.documents.keys() - {"base"}:
+            for suffix in _protocol_suffixes(figures[name]):
+                self._compare_with_policy(name, figures[name], suffix)
+        return figures
+
+    def baseline(self, version: str, window: int | None = None) -> ScoredPolicy | None:
+        """Return a version's baseline: the best policy of its state bytes; None: none was scored.
+
+        Args:
+            version: Its name.
+            window: Another window that it was evaluated with; None: its own.
+        """
+        key = "baseline" if window is None else f"at_window_{window}.baseline"
+        size = flatten(self.metrics[version]).get(f"{key}.window")
+        return None if size is None else best_policy(self.policies, int(size))
+
+    def _compare_with_policy(self, version: str, figures: Figures, suffix: str) -> None:
+        """Replace the gain over the plain window by that over the best policy, in place."""
+        prefix = suffix.removeprefix("_") + "." * bool(suffix)
+        window = int(suffix.rpartition("_")[2]) if suffix else None
+        policy, documents = self.baseline(version, window), self.documents[version]
+        protocol = f"documents{suffix}"
+        if policy is None or protocol not in set(documents["protocol"]):
+            return
+        gain, every_seed = gains_over_policy(documents, policy, protocol)
+        figures[f"{prefix}window.gain"] = figures[f"{prefix}baseline.gain"]
+        figures[f"{prefix}baseline.gain"] = gain
+        beats = figures[f"{prefix}beats_both"].value == 1 and every_seed
+        figures[f"{prefix}beats_both"] = Estimate(int(beats))
 
     @property
     def missing(self) -> list[str]:
         """Versions of params.yaml without metrics."""
         return [name for name in ("base", *self.setup.versions) if name not in self.metrics]
+
+
+def _protocol_suffixes(figures: Figures) -> list[str]:
+    """Return "" and "_at_window_<size>" for every other window of a version."""
+    windows = {match[1] for key in figures if (match := AT_WINDOW.fullmatch(key))}
+    return ["", *(f"_at_window_{size}" for size in sorted(windows))]
 
 
 def read_results(setup: Setup) -> Results:
@@ -91,6 +135,8 @@ def read_results(setup: Setup) -> Results:
         training={step: read_training(step, setup.versions) for step in TRAINING_STEPS},
         costs=_read_costs(names),
         prepared=read_json(PREPARED, "splits") if PREPARED.is_file() else {},
+        policies=read_policies(),
+        documents=read_document_nats(setup.versions),
     )
 
 
@@ -111,7 +157,7 @@ def figures_at_windows(figures: Figures) -> dict[int, Figures]:
     by_window: dict[int, Figures] = {}
     for key, figure in figures.items():
         if match := AT_WINDOW.fullmatch(key):
-            difference = match[2] in DIFFERENCES
+            difference = match[2] in DIFFERENCES or figure.difference
             by_window.setdefault(int(match[1]), {})[match[2]] = figure._replace(
                 difference=difference
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 from infini.report import plots, tables
 from infini.report.cells import LEGEND
 from infini.report.page import Report, ReportPart, ReportPlot, ReportSection, ReportTable
+from infini.report.policies import ScoredPolicy
 from infini.report.provenance import COSTS_PIPELINE
 from infini.report.results import Results
 from infini.report.verdict import beats_both, verdict
@@ -43,6 +44,7 @@ def build_report(
     versions = {name: figures for name, figures in results.figures.items() if name != "base"}
     sections = [
         _versions(results),
+        _policies(results),
         _research_log(results),
         _positions(results),
         _retrieval(results),
@@ -56,7 +58,10 @@ def build_report(
     return Report(
         title="Which versions beat the baseline and their control?",
         verdicts=sorted(
-            [(verdict(name, figures), beats_both(figures)) for name, figures in versions.items()],
+            [
+                (verdict(name, figures, _opponent(results, name)), beats_both(figures))
+                for name, figures in versions.items()
+            ],
             key=lambda line: not line[1],
         ),
         sections=[section for section in sections if section.parts],
@@ -102,6 +107,27 @@ def _versions(results: Results) -> ReportSection:
         ReportTable(perplexity, "perplexity", "Perplexity"),
         ReportTable(gains, "nats per token", "Other differences, and added parameters"),
     ])  # fmt: skip
+
+
+def _opponent(results: Results, version: str) -> ScoredPolicy | None:
+    """Return the policy that a version's gain is over; None: the plain window."""
+    return results.baseline(version) if version in results.documents else None
+
+
+def _policies(results: Results) -> ReportSection:
+    parts: list[ReportPart] = []
+    budgets = dict.fromkeys((policy.window_size, policy.window) for policy in results.policies)
+    for size, window in budgets:
+        same = [x for x in results.policies if (x.window_size, x.window) == (size, window)]
+        parts.append(
+            ReportTable(
+                tables.policies_table(same),
+                "policy",
+                f"State bytes of a window of {size} tokens; window of the policies: {window}; bold: "
+                "best on validation documents",
+            )
+        )
+    return ReportSection("Retention policies, nothing trained", parts)
 
 
 def _research_log(results: Results) -> ReportSection:

@@ -8,6 +8,7 @@ import pandas as pd
 from infini.evaluation.estimates import Estimate
 from infini.files import flatten
 from infini.report.cells import MISSING, Cell, show, show_change
+from infini.report.policies import CEILING, PLAIN_WINDOW, ScoredPolicy, best_policy
 from infini.report.results import Figures, figures_at_windows
 from infini.training.config import VersionConfig
 
@@ -18,6 +19,7 @@ HEADLINE = {
     "nats per token": "documents.nats",
     "state bytes": "state_bytes.total",
     "gain over the baseline": "baseline.gain",
+    "gain over the window": "window.gain",
     "gain over the control": "control.gain",
     "recovery, %": "recovery.share",
     "beats both": "beats_both",
@@ -30,8 +32,8 @@ STATE_BYTES = {
 }
 PERPLEXITY = {
     "documents": "documents.ppl",
-    "baseline: window of equal state bytes": "baseline.ppl",
-    "baseline: tokens of that window": "baseline.window",
+    "window of equal state bytes": "baseline.ppl",
+    "tokens of that window": "baseline.window",
     "shuffled-memory control": "control.ppl",
     "memory off": "memory_off.ppl",
     "memory swapped": "memory_swapped.ppl",
@@ -155,6 +157,25 @@ def other_windows_table(figures: dict[str, Figures]) -> pd.DataFrame:
             for size, version_figures in figures_at_windows(whole).items()
         }
     )
+
+
+def policies_table(policies: list[ScoredPolicy]) -> pd.DataFrame:
+    """Return a row a retention policy of the same state bytes, the best on test text first."""
+    best = best_policy(policies, policies[0].window_size)
+    window = next((policy for policy in policies if policy.name == PLAIN_WINDOW), None)
+    rows: dict[str, dict[str, Cell]] = {}
+    for policy in sorted(policies, key=lambda policy: policy.nats("test").value):
+        row: dict[str, Cell] = {
+            "pairs": policy.retained,
+            "state bytes": policy.state_bytes,
+            "nats, validation": policy.nats("val").value,
+            "nats, test": policy.nats("test"),
+        }
+        if window is not None and policy is not window:
+            row["gain over the window"] = policy.gain_over(window)
+        name = f"{policy.name} (looks ahead)" if policy.name == CEILING else policy.name
+        rows[f"**{name}**" if policy is best else name] = row
+    return text_frame(rows)
 
 
 def window_curve_table(base: Figures) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from infini.evaluation.estimates import Estimate
 from infini.report.cells import show
+from infini.report.policies import ScoredPolicy
 from infini.report.results import Figures
 
 
@@ -10,8 +11,14 @@ def beats_both(figures: Figures) -> bool:
     return figures["beats_both"].value == 1
 
 
-def verdict(version: str, figures: Figures) -> str:
-    """Return a version's verdict: one line of Markdown."""
+def verdict(version: str, figures: Figures, policy: ScoredPolicy | None = None) -> str:
+    """Return a version's verdict: one line of Markdown.
+
+    Args:
+        version: Its name.
+        figures: Its metrics.
+        policy: Its baseline; None: no policy was scored, the plain window is the baseline.
+    """
     answer = "beats both" if beats_both(figures) else "does not beat both"
     baseline = _distance(figures["baseline.gain"], "nats per token ")
     control = figures.get("control.gain")
@@ -20,7 +27,8 @@ def verdict(version: str, figures: Figures) -> str:
         if control is None
         else f", {_distance(control)} its shuffled-memory control"
     )
-    return f"**{version} {answer}**: {baseline} the sliding window of equal state bytes{second}."
+    opponent = "the sliding window" if policy is None else f"the best policy ({policy.label})"
+    return f"**{version} {answer}**: {baseline} {opponent} of equal state bytes{second}."
 
 
 def _distance(gain: Estimate, unit: str = "") -> str:

@@ -1,0 +1,119 @@
+"""Retention policies of equal state bytes: which is best, and versions against it.
+
+The plain window is one of them. Of all that have a version's state bytes, the best on validation
+documents is the version's baseline; gains over it are of test documents, paired by document.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import pandas as pd
+
+from infini.evaluation.estimates import Estimate, difference, ratio
+from infini.files import read_table
+from infini.paths import DOCUMENT_NATS, POLICIES
+
+FILE_NAME = re.compile(r"(\w+)-(\d+)-(\d+)")
+CEILING = "oracle"  # looks ahead: no opponent
+PLAIN_WINDOW = "window"
+
+
+class ScoredPolicy(NamedTuple):
+    """Nats by document of a retention policy at some state bytes."""
+
+    name: str
+    window_size: int  # of the plain window of equal state bytes, in tokens
+    window: int  # of the policy, in tokens
+    table: pd.DataFrame  # split, piece, text, tokens, bytes, retained, state_bytes, nats
+
+    @property
+    def retained(self) -> int:
+        """Retained pairs of a key-value head."""
+        return int(self.table["retained"].iloc[0])
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state, the policy's own included."""
+        return int(self.table["state_bytes"].iloc[0])
+
+    @property
+    def label(self) -> str:
+        """Name for a reader, with window and number of pairs."""
+        if self.name == PLAIN_WINDOW:
+            return f"window of {self.window_size} tokens"
+        return f"{self.name}, window {self.window} + {self.retained} pairs"
+
+    def nats(self, split: str) -> Estimate:
+        """Return nats per token of a split."""
+        texts = self.losses(split).groupby("text")[["nats", "tokens"]].sum()
+        return ratio(texts["nats"], texts["tokens"])
+
+    def losses(self, split: str) -> pd.DataFrame:
+        """Return a loss table of a split: nats are sums over a document."""
+        return _as_losses(self.table[self.table["split"] == split])
+
+    def gain_over(self, other: "ScoredPolicy") -> Estimate:
+        """Return nats per token below another policy on test documents."""
+        gain = difference(other.losses("test"), self.losses("test"))
+        return gain._replace(difference=True)
+
+
+def read_policies() -> list[ScoredPolicy]:
+    """Read reports/policies: all scored policies, by budget and name."""
+    found = []
+    for file in sorted(POLICIES.glob("*.csv")):
+        if match := FILE_NAME.fullmatch(file.stem):
+            table = read_table(
+                file, "split", "piece", "text", "tokens", "bytes", "retained", "nats"
+            )
+            found.append(ScoredPolicy(match[1], int(match[2]), int(match[3]), table))
+    return sorted(found, key=lambda policy: (policy.window_size, policy.window, policy.name))
+
+
+def read_document_nats(versions: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """Read reports/documents: nats by version, a row a protocol, seed and document."""
+    files = {name: DOCUMENT_NATS / f"{name}.csv" for name in versions}
+    return {
+        name: read_table(file, "protocol", "seed", "piece", "text", "tokens", "bytes", "nats")
+        for name, file in files.items()
+        if file.is_file()
+    }
+
+
+def best_policy(policies: list[ScoredPolicy], window_size: int) -> ScoredPolicy | None:
+    """Return the policy of these state bytes that is best on validation documents; None: no such.
+
+    Args:
+        policies: All that were scored.
+        window_size: Size of the plain window of the same state bytes, in tokens.
+    """
+    candidates = [x for x in policies if x.window_size == window_size and x.name != CEILING]
+    return min(candidates, key=lambda policy: policy.nats("val").value, default=None)
+
+
+def gains_over_policy(
+    documents: pd.DataFrame, policy: ScoredPolicy, protocol: str
+) -> tuple[Estimate, bool]:
+    """Compare a version with a policy on the same test documents.
+
+    Args:
+        documents: The version's nats by document.
+        policy: Its opponent.
+        protocol: Protocol of the version, such as documents.
+
+    Returns:
+        Nats per token below the policy, the mean over seeds, and whether every seed's gain is
+        above two standard errors.
+    """
+    own = documents[documents["protocol"] == protocol]
+    losses, theirs = _as_losses(own), policy.losses("test")
+    by_seed = [difference(theirs, rows) for _, rows in losses.groupby("seed")]
+    mean = losses.drop(columns=["seed", "protocol"]).groupby("piece", as_index=False).mean()
+    gain = difference(theirs, mean)._replace(difference=True)
+    return gain, all(seed.is_gain for seed in by_seed)
+
+
+def _as_losses(table: pd.DataFrame) -> pd.DataFrame:
+    """Return nats per token as sums over each document."""
+    return table.assign(nats=table["nats"] * table["tokens"])
