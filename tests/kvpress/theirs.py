@@ -14,7 +14,9 @@ What differs by definition, and how it is compared all the same:
 - CURPress divides by the sum of a head's scores, which changes nothing within the head: compared
   up to a factor per head.
 - LagKVPress ranks the scores within each partition, so that every partition keeps its share; a
-  policy has one top K. The press is asked for the scores themselves (`cross_scoring`).
+  policy has one top K. The press is asked for the scores themselves (`cross_scoring`). Minima
+  depend on where positions start, which is the text's start for a press: it gets each partition and
+  the next by themselves, with positions counted from their end, as the policy does.
 - ExpectedAttentionPress measures the text's own queries, which the policy is fitted to here, and
   counts positions from the text's start, the policy from its end: only distances matter.
 - QFilterPress downloads its filters, which point away from the queries. Here it gets the opposite
@@ -47,9 +49,9 @@ class Text:
     """A text as a press sees it, in a layer whose query projection is the identity."""
 
     def __init__(self, tensors: dict[str, Tensor], settings: dict[str, Any]):
-        self.q, k, self.values = (tensors[name] for name in "qkv")
+        self.q, self.k, self.values = (tensors[name] for name in "qkv")
         _, heads, self.length, width = self.q.shape
-        self.block, self.kv_heads = settings["block"], k.shape[1]
+        self.block, self.kv_heads = settings["block"], self.k.shape[1]
         config = LlamaConfig(
             hidden_size=heads * width,
             num_attention_heads=heads,
@@ -66,7 +68,7 @@ class Text:
         )
         self.hidden_states = self.q.transpose(1, 2).flatten(2)
         self.embeddings = self.module.rotary_emb(self.q, torch.arange(self.length)[None])
-        rotated, self.keys = apply_rotary_pos_emb(self.q, k, *self.embeddings)
+        rotated, self.keys = apply_rotary_pos_emb(self.q, self.k, *self.embeddings)
         logits = rotated @ repeat_kv(self.keys, heads // self.kv_heads).mT * width**-0.5
         future = torch.ones(self.length, self.length, dtype=torch.bool).triu(1)
         self.attentions = logits.masked_fill(future, -torch.inf).softmax(-1)
@@ -107,7 +109,18 @@ def snapkv(text: Text) -> Tensor:
 
 
 def lagkv(text: Text) -> Tensor:
-    return text.score(kvpress.LagKVPress(n_sink=0, lag_size=text.block, cross_scoring=True))
+    press = kvpress.LagKVPress(n_sink=0, lag_size=text.block, cross_scoring=True)
+    embeddings = text.module.rotary_emb(text.k, torch.arange(-2 * text.block, 0)[None])
+    scores = [
+        torch.zeros_like(text.k[..., 0])[:, :, : text.block]
+    ]  # of the last block, in the window
+    for start in range(text.length - 2 * text.block, -1, -text.block):
+        both = slice(start, start + 2 * text.block)
+        k, values = text.k[:, :, both], text.values[:, :, both]
+        keys, _ = apply_rotary_pos_emb(k, k, *embeddings)
+        score = press.score(text.module, text.hidden_states, keys, values, None, {})
+        scores.insert(0, score[:, :, : text.block])
+    return torch.cat(scores, 2)
 
 
 def expected_attention(text: Text) -> Tensor:
@@ -138,6 +151,7 @@ SCORES: dict[str, tuple[str, Callable[[Text], Tensor]] | None] = {
     "q_filter": ("QFilterPress", q_filter),
     "snapkv": ("SnapKVPress", snapkv),
     "tova": ("TOVAPress", lambda text: text.score(kvpress.TOVAPress())),
+    "adakv": ("SnapKVPress", snapkv),
     "a2sf": None,
     "cascading": None,
     "decayed_attention": None,
