@@ -10,7 +10,7 @@ from typing import Any
 
 from infini.errors import InputError
 
-NOT_NUMERIC = ("text_id", "tokens", "protocol", "version", "curve", "series")
+NOT_NUMERIC = ("text_id", "tokens", "protocol", "version", "curve", "series", "split")
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from infini import params, processes
 from infini.console.stage import run_stage
 from infini.console.stopwatch import Stopwatch
 from infini.corpus.pieces import Pieces
-from infini.evaluation.config import Budget, Evaluate
+from infini.evaluation.config import Budget
 from infini.evaluation.policies import DocumentSets, score_policy, write_policy
 from infini.model.base import load_base
 from infini.model.config import Base
@@ -19,7 +19,7 @@ def main(policy: str, window_size: str, policy_window: str) -> None:
     documents = DocumentSets(
         train=Pieces.load(DOCUMENTS / "train.parquet"),
         val=Pieces.load(DOCUMENTS / "val.parquet"),
-        test=Pieces.load(DOCUMENTS / "test.parquet", params.get("evaluate", Evaluate).documents),
+        test=Pieces.load(DOCUMENTS / "test.parquet", params.get_optional("evaluate.documents", int)),
         segment_length=params.get("data.segment_length", int),
     )
     model = load_base(base.model, base.revision).to(processes.device())

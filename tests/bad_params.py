@@ -153,7 +153,7 @@ BAD: list[tuple[Any, Any, str]] = [
     ("cost.lengths", [], ": List should have at least 1 item after validation, not 0, got []"),
     ("cost.repeats", 0, ": Input should be greater than or equal to 1, got 0"),
     ("adapters.v5.layer", 3, " must be a block of options, got 3"),
-    ("adapters.v5.layer.policy", "newest", " must be one of 'decayed_attention', got 'newest'"),
+    ("adapters.v5.layer.policy", "newest", " must be one of 'a2sf', "),
     ("adapters.v3.layer.segment_length", 16, ": unknown key"),
     ("replacements.v4.layer.position", "rope", " must be null with init: teacher, got 'rope'"),
     ("sede", 1, ": unknown key; did you mean seed?"),

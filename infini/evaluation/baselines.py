@@ -7,11 +7,9 @@ also learns its style; the control has learnt that too, with another document's 
 from pathlib import Path
 
 import pandas as pd
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from infini.evaluation.cost import StateBytes, cache_after, state_bytes
+from infini.evaluation.byte_budget import equal_window, max_state_bytes
 from infini.evaluation.estimates import (
     Metrics,
     difference,
@@ -21,7 +19,6 @@ from infini.evaluation.estimates import (
     with_errors,
 )
 from infini.evaluation.protocols import HeldOutText
-from infini.model.architectures import context_length
 from infini.model.forward import window_override
 from infini.model.loading import loaded
 
@@ -29,30 +26,6 @@ from infini.model.loading import loaded
 def window_protocol(size: int) -> str:
     """Return the name of a window's protocol in loss tables and metrics."""
     return f"window_{size}"
-
-
-def token_bytes(base: PreTrainedModel) -> int:
-    """Return the bytes of one token's keys and values in all layers of the untouched base."""
-    tokens = torch.zeros(1, 8, dtype=torch.int64, device=base.device)
-    return state_bytes(cache_after(base, tokens)).exact // tokens.shape[1]
-
-
-def window_bytes(base: PreTrainedModel, size: int, sinks: int) -> int:
-    """Return the state bytes of a window of `size` tokens, the current one included, and sinks."""
-    return token_bytes(base) * (sinks + size - 1)
-
-
-def equal_window(base: PreTrainedModel, total: int, sinks: int) -> int:
-    """Return the smallest window of at least `total` state bytes, at most the base's context."""
-    longest = context_length(base)
-    size = max(1, -(-total // token_bytes(base)) - sinks + 1)
-    return size if longest is None else min(size, longest - sinks)
-
-
-def max_state_bytes(model: PreTrainedModel, tokens: Tensor, segment_length: int) -> StateBytes:
-    """Count the state bytes of (1, T) tokens at their maximum: before a segment's last token."""
-    tokens = tokens[:, : tokens.shape[1] // segment_length * segment_length - 1]
-    return state_bytes(cache_after(model, tokens.to(model.device)))
 
 
 def score_baselines(

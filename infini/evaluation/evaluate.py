@@ -15,15 +15,12 @@ from transformers import PreTrainedModel
 from infini import processes
 from infini.errors import InputError
 from infini.evaluation.baselines import (
-    equal_window,
     evaluate_extra_windows,
     gains_over_baselines,
-    max_state_bytes,
     score_baselines,
-    token_bytes,
-    window_bytes,
     window_protocol,
 )
+from infini.evaluation.byte_budget import equal_window, max_state_bytes, token_bytes, window_bytes
 from infini.evaluation.cost import StateBytes
 from infini.evaluation.curves import ERRORS, KEYS, curve_table
 from infini.evaluation.estimates import (

@@ -14,8 +14,12 @@ from transformers import PreTrainedModel
 
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
-from infini.evaluation.baselines import window_bytes
-from infini.evaluation.byte_budget import policy_state_bytes, retained_pairs, retained_within
+from infini.evaluation.byte_budget import (
+    policy_state_bytes,
+    retained_pairs,
+    retained_within,
+    window_bytes,
+)
 from infini.evaluation.config import Budget
 from infini.evaluation.estimates import by_piece
 from infini.evaluation.perplexity import score_documents

@@ -123,8 +123,8 @@ def _policies(results: Results) -> ReportSection:
             ReportTable(
                 tables.policies_table(same),
                 "policy",
-                f"State bytes of a window of {size} tokens; window of the policies: {window}; bold: "
-                "best on validation documents",
+                f"State bytes of a window of {size} tokens, a window of {window} for the policies; "
+                "bold: best on validation documents",
             )
         )
     return ReportSection("Retention policies, nothing trained", parts)

@@ -1,0 +1,97 @@
+"""Retention policies in the report: chosen on validation documents, judged on test documents."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from infini.evaluation.estimates import Estimate
+from infini.files import write_json
+from infini.paths import DOCUMENT_NATS, POLICIES, Version
+from infini.report.policies import best_policy, gains_over_policy, read_policies
+from infini.report.results import read_results
+from infini.report.sections import build_report
+from infini.report.tables import policies_table
+from report.toy_results import METRICS_BY_VERSION, SETUP, write_results
+
+# Nats per token of two validation and two test documents of 100 and 300 tokens
+NATS = {
+    "window-64-64": ([4.0, 4.0], [3.0, 4.0]),
+    "snapkv-64-16": ([3.5, 3.9], [3.1, 3.9]),
+    "tova-64-16": ([3.9, 3.9], [2.0, 3.0]),
+    "oracle-64-16": ([1.0, 1.0], [1.0, 1.0]),
+    "tova-256-16": ([0.5, 0.5], [0.5, 0.5]),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_results(tmp_path)
+    POLICIES.mkdir(parents=True)
+    for name, splits in NATS.items():
+        rows = [
+            {"split": split, "piece": i, "text": i, "tokens": 100 + 200 * i, "bytes": 1000,
+             "retained": 7, "state_bytes": 68000, "nats": nats}
+            for split, documents in zip(("val", "test"), splits, strict=True)
+            for i, nats in enumerate(documents)
+        ]  # fmt: skip
+        pd.DataFrame(rows).to_csv(POLICIES / f"{name}.csv", index=False)
+    return tmp_path
+
+
+def documents(*seeds: tuple[float, float]) -> pd.DataFrame:
+    """Return nats of a version's two test documents, a pair a seed."""
+    return pd.DataFrame(
+        [
+            {"protocol": "documents", "seed": seed, "piece": i, "text": i,
+             "tokens": 100 + 200 * i, "bytes": 1000, "nats": nats}
+            for seed, pair in enumerate(seeds)
+            for i, nats in enumerate(pair)
+        ]
+    )  # fmt: skip
+
+
+def test_best_policy_is_chosen_on_validation_documents_without_the_oracle(folder: Path) -> None:
+    policies = read_policies()
+    best = best_policy(policies, 64)
+    assert best is not None
+    assert best.name == "snapkv"
+    assert best.nats("val") == Estimate((350 + 3 * 390) / 400, pytest.approx(0.15))
+    assert best_policy(policies, 65) is None
+    table = policies_table([policy for policy in policies if policy.window_size == 64])
+    assert list(table.index) == ["oracle (looks ahead)", "tova", "**snapkv**", "window"]
+    assert table["gain over the window"]["tova"].startswith("1.000")
+    assert table["gain over the window"]["window"] == "–"
+
+
+def test_gain_over_policy_is_paired_by_document_and_needs_every_seed(folder: Path) -> None:
+    policy = best_policy(read_policies(), 64)
+    assert policy is not None
+    ours = documents((3.0, 3.8), (3.0, 3.8))
+    gain, every = gains_over_policy(ours, policy, "documents")
+    assert gain == Estimate(pytest.approx(0.1), pytest.approx(0.0, abs=1e-9), difference=True)
+    assert every
+    gain, every = gains_over_policy(documents((3.0, 3.8), (3.2, 3.8)), policy, "documents")
+    assert gain.value == pytest.approx(0.075)
+    assert not every
+
+
+def test_figures_replace_the_gain_over_the_window_by_that_over_the_best_policy(
+    folder: Path,
+) -> None:
+    metrics = METRICS_BY_VERSION["v3"] | {"beats_both": 1}
+    write_json(Version("v3").metrics, metrics)
+    assert read_results(SETUP).figures["v3"]["baseline.gain"].value == 0.05
+    DOCUMENT_NATS.mkdir()
+    documents((3.0, 3.8)).to_csv(DOCUMENT_NATS / "v3.csv", index=False)
+    results = read_results(SETUP)
+    figures = results.figures["v3"]
+    assert figures["baseline.gain"].value == pytest.approx(0.1)
+    assert figures["window.gain"].value == 0.05
+    assert figures["beats_both"].value == 1
+    [line] = [text for text, _ in build_report(results, {}, {}).verdicts if "v3" in text]
+    assert line.startswith("**v3 beats both**: 0.10")
+    assert "below the best policy (snapkv, window 16 + 7 pairs) of equal state bytes" in line
+    documents((3.1, 3.9)).to_csv(DOCUMENT_NATS / "v3.csv", index=False)
+    assert read_results(SETUP).figures["v3"]["beats_both"].value == 0
