@@ -57,7 +57,7 @@ def test_best_policy_is_chosen_on_validation_documents_without_the_oracle(folder
     best = best_policy(policies, 64)
     assert best is not None
     assert best.name == "snapkv"
-    assert best.nats("val") == Estimate((350 + 3 * 390) / 400, pytest.approx(0.15))
+    assert tuple(best.nats("val")[:2]) == pytest.approx(((350 + 3 * 390) / 400, 0.15))
     assert best_policy(policies, 65) is None
     table = policies_table([policy for policy in policies if policy.window_size == 64])
     assert list(table.index) == ["oracle (looks ahead)", "tova", "**snapkv**", "window"]
