@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from infini import memory
+    from infini.evaluation.bench_policies import bench
     from infini.evaluation.evaluate_texts import evaluate
     from infini.memory import InfiniAttention
     from infini.memory.eviction import RetentionPolicy, register_policy
+    from infini.model.fit_policy import fit_policy
     from infini.model.loading import load
     from infini.model.memory_file import load_memory, save_memory
     from infini.model.retrofit import remove, retrofit
-    from infini.model.fit_policy import fit_policy
 
 __all__ = [
     "InfiniAttention",
     "RetentionPolicy",
+    "bench",
     "evaluate",
     "fit_policy",
     "load",
@@ -38,6 +40,7 @@ __all__ = [
 _MODULES = {
     "InfiniAttention": "infini.memory",
     "RetentionPolicy": "infini.memory.eviction",
+    "bench": "infini.evaluation.bench_policies",
     "evaluate": "infini.evaluation.evaluate_texts",
     "fit_policy": "infini.model.fit_policy",
     "load": "infini.model.loading",

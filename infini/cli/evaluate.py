@@ -24,7 +24,7 @@ def run_evaluate(arguments: Namespace) -> None:
     Raises:
         InputError: a file, a model or an option is invalid.
     """
-    texts = {str(file): read_text(file) for file in _text_files(arguments.file)}
+    texts = {str(file): read_text(file) for file in txt_files(arguments.file)}
     try:
         table = evaluate(
             arguments.model,
@@ -77,7 +77,7 @@ def _estimate(row: "pd.Series[float]", figure: str) -> Estimate:
     return Estimate(row[figure], error, difference=figure == "gain")
 
 
-def _text_files(paths: list[Path]) -> list[Path]:
+def txt_files(paths: list[Path]) -> list[Path]:
     """Return the files, and the .txt files in folders, each once."""
     unique: dict[Path, Path] = {}
     for path in paths:

@@ -20,6 +20,10 @@ EVALUATE = """Score text files with a model, in nats per token and perplexity, b
 does without training: with full attention, and with a sliding window of as many state bytes. MODEL
 is a folder with a retrofitted model that save_pretrained wrote, or a base (a folder or a hub name),
 which is scored with full attention and, with --window, with that window."""
+BENCH = """Say which retention policy to take for a model, its texts and a number of bytes. Each
+policy gets as many retained key-value pairs as the bytes pay for, beside the plain sliding window
+of these bytes and full attention. Nothing is trained. MODEL is a base without a memory, a folder or
+a hub name. The table and a plot are written to --out."""
 NEW_STUDY = """Write studies/NAME/params.yaml: a minimal file for a base and a text of your own,
 with one version, a window and its memory. `make study STUDY=NAME` runs it."""
 PARAMS = "Check a params.yaml, and the base and the corpus that it names; nothing is computed."
@@ -59,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_chat(commands.add_parser("chat", help="read a long text and answer", description=CHAT))
     _add_evaluate(commands.add_parser("evaluate", help="score text files", description=EVALUATE))
+    _add_bench(commands.add_parser("bench", help="choose a retention policy", description=BENCH))
     params = commands.add_parser("params", help="check params.yaml", description=PARAMS)
     params.add_argument(
         "file", metavar="FILE", type=Path, nargs="?", default=Path("params.yaml"),
@@ -104,6 +109,26 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--base", metavar="MODEL", help="where a saved model's base is, if it has moved")
     add("--window", metavar="W", type=int, help="tokens of a base's window")
     add("--sinks", metavar="S", type=int, default=4, help="attention sinks of the window (4)")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="MODEL", required=True, help="a base, a folder or a hub name")
+    add(
+        "--text", metavar="TEXT", type=Path, nargs="+", required=True,
+        help="UTF-8 texts, or folders of .txt files",
+    )  # fmt: skip
+    add("--bytes", metavar="N,N", default="4M,8M,16M", help="sizes of a cache (4M,8M,16M)")
+    add("--policies", metavar="A,B", help="names of retention policies, or all (five)")
+    add("--saved", metavar="FOLDER", nargs="+", default=[], help="saved models over this base")
+    add("--window", metavar="W", type=int, help="tokens of the window (by size of the cache)")
+    add("--sinks", metavar="S", type=int, default=4, help="attention sinks (4)")
+    add("--max-tokens", metavar="N", type=_count, default=2048, help="read of each text (2048)")
+    add(
+        "--fit-text", metavar="TEXT", type=Path, nargs="+", default=[],
+        help="texts that expected_attention and q_filter are fitted to",
+    )  # fmt: skip
+    add("--out", metavar="FOLDER", type=Path, default=Path("bench"), help="results (bench)")
 
 
 def _count(text: str) -> int:

@@ -1,17 +1,47 @@
-"""How many retained pairs a budget of state bytes pays for, with a retention policy's own state."""
+"""Retained pairs that a budget of state bytes pays for, a retention policy's own state included."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from infini.evaluation.cost import cache_after, state_bytes
+from infini.errors import InputError
+from infini.evaluation.cost import StateBytes, cache_after, state_bytes
 from infini.memory.eviction import RetentionPolicy
+from infini.model.architectures import context_length
 from infini.model.base_identity import FINGERPRINT
 from infini.model.modules import window_layers
 from infini.model.retrofit import remove, retrofit_known
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def parse_bytes(size: int | str) -> int:
+    """Return a number of bytes from 4000000, "4M", "4MB" or "3.8MiB" (K, M, G; Ki, Mi, Gi).
+
+    Raises:
+        InputError: It is none, or less than one byte.
+    """
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    match = re.fullmatch(r"(\d+\.?\d*)\s*([KMG]I?|)B?", str(size).strip().upper())
+    if not match or (found := int(float(match[1]) * _UNITS[match[2]])) < 1:
+        raise InputError(
+            f"state_bytes must be bytes, such as 4000000, '4M' or '4MiB', got {size!r}"
+        )
+    return found
+
+
+def show_bytes(size: int) -> str:
+    """Format a number of bytes with one decimal: "12.1 MB", "8 MB"."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"
+    return f"{size} bytes"
 
 
 @contextmanager
@@ -79,6 +109,29 @@ def policy_state_bytes(
         return state_bytes(cache_after(model, tokens)).total
 
 
+class StateSize(NamedTuple):
+    """State bytes by number of retained pairs, of which they are an affine function."""
+
+    with_one_pair: int
+    per_pair: int
+
+    @classmethod
+    def measured(
+        cls, base: PreTrainedModel, policy: str | RetentionPolicy, window: int, sinks: int
+    ) -> "StateSize":
+        """Measure the state with one pair and with two; arguments as of `retained_within`."""
+        one, two = (policy_state_bytes(base, policy, window, sinks, k) for k in (1, 2))
+        return cls(one, two - one)
+
+    def of(self, retained: int) -> int:
+        """Return the state bytes with that many pairs, from 1 on."""
+        return self.with_one_pair + (retained - 1) * self.per_pair
+
+    def retained_within(self, budget: int) -> int:
+        """Return the largest number of pairs within a budget of bytes; 0: there is none."""
+        return max(0, 1 + (budget - self.with_one_pair) // self.per_pair)
+
+
 def retained_within(
     base: PreTrainedModel,
     policy: str | RetentionPolicy,
@@ -87,8 +140,6 @@ def retained_within(
     state_bytes: int,
 ) -> int:
     """Return the largest number of retained pairs whose state is within a budget.
-
-    State bytes are affine in the number of pairs: two small numbers are measured.
 
     Args:
         base: The base, without a memory; it is unchanged afterwards.
@@ -103,5 +154,28 @@ def retained_within(
     Raises:
         InputError: No such policy, or an option that does not fit.
     """
-    one, two = (policy_state_bytes(base, policy, window, sinks, k) for k in (1, 2))
-    return max(0, 1 + (state_bytes - one) // (two - one))
+    return StateSize.measured(base, policy, window, sinks).retained_within(state_bytes)
+
+
+def token_bytes(base: PreTrainedModel) -> int:
+    """Return the bytes of one token's keys and values in all layers of the untouched base."""
+    tokens = torch.zeros(1, 8, dtype=torch.int64, device=base.device)
+    return state_bytes(cache_after(base, tokens)).exact // tokens.shape[1]
+
+
+def window_bytes(base: PreTrainedModel, size: int, sinks: int) -> int:
+    """Return the state bytes of a window of `size` tokens, the current one included, and sinks."""
+    return token_bytes(base) * (sinks + size - 1)
+
+
+def equal_window(base: PreTrainedModel, total: int, sinks: int) -> int:
+    """Return the smallest window of at least `total` state bytes, at most the base's context."""
+    longest = context_length(base)
+    size = max(1, -(-total // token_bytes(base)) - sinks + 1)
+    return size if longest is None else min(size, longest - sinks)
+
+
+def max_state_bytes(model: PreTrainedModel, tokens: Tensor, segment_length: int) -> StateBytes:
+    """Count the state bytes of (1, T) tokens at their maximum: before a segment's last token."""
+    tokens = tokens[:, : tokens.shape[1] // segment_length * segment_length - 1]
+    return state_bytes(cache_after(model, tokens.to(model.device)))

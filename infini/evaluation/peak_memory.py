@@ -14,12 +14,17 @@ def peak_memory() -> float:
     return _status("VmHWM")
 
 
+def reset_peak_memory() -> float:
+    """Begin a new peak of `peak_memory`; return the memory that this process holds now, in MiB."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory would be reused unseen
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    return _status("VmRSS")
+
+
 def peak_added_by(work: Callable[[], object]) -> float:
     """Return the most memory held during `work` beyond what was held before, in MiB."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory would be reused by `work` unseen
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _status("VmRSS")
+    before = reset_peak_memory()
     work()
     return peak_memory() - before
 

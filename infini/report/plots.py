@@ -43,7 +43,7 @@ def state_bytes_plot(results: Results, styles: dict[str, Style]) -> Figure:
     Errors are those of the distance to full attention on the same documents: what makes one text
     harder than another moves all points alike.
     """
-    figure, axes = _new_figure(4.2)
+    figure, axes = new_figure(4.2)
     figures, errors = results.figures, {n: _errors(t) for n, t in results.curves.items()}
     nats_at = _plot_window_curve(axes, figures["base"], errors.get("base", {}))
     far: list[tuple[str, float, float]] = []
@@ -72,7 +72,7 @@ def state_bytes_plot(results: Results, styles: dict[str, Style]) -> Figure:
     axes.margins(y=0.1)
     axes.set(xlabel="state bytes", ylabel="nats per token")
     _plot_far(axes, far, styles)
-    _legend_below(figure)
+    add_legend_below(figure)
     return figure
 
 
@@ -127,7 +127,7 @@ def position_plot(
     curves: dict[str, pd.DataFrame], by: str, label: str, styles: dict[str, Style]
 ) -> Figure:
     """Plot nats per token above segments without memory, by `segment` or `distance`."""
-    figure, axes = _new_figure()
+    figure, axes = new_figure()
     values = []
     for name, table in curves.items():
         rows = table[table["curve"] == f"nats_vs_segmented_by_{by}"]
@@ -147,7 +147,7 @@ def position_plot(
         axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.axhline(0, color="black", linewidth=1)
     axes.set(xlabel=label, ylabel="nats per token above\nsegments without memory")
-    _legend_below(figure)
+    add_legend_below(figure)
     return figure
 
 
@@ -160,7 +160,7 @@ def retrieval_plot(curves: dict[str, pd.DataFrame]) -> Figure:
             table = rows.pivot_table("value", "x", "series", sort=False).sort_index()
             maps[name] = table.rename(columns=lambda series: str(series).removesuffix(" segments"))
     lines = max(1, math.ceil(len(maps) / MAPS_A_ROW))
-    figure, panels = _new_figure(
+    figure, panels = new_figure(
         2.1 * lines + 0.5, nrows=lines, ncols=MAPS_A_ROW, sharey=True, squeeze=False
     )
     limit = max((table.abs().max().max() for table in maps.values()), default=0) or 1.0
@@ -187,7 +187,7 @@ def retrieval_plot(curves: dict[str, pd.DataFrame]) -> Figure:
 
 def gates_plot(curves: dict[str, pd.DataFrame], styles: dict[str, Style]) -> Figure:
     """Plot the gate of every head by layer, the versions side by side."""
-    figure, axes = _new_figure(3.2)
+    figure, axes = new_figure(3.2)
     tables = {name: table[table["curve"] == "gate"] for name, table in curves.items()}
     tables = {name: table for name, table in tables.items() if len(table)}
     for i, (name, table) in enumerate(tables.items()):
@@ -197,13 +197,13 @@ def gates_plot(curves: dict[str, pd.DataFrame], styles: dict[str, Style]) -> Fig
         axes.scatter(layers + shift, table["value"], s=14, label=name, alpha=0.7, **style)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="layer", ylabel="gate of the memory, a point a head")
-    _legend_below(figure)
+    add_legend_below(figure)
     return figure
 
 
 def training_plot(table: pd.DataFrame, unit: str, styles: dict[str, Style]) -> Figure:
     """Plot loss against epoch: validation solid, training dashed, a dot on the best epoch."""
-    figure, axes = _new_figure()
+    figure, axes = new_figure()
     named = set()
     for (version, split), curve in table.groupby(["version", "split"], sort=False):
         name = version.partition(" seed ")[0]
@@ -222,13 +222,13 @@ def training_plot(table: pd.DataFrame, unit: str, styles: dict[str, Style]) -> F
         axes.plot(best["epoch"], best["loss"], "o", color=color)
     axes.set(xlabel="epoch", ylabel=unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend_below(figure)
+    add_legend_below(figure)
     return figure
 
 
 def cost_plot(costs: pd.DataFrame, styles: dict[str, Style]) -> Figure:
     """Plot state bytes, speed and peak memory by length, a line a version."""
-    figure, panels = _new_figure(6.0, nrows=3, sharex=True)
+    figure, panels = new_figure(6.0, nrows=3, sharex=True)
     for axes, (column, label) in zip(panels, COST_LABELS.items(), strict=True):
         for name, rows in costs.groupby("version", sort=False):
             line = FULL if name == "base" else str(name)
@@ -240,11 +240,12 @@ def cost_plot(costs: pd.DataFrame, styles: dict[str, Style]) -> Figure:
     lengths = sorted(set(costs["length"]))
     panels[-1].set_xticks(lengths, [f"{length:,}" for length in lengths])
     panels[-1].set_xlabel("tokens read")
-    _legend_below(figure, panels[0])
+    add_legend_below(figure, panels[0])
     return figure
 
 
-def _new_figure(height: float = 3.6, **grid: Any) -> tuple[Figure, Any]:
+def new_figure(height: float = 3.6, **grid: Any) -> tuple[Figure, Any]:
+    """Return a figure of a height in inches, and its axes; `grid` as of `Figure.subplots`."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(**grid)
     for axes in np.atleast_1d(panels).flat:
@@ -253,7 +254,7 @@ def _new_figure(height: float = 3.6, **grid: Any) -> tuple[Figure, Any]:
     return figure, panels
 
 
-def _legend_below(figure: Figure, axes: Axes | None = None) -> None:
+def add_legend_below(figure: Figure, axes: Axes | None = None) -> None:
     """Add a legend below the axes and grow the figure by its lines."""
     handles, labels = (axes or figure.axes[0]).get_legend_handles_labels()
     if labels:

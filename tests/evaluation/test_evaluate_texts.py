@@ -240,7 +240,7 @@ def test_many_texts_in_padded_groups_equal_single_ones(
     together = infini.evaluate(model, TEXTS, tokenizer=tokenizer)
     assert sum(len(ids_of(text, tokenizer)) for text in TEXTS) < BATCH_TOKENS
     monkeypatch.setattr("infini.evaluation.evaluate_texts.BATCH_TOKENS", 1)
-    monkeypatch.setattr("infini.evaluation.evaluate_texts.TOKENS_PER_CALL", 7)
+    monkeypatch.setattr("infini.evaluation.own_texts.TOKENS_PER_CALL", 7)
     pd.testing.assert_frame_equal(
         infini.evaluate(model, TEXTS, tokenizer=tokenizer), together, rtol=1e-4, atol=1e-5
     )
