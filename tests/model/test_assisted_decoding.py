@@ -113,7 +113,6 @@ def test_assisted_decoding_reads_few_tokens_twice(model: PreTrainedModel) -> Non
     handle = model.get_input_embeddings().register_forward_pre_hook(count)
     model.generate(repetitive(90), prompt_lookup_num_tokens=3, **GREEDY)
     handle.remove()
-    print("READ", read)
     assert read <= 90 + NEW * (1 + 3 + 17)
 
 
