@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,17 +32,31 @@ class Stage(NamedTuple):
     outputs: list[str]
 
 
+def fill(text: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        text = text.replace(name, value)
+    return text
+
+
 def stages_of(file: str) -> list[Stage]:
-    """Return every stage of a dvc.yaml, in order, one per version of params.yaml."""
+    """Return every stage of a dvc.yaml, in order, one per version or policy of params.yaml."""
     content, stages = read_params(), []
+    policies = content["evaluate"]["policies"]
     for name, body in yaml.safe_load((ROOT / file).read_text())["stages"].items():
         one = body.get("do", body)
         outs = [*one.get("outs", UNLISTED.get(name, [])), *one.get("metrics", [])]
         paths = [next(iter(out)) if isinstance(out, dict) else out for out in outs]
-        for key in content[body["foreach"][2:-1]] if "foreach" in body else [""]:
-            module, *words = one["cmd"].replace("${key}", key).split()[2:]
-            outputs = [path.replace("${key}", key) for path in paths]
-            stages.append(Stage(f"{name} {key}".strip(), module, words, outputs))
+        values = [{"${key}": key} for key in content.get(body.get("foreach", "")[2:-1], [""])]
+        if "matrix" in body:
+            values = [
+                {"${item.policy}": policy}
+                | {f"${{item.budget.{key}}}": str(size) for key, size in budget.items()}
+                for policy, budget in product(policies["names"], policies["budgets"])
+            ]
+        for own in values:
+            command, *outputs = (fill(text, own) for text in (one["cmd"], *paths))
+            module, *words = command.split()[2:]
+            stages.append(Stage(" ".join([name, *own.values()]).strip(), module, words, outputs))
     return stages
 
 
@@ -56,10 +71,13 @@ def test_killed_stages_and_full_disks_leave_no_partial_output(
         "vocab_size": 300, "width": 16, "layers": 1, "heads": 2, "warmup": 1, "batch_tokens": 256,
         "phases": [{"corpora": ["text"], "context": 32, "epochs": 1}],
     }  # fmt: skip
+    content["evaluate"]["policies"] = {
+        "names": ["window"], "budgets": [{"window_size": 16, "policy_window": 8}]
+    }  # fmt: skip
     write_params(content)
     files = ("dvc.yaml", "reports/dvc.yaml", "base/dvc.yaml")
     stages = [stage for file in files for stage in stages_of(file)]
-    assert len(stages) == 13
+    assert len(stages) == 14
     done = subprocess.run(
         [sys.executable, ROOT / "tests/faults.py", json.dumps([stage[1:] for stage in stages])],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

@@ -104,9 +104,9 @@ class PoliciesProtocol(Section):
 
     # registered policies; window: the plain window; oracle: the pairs that the text's next queries
     # attend to (a ceiling)
-    names: Annotated[list[Reading], Different] = Field(default_factory=list)
+    names: Annotated[list[Reading], Different]
     # every policy is scored at every budget
-    budgets: list[Budget] = Field(default_factory=list)
+    budgets: list[Budget]
 
 
 class Evaluate(Section):
@@ -119,7 +119,8 @@ class Evaluate(Section):
     double_shift: DoubleShiftProtocol = DoubleShiftProtocol()
     full: FullProtocol
     window: WindowProtocol = WindowProtocol()
-    policies: PoliciesProtocol = PoliciesProtocol()
+    # has no default: dvc.yaml reads its keys, too
+    policies: PoliciesProtocol
     passkey: PasskeyProtocol = PasskeyProtocol()
     # null: not scored
     recall: RecallProtocol | None = None
