@@ -79,10 +79,14 @@ class Params(Section):
         wanted = [name for name in self.versions if name not in self.on_demand]
         kinds = dict.fromkeys(self.replacements, "replacement")
         stages = [f"evaluate_ppl_{kinds.get(name, 'adapter')}@{name}" for name in wanted]
-        policies = self.evaluate.policies
+        policies, ruler = self.evaluate.policies, self.evaluate.ruler
         stages += [
-            f"evaluate_policies@{name}-budget{index}"
-            for name in policies.names
+            f"{stage}@{name}-budget{index}"
+            for stage, names in (
+                ("evaluate_policies", policies.names),
+                ("evaluate_retrieval", ruler.policies),
+            )
+            for name in names
             for index in range(len(policies.budgets))
         ]
         return ["evaluate_ppl_base", *stages]

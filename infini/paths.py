@@ -18,6 +18,7 @@ REPORTS = Path("reports")
 PREPARED = REPORTS / "prepared.json"
 METRICS, CURVES, TRAINING = REPORTS / "metrics", REPORTS / "curves", REPORTS / "training"
 POLICIES = REPORTS / "policies"  # nats of every document, by retention policy
+RULER = REPORTS / "ruler"  # retrieval by task, by retention policy
 DOCUMENT_NATS = REPORTS / "documents"  # the same, by version
 COSTS, COSTS_LOCK = REPORTS / "costs.csv", REPORTS / "dvc.lock"
 PLOTS, PAGE = REPORTS / "plots", REPORTS / "index.html"

@@ -10,7 +10,7 @@ from infini.corpus.inputs import file_hashes
 from infini.errors import InputError
 from infini.files import write_json
 from infini.model.config import Base
-from infini.paths import CHECKPOINTS, DISTILLATION, INPUTS, POLICIES
+from infini.paths import CHECKPOINTS, DISTILLATION, INPUTS, POLICIES, RULER
 
 
 def main() -> None:
@@ -23,7 +23,8 @@ def main() -> None:
     )
     write_json(INPUTS / "corpus.json", {"corpus": corpus, "files": file_hashes(corpus)})
     write_json(DISTILLATION, {"needs_teacher": checked.needs_teacher})
-    POLICIES.mkdir(parents=True, exist_ok=True)  # compare_report reads it, empty or not
+    for folder in (POLICIES, RULER):  # compare_report reads them, empty or not
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def check_checkpoints() -> None:

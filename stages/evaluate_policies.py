@@ -16,10 +16,11 @@ def main(policy: str, window_size: str, policy_window: str) -> None:
     base = params.get("base", Base)
     budget = Budget(window_size=int(window_size), policy_window=int(policy_window))
     processes.set_precision("float32")  # differences between policies are small
+    limit = params.get_optional("evaluate.documents", int)
     documents = DocumentSets(
         train=Pieces.load(DOCUMENTS / "train.parquet"),
         val=Pieces.load(DOCUMENTS / "val.parquet"),
-        test=Pieces.load(DOCUMENTS / "test.parquet", params.get_optional("evaluate.documents", int)),
+        test=Pieces.load(DOCUMENTS / "test.parquet", limit),
         segment_length=params.get("data.segment_length", int),
     )
     model = load_base(base.model, base.revision).to(processes.device())

@@ -90,7 +90,8 @@ def test_missing_keys_are_listed_all_at_once(project: Path) -> None:
     write_params({})
     assert load_error() == (
         "missing keys: seed, seeds, base.model, data.corpus, data.segment_length, replacements, "
-        "adapters, evaluate.full.context, evaluate.policies.names, evaluate.policies.budgets"
+        "adapters, evaluate.full.context, evaluate.policies.names, evaluate.policies.budgets, "
+        "evaluate.ruler.policies"
     )
 
 
@@ -105,7 +106,11 @@ def test_minimal_file_has_defaults(project: Path) -> None:
             "data": {"corpus": "text", "segment_length": 32},
             "replacements": {"r": {"layer": {"layers": [0]}, "distill": None, "finetune": LR}},
             "adapters": {"w": version, "p": {"method": "parallel", "layer": {"layers": [1]}}},
-            "evaluate": {"full": {"context": 64}, "policies": {"names": [], "budgets": []}},
+            "evaluate": {
+                "full": {"context": 64},
+                "policies": {"names": [], "budgets": []},
+                "ruler": {"policies": []},
+            },
         }
     )
     read = params.load_params()

@@ -170,5 +170,5 @@ def test_params_are_the_keys_that_a_script_gets(stage: str) -> None:
     assert listed == keys
 
 
-def test_dvc_yaml_has_at_most_245_lines() -> None:
-    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 245
+def test_dvc_yaml_has_at_most_275_lines() -> None:
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 275

@@ -40,6 +40,7 @@ adapters:
 evaluate:
   full: {{context: {full}}}
   policies: {{names: [], budgets: []}}
+  ruler: {{policies: []}}
 """
 NO_BASE = """\
 # No base in this folder

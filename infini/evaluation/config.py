@@ -109,6 +109,19 @@ class PoliciesProtocol(Section):
     budgets: list[Budget]
 
 
+class RulerProtocol(Section):
+    """Stage evaluate_retrieval: RULER's tasks that random words can make (arXiv 2404.06654)."""
+
+    # as evaluate.policies.names, at the same budgets; full: full attention
+    policies: Annotated[list[Policy | Literal["window", "full"]], Different]
+    # tokens of a text, question and answer included
+    lengths: Annotated[list[Positive], Field(min_length=1), Different] = Field(
+        default=[1024, 2048, 4096]
+    )
+    # texts per task and length
+    samples: Positive = 10
+
+
 class Evaluate(Section):
     """Stage evaluate_ppl: the protocols."""
 
@@ -119,8 +132,9 @@ class Evaluate(Section):
     double_shift: DoubleShiftProtocol = DoubleShiftProtocol()
     full: FullProtocol
     window: WindowProtocol = WindowProtocol()
-    # has no default: dvc.yaml reads its keys, too
+    # these two have no default: dvc.yaml reads their keys, too
     policies: PoliciesProtocol
+    ruler: RulerProtocol
     passkey: PasskeyProtocol = PasskeyProtocol()
     # null: not scored
     recall: RecallProtocol | None = None

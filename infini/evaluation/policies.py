@@ -5,7 +5,8 @@ test documents. Nats by document are committed, so that any two readings are com
 document from what is in Git.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pandas as pd
@@ -18,6 +19,7 @@ from infini.evaluation.byte_budget import (
     policy_state_bytes,
     retained_pairs,
     retained_within,
+    token_bytes,
     window_bytes,
 )
 from infini.evaluation.config import Budget
@@ -30,8 +32,9 @@ from infini.model.fit_policy import fit_policy
 from infini.model.future_attention import future_attention
 from infini.model.modules import window_layers
 from infini.model.retrofit import sliding_window
-from infini.paths import POLICIES
+from infini.paths import POLICIES, RULER
 
+ORACLE = "oracle"
 FIT_DOCUMENTS = 4  # training documents that policies with tensors of their own are fitted to
 NATS_DIGITS = 5  # significant, of a document's nats
 POLICY_COLUMNS = [*("split", "piece", "text", "tokens", "bytes", "retained", "state_bytes", "nats")]
@@ -75,63 +78,65 @@ def score_policy(
     Raises:
         InputError: The budget does not pay for the window and one retained pair.
     """
-    if name == "window":
-        read = _window_reading(base, budget.window_size, sinks, documents.segment_length)
-    else:
-        read = _policy_reading(base, name, budget, documents, sinks)
-    tables = []
-    for split, pieces in documents.scored.items():
-        retained, state_bytes, score = read(pieces, f"{name}, {split}")
-        sizes = {"retained": retained, "state_bytes": state_bytes}
-        losses = document_nats(score.table(documents.segment_length))
-        tables.append(losses.assign(split=split, **sizes))
+    segment, tables = documents.segment_length, []
+    with policy_reading(base, name, budget, documents.train, sinks) as reading:
+        for split, pieces in documents.scored.items():
+            score = _score_by_oracle if name == ORACLE else score_documents
+            losses = score(reading.model, pieces, segment, title=f"{name}, {split}").table(segment)
+            sizes = {"retained": reading.retained, "state_bytes": reading.state_bytes}
+            tables.append(document_nats(losses).assign(split=split, **sizes))
     return pd.concat(tables)[POLICY_COLUMNS]
 
 
-# Reads pieces: retained pairs, state bytes and losses
-Read = Callable[[Pieces, str], tuple[int, int, Score]]
+class PolicyReading(NamedTuple):
+    """A base that reads through a policy."""
+
+    model: PreTrainedModel
+    retained: int  # pairs of a key-value head
+    state_bytes: int
 
 
-def _window_reading(base: PreTrainedModel, size: int, sinks: int, segment_length: int) -> Read:
-    def read(pieces: Pieces, title: str) -> tuple[int, int, Score]:
-        with sliding_window(base, size, sinks) as model:
-            score = score_documents(model, pieces, segment_length, title=title)
-        return 0, window_bytes(base, size, sinks), score
+@contextmanager
+def policy_reading(
+    base: PreTrainedModel, name: str, budget: Budget, train: Pieces, sinks: int
+) -> Iterator[PolicyReading]:
+    """Read with the untouched base through a policy within the block.
 
-    return read
+    Args:
+        base: The base; it is restored after the block.
+        name: A registered policy, `window`, `full` or `oracle`, whose policy is set by document.
+        budget: State bytes, and the window of the policy; full attention takes what it needs.
+        train: Documents to which policies with tensors of their own are fitted.
+        sinks: First tokens that stay visible.
 
+    Yields:
+        The base, and its state.
 
-def _policy_reading(
-    base: PreTrainedModel,
-    name: str,
-    budget: Budget,
-    documents: DocumentSets,
-    sinks: int,
-) -> Read:
-    policy: str | Oracle = Oracle({}) if name == "oracle" else name
+    Raises:
+        InputError: The budget does not pay for the window and one retained pair.
+    """
     window, total = budget.policy_window, window_bytes(base, budget.window_size, sinks)
-    retained = retained_within(base, policy, window, sinks, total)
-    if not retained:
-        raise InputError(
-            f"params.yaml: evaluate.policies.budgets: window_size {budget.window_size} pays for no "
-            f"retained pair beside policy_window {window}: lower policy_window"
-        )
-
-    def read(pieces: Pieces, title: str) -> tuple[int, int, Score]:
-        state = policy_state_bytes(base, policy, window, sinks, retained)
+    if name == "full":
+        yield PolicyReading(base, 0, token_bytes(base) * train.tokens.shape[1])
+    elif name == "window":
+        with sliding_window(base, budget.window_size, sinks) as model:
+            yield PolicyReading(model, 0, total)
+    else:
+        policy: str | Oracle = Oracle({}) if name == ORACLE else name
+        retained = retained_within(base, policy, window, sinks, total)
+        if not retained:
+            raise InputError(
+                f"params.yaml: evaluate.policies.budgets: window_size {budget.window_size} pays "
+                f"for no retained pair beside policy_window {window}: lower policy_window"
+            )
+        state_bytes = policy_state_bytes(base, policy, window, sinks, retained)
         with retained_pairs(base, policy, window, sinks, retained) as model:
-            if isinstance(policy, Oracle):
-                score = _score_by_oracle(model, pieces, documents.segment_length, title)
-            else:
-                fit_policy(model, list(documents.train.first(FIT_DOCUMENTS).tokens))
-                score = score_documents(model, pieces, documents.segment_length, title=title)
-        return retained, state, score
-
-    return read
+            fit_policy(model, list(train.first(FIT_DOCUMENTS).tokens))
+            yield PolicyReading(model, retained, state_bytes)
 
 
 def _score_by_oracle(
-    model: PreTrainedModel, pieces: Pieces, segment_length: int, title: str
+    model: PreTrainedModel, pieces: Pieces, segment_length: int, *, title: str
 ) -> Score:
     """Score documents one by one, each with the attention that its own queries pay."""
     scores = []
@@ -150,3 +155,20 @@ def write_policy(name: str, budget: Budget, table: pd.DataFrame) -> None:
     """Write reports/policies/<name>-<window size>-<policy window>.csv."""
     file = POLICIES / f"{name}-{budget.window_size}-{budget.policy_window}.csv"
     write_rounded_csv(file, table, POLICY_COLUMNS[:-1], digits=NATS_DIGITS)
+
+
+def write_retrieval(
+    name: str, budget: Budget, summary: pd.DataFrame, reading: PolicyReading
+) -> None:
+    """Write reports/ruler/<name>-<window size>-<policy window>.csv.
+
+    Args:
+        name: The policy.
+        budget: State bytes, and the window of the policy.
+        summary: What `summarize_ruler` returned.
+        reading: How the texts were read.
+    """
+    file = RULER / f"{name}-{budget.window_size}-{budget.policy_window}.csv"
+    table = summary.assign(retained=reading.retained, state_bytes=reading.state_bytes)
+    keys = ["task", "length", "texts", "retained", "state_bytes"]
+    write_rounded_csv(file, table, keys, {"exact": "exact_se", "nats": "nats_se"})

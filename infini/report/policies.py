@@ -12,7 +12,7 @@ import pandas as pd
 
 from infini.evaluation.estimates import Estimate, difference, ratio
 from infini.files import read_table
-from infini.paths import DOCUMENT_NATS, POLICIES
+from infini.paths import DOCUMENT_NATS, POLICIES, RULER
 
 FILE_NAME = re.compile(r"(\w+)-(\d+)-(\d+)")
 CEILING = "oracle"  # looks ahead: no opponent
@@ -79,6 +79,17 @@ def read_document_nats(versions: Iterable[str]) -> dict[str, pd.DataFrame]:
         for name, file in files.items()
         if file.is_file()
     }
+
+
+def read_ruler() -> dict[str, pd.DataFrame]:
+    """Read reports/ruler: retrieval by task and length, by label of the policy."""
+    tables = {}
+    for file in sorted(RULER.glob("*.csv")):
+        if match := FILE_NAME.fullmatch(file.stem):
+            table = read_table(file, "length", "texts", "exact", "nats")
+            label = match[1] if match[1] == "full" else f"{match[1]}, {match[2]} tokens"
+            tables[label] = table
+    return tables
 
 
 def best_policy(policies: list[ScoredPolicy], window_size: int) -> ScoredPolicy | None:

@@ -35,6 +35,7 @@ from infini.report.policies import (
     gains_over_policy,
     read_document_nats,
     read_policies,
+    read_ruler,
 )
 from infini.training.config import Adapter, Replacement, VersionConfig
 
@@ -77,6 +78,7 @@ class Results:
     prepared: dict[str, Any]  # content of reports/prepared.json
     policies: list[ScoredPolicy]  # retention policies of the untouched base
     documents: dict[str, pd.DataFrame]  # nats by protocol, seed and test document
+    ruler: dict[str, pd.DataFrame]  # retrieval by task and length, by policy
 
     @property
     def figures(self) -> dict[str, Figures]:
@@ -137,6 +139,7 @@ def read_results(setup: Setup) -> Results:
         prepared=read_json(PREPARED, "splits") if PREPARED.is_file() else {},
         policies=read_policies(),
         documents=read_document_nats(setup.versions),
+        ruler=read_ruler(),
     )
 
 

@@ -15,6 +15,10 @@ from infini.report.results import Results
 from infini.report.verdict import beats_both, verdict
 
 LOSS_UNITS = {"distill": "mean squared error", "finetune": "nats per token"}
+RULER_FIGURES = {
+    "exact": "RULER's tasks of random words, question after the memory: whole answers, %",
+    "nats": "The same: nats per token of the right answer",
+}
 # Columns of the curve tables: curve, label of x, caption.
 RETRIEVAL_CURVES = {
     "passkey_exact_by_distance": ("distance, tokens ≥", "Pass keys retrieved, %, by distance"),
@@ -127,6 +131,10 @@ def _policies(results: Results) -> ReportSection:
                 "bold: best on validation documents",
             )
         )
+    for figure, caption in RULER_FIGURES.items():
+        if results.ruler:
+            table = tables.ruler_table(results.ruler, figure)
+            parts.append(ReportTable(table, "task", caption))
     return ReportSection("Retention policies, nothing trained", parts)
 
 

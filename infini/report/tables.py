@@ -178,6 +178,23 @@ def policies_table(policies: list[ScoredPolicy]) -> pd.DataFrame:
     return text_frame(rows)
 
 
+def ruler_table(tables: Mapping[str, pd.DataFrame], figure: str) -> pd.DataFrame:
+    """Return a row a task and length, a column a policy.
+
+    Args:
+        tables: Retrieval by policy (`report.policies.read_ruler`).
+        figure: exact, in per cent, or nats of the answer's tokens.
+    """
+    factor = 100 if figure == "exact" else 1
+    cells: dict[str, dict[str, Cell]] = {}
+    for policy, table in tables.items():
+        for row in table.to_dict("records"):
+            name = f"{row['task']}, {row['length']:,} tokens"
+            estimate = Estimate(row[figure], row[f"{figure}_se"]).scaled(factor)
+            cells.setdefault(name, {})[policy] = estimate
+    return text_frame(cells).reindex(columns=list(tables))
+
+
 def window_curve_table(base: Figures) -> pd.DataFrame:
     """Return a row a sliding window of the untouched base, by size, then full attention."""
     names = {protocol.removeprefix("window_"): protocol for protocol in base_windows(base)}

@@ -48,7 +48,9 @@ def test_new_study_writes_a_minimal_file(root: Path, capsys: pytest.CaptureFixtu
     }  # fmt: skip
     assert content["adapters"]["memory"]["layer"]["window"] == 32
     assert content["evaluate"] == {
-        "full": {"context": 128}, "policies": {"names": [], "budgets": []}
+        "full": {"context": 128},
+        "policies": {"names": [], "budgets": []},
+        "ruler": {"policies": []},
     }  # fmt: skip
     assert params.check_params(file).targets() == [
         "evaluate_ppl_base",

@@ -13,10 +13,18 @@ from infini.errors import InputError
 from infini.evaluation.byte_budget import window_bytes
 from infini.evaluation.config import Budget
 from infini.evaluation.perplexity import score_documents
-from infini.evaluation.policies import DocumentSets, score_policy, write_policy
+from infini.evaluation.policies import (
+    DocumentSets,
+    policy_reading,
+    score_policy,
+    write_policy,
+    write_retrieval,
+)
 from infini.model.future_attention import future_attention
 from infini.model.retrofit import sliding_window
 from infini.paths import POLICIES
+from infini.report.policies import read_ruler
+from infini.report.tables import ruler_table
 from toy import some_pieces
 
 SINKS = 2
@@ -93,3 +101,23 @@ def test_write_policy_keeps_five_digits(
     written = pd.read_csv(POLICIES / "window-52-8.csv")
     assert written["nats"].tolist() == [float(f"{x:.5g}") for x in table["nats"]]
     assert written["split"].tolist() == ["val", "test", "test"]
+
+
+def test_retrieval_is_written_by_task_and_length(
+    documents: DocumentSets, model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    summary = pd.DataFrame(
+        {"task": ["vt", "cwe"], "length": [96, 96], "texts": [4, 4], "exact": [0.25, 0.0],
+         "exact_se": [0.25, 0.0], "nats": [3.14159, 2.5], "nats_se": [0.1, 0.2]}
+    )  # fmt: skip
+    for name, total in (("full", 200), ("window", 53)):
+        with policy_reading(model, name, BUDGET, documents.train, SINKS) as reading:
+            assert reading.retained == 0
+            assert reading.state_bytes == total * window_bytes(model, 1, 0 + 1)
+        write_retrieval(name, BUDGET, summary, reading)
+    tables = read_ruler()
+    assert list(tables) == ["full", "window, 52 tokens"]
+    table = ruler_table(tables, "nats")
+    assert table.loc["vt, 96 tokens"].tolist() == ["3.14 ± 0.10", "3.14 ± 0.10"]
+    assert ruler_table(tables, "exact").loc["cwe, 96 tokens", "full"] == "0"
