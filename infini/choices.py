@@ -13,6 +13,7 @@ WindowUpdate = Literal["linear", "delta", "gated_delta", "none"]  # none: no mat
 # built-in retention policies; the classes are in infini.memory.eviction
 Policy = Literal[
     "a2sf",
+    "adakv",
     "cascading",
     "curdkv",
     "decayed_attention",

@@ -30,6 +30,7 @@ from infini.memory.eviction import (
     policy_by_name,
     select,
 )
+from infini.memory.eviction.head_budgets import num_slots, pack, unpack
 from infini.memory.packing import swap_halves
 from infini.memory.window import Attention, ChunkInfo
 
@@ -92,7 +93,7 @@ class RetainedPairs(nn.Module):
             rotate: The layer's rotary embedding; None: it has none.
         """
         weights = {name: x.float() for name, x in self.policy_weights.items()}
-        return LayerPolicy(self.policy, self.layer_index, weights, rotate)
+        return LayerPolicy(self.policy, self.layer_index, weights, rotate, self.num_retained)
 
 
 class WindowPairs(NamedTuple):
@@ -178,7 +179,12 @@ def _attend_in_chunks(
         keys, values = (x[:, :, start : end + num_recent(layout.window)] for x in pairs[:2])
         part = replace(layout, num_past=layout.num_past + start, num_new=end - start)
         own = pairs._replace(keys=keys, values=values)
+        min_share = retained.policy.min_share
+        if min_share is not None:
+            state = unpack(state, num_slots(state, part, min_share))
         out, state = _attend(q[:, :, start:end], own, state, part, spec, retained)
+        if min_share is not None:
+            state = pack(state, retained.num_retained)
         outs.append(out)
     empty = q.new_zeros(len(q), 0, q.shape[1], pairs.values.shape[3])
     out = torch.cat(outs, 1) if outs else empty

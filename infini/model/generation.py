@@ -311,7 +311,10 @@ def _record_policy(model: Any) -> None:
 
 
 def _plain(policy: RetentionPolicy) -> tuple[type, dict[str, Any]]:
-    """Return what tells two policies apart: their class and their plain attributes."""
+    """Return what tells two policies apart: their class, plain attributes and policies."""
     plain = (int, float, str, bool, type(None))
-    own = {key: x for key, x in vars(policy).items() if isinstance(x, plain) and key != "name"}
-    return type(policy), own
+    own: dict[str, Any] = {
+        key: x for key, x in vars(policy).items() if isinstance(x, plain) and key != "name"
+    }
+    inner = {key: _plain(x) for key, x in vars(policy).items() if isinstance(x, RetentionPolicy)}
+    return type(policy), own | inner

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from infini.choices import Policy
+from infini.errors import InputError
 from infini.memory.block_reader import BlockReader
 from infini.memory.eviction import (
+    AdaKV,
     HeldPairs,
     QueryStatistics,
     RetainedState,
@@ -35,6 +37,7 @@ CASES = [
 # Floats that a policy stores per retained pair and per recent token, keys and values aside
 STORED = {
     "a2sf": (2, 2),  # the sum before this block, and of this block
+    "adakv": (1, 1),
     "cascading": (2, 2),
     "curdkv": (1, 0),
     "decayed_attention": (2, 2),
@@ -97,6 +100,17 @@ def read(
     return streamed(qkv, chunks, ReferenceCache(**case), retained, **given)
 
 
+def positions_by_head(state: RetainedState) -> list[list[list[int]]]:
+    """Positions of the retained tokens by sample and head."""
+    found = []
+    for slots, counts in zip(state.positions, state.counts.tolist(), strict=True):
+        slots = slots.flatten()[None] if counts else slots
+        assert (slots >= 0).equal((slots >= 0).sort(-1).values), "empty slots first"
+        held = [own[own >= 0] for own in slots]
+        found.append([own.tolist() for own in (held[0].split(counts) if counts else held)])
+    return found
+
+
 def not_called(*_: Tensor) -> Tensor:
     raise AssertionError("the attention with gradients is called")
 
@@ -109,15 +123,12 @@ def test_policy_equals_loop_in_any_chunks(name: str, case: dict[str, Any]) -> No
     own = case | {"weights": random_weights(name)}
     zero = torch.zeros(H), torch.zeros(G, V, dtype=torch.float64)
     expected, caches = loop(qkv, *zero, own, REFERENCES[name])
-    positions = [
-        [[-1] * (cache.num_retained - len(cache.retained)) + cache.retained for cache in heads]
-        for heads in caches
-    ]
-    assert any(cache.retained for heads in caches for cache in heads)
+    positions = [[cache.retained for cache in heads] for heads in caches]
+    assert any(retained for heads in positions for retained in heads)
     states = []
     for blockwise, chunks in ((False, CHUNKS[0]), (False, CHUNKS[1]), *((True, x) for x in CHUNKS)):
         out, state = read(name, case, qkv, chunks, blockwise)
-        assert state.positions.tolist() == positions
+        assert positions_by_head(state) == positions
         torch.testing.assert_close(out, expected, **CLOSE)
         states.append(state)
     for state in states[1:]:
@@ -130,13 +141,19 @@ def test_policy_equals_loop_in_any_chunks(name: str, case: dict[str, Any]) -> No
 def test_no_moment_holds_more_than_the_budget(
     name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S sinks, W tokens of the window, K retained pairs and C of the block, in any call."""
+    """S sinks, W tokens of the window, K retained pairs and C of the block, in any call.
+
+    Where the heads of a layer share K·G pairs, a head may have empty slots beyond K.
+    """
     W, S, K = 5, 2, 4
     attended: list[int] = []
     of_block, score = BlockReader.of_block, type(policy_by_name(name)).score
 
-    def count_of_block(self: BlockReader, *args: Any) -> Tensor:
-        weights = of_block(self, *args)
+    def count_of_block(
+        self: BlockReader, block: int, indices: Tensor, valid: Tensor, queries: range
+    ) -> Tensor:
+        assert valid.sum((1, 2)).max() <= G * K
+        weights = of_block(self, block, indices, valid, queries)
         attended.append(S + weights.shape[-1])
         return weights
 
@@ -146,6 +163,7 @@ def test_no_moment_holds_more_than_the_budget(
 
     def count_scored(self: Any, pairs: HeldPairs) -> Tensor:
         assert pairs.keys.shape[2] == pairs.values.shape[2] == pairs.positions.shape[2]
+        assert pairs.valid.sum((1, 2)).max() <= G * (K + W - 1 + block)
         attended.append(S + pairs.positions.shape[2])
         return score(self, pairs)
 
@@ -156,7 +174,8 @@ def test_no_moment_holds_more_than_the_budget(
         _, state = read(name, case, qkv, chunks, True)
         assert state.keys.shape == (B, G, K, D)
         read(name, case, qkv, chunks, False, attention=count_attention)
-    assert set(attended) == {S + W - 1 + K + block}
+    slots = {K} if name != "adakv" else set(range(K, G * K))
+    assert {x - (S + W - 1 + block) for x in attended} <= slots
     assert K + num_recent(W) + S < S + W + K + block, "between two calls"
 
 
@@ -171,7 +190,8 @@ def test_bytes_of_the_state(name: str) -> None:
         _, state = read(name, case, text, [length], True)
         per_retained, per_recent = STORED[name]
         stored = per_retained * K + per_recent * num_recent(W)
-        assert sum(x.nbytes for x in state) == B * G * (K * (4 * (D + V) + 8) + 4 * stored)
+        counts = 8 * (name == "adakv")
+        assert sum(x.nbytes for x in state) == B * G * (K * (4 * (D + V) + 8) + 4 * stored + counts)
 
 
 @pytest.mark.parametrize("blockwise", [True, False])
@@ -236,3 +256,47 @@ def test_q_filter_is_fitted_by_singular_vector() -> None:
         direction = torch.linalg.svd(matrix, full_matrices=False).Vh[0]
         direction *= (matrix @ direction).mean().sign()
         torch.testing.assert_close(fitted[g].double(), direction, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["h2o", "knorm", "q_filter"])
+@torch.no_grad()
+def test_adakv_takes_the_scores_of_any_policy(policy: str) -> None:
+    """The layer's pairs of highest score, beside a fifth of K for every head."""
+    case, qkv, K = ReferenceCache(5, 2, 10), tokens(LENGTH), 10
+    own = AdaKV(policy)
+    retained = RetainedPairs(H, G, (D, V), K, own).double()
+    for key, tensor in random_weights(policy).items():
+        retained.policy_weights[key].data.copy_(tensor)
+    seen: list[tuple[HeldPairs, Tensor]] = []
+    score = own.policy.score
+
+    def record(pairs: HeldPairs) -> Tensor:
+        seen.append((pairs, score(pairs)))
+        return seen[-1][1]
+
+    own.policy.score = record  # type: ignore[method-assign]
+    _, state = streamed(qkv, [LENGTH], case, retained, is_softmax=True)
+    pairs, scores = seen[-1]
+    counts = state.counts
+    assert counts.sum(1).eq(G * K).all()
+    assert counts.min() >= 2
+    assert counts.ne(K).any()
+    for b in range(B):
+        candidates = [
+            (float(scores[b, g, i]), g, int(pairs.positions[b, g, i]))
+            for g in range(G)
+            for i in range(pairs.num_candidates)
+            if pairs.valid[b, g, i]
+        ]
+        candidates.sort(reverse=True)
+        kept = [[x for x in candidates if x[1] == g][:2] for g in range(G)]
+        best = [*kept[0], *kept[1]]
+        best += [x for x in candidates if x not in best][: G * K - len(best)]
+        expected = [sorted(j for _, own_head, j in best if own_head == g) for g in range(G)]
+        assert positions_by_head(state)[b] == expected
+
+
+def test_adakv_rejects_policies_without_ranks() -> None:
+    for name in ("cascading", "adakv"):
+        with pytest.raises(InputError, match=f"adakv cannot have the scores of '{name}'"):
+            AdaKV(name)

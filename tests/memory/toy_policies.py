@@ -164,6 +164,25 @@ class SnapKV(Policy):
         return {j: sum(neighbours(received, i, 5)) / 5 for i, j in enumerate(candidates)}
 
 
+class AdaKV(SnapKV):
+    """SnapKV's scores: a fifth of K for every head, the rest for the best of all heads."""
+
+    def select(self, start: int) -> None:
+        if self is not self.heads[0]:  # which selects for all
+            return
+        K, ranks = self.num_retained, [cache.ranks(start) for cache in self.heads]
+        every = sorted(((rank, g, j) for g, own in enumerate(ranks) for j, rank in own.items()))
+        every.reverse()
+        stay: list[tuple[int, int]] = []
+        for own in range(len(self.heads)):
+            stay += [(g, j) for _, g, j in every if g == own][: max(1, K // 5)]
+        rest = [(g, j) for _, g, j in every if (g, j) not in stay]
+        stay += rest[: K * len(self.heads) - len(stay)]
+        for g, cache in enumerate(self.heads):
+            cache.retained = sorted(j for own, j in stay if own == g)
+            cache.queries = []  # type: ignore[attr-defined]
+
+
 class KeyDiff(Policy):
     """Difference of a key's direction from the mean direction."""
 
@@ -306,6 +325,7 @@ class DecayedAttention(ReferenceCache):
 
 REFERENCES: dict[str, type[ReferenceCache]] = {
     "a2sf": A2SF,
+    "adakv": AdaKV,
     "cascading": Cascading,
     "curdkv": CurDKV,
     "decayed_attention": DecayedAttention,

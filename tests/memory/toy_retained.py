@@ -98,14 +98,19 @@ class ReferenceCache:
 
     def select(self, start: int) -> None:
         """Select the retained tokens for the block that starts there."""
-        scores = self.score([*self.retained, *self.leaving(start)], start)
+        ranks = self.ranks(start)
         self.block_attention.clear()
+        best = sorted(ranks, key=lambda j: -ranks[j])[: self.num_retained]
+        self.retained = sorted(best)
+
+    def ranks(self, start: int) -> dict[int, float]:
+        """Return the ranks of the candidates that the next block can reach."""
+        scores = self.score([*self.retained, *self.leaving(start)], start)
         ranks = {j: score + self.rank_bias(j) for j, score in scores.items()}
         last = start + block_layout.RETENTION_BLOCK - 1  # query of the coming block
         for limit in (self.context, self.sliding_window):
             ranks = {j: rank for j, rank in ranks.items() if limit is None or last - j < limit}
-        best = sorted(ranks, key=lambda j: -ranks[j])[: self.num_retained]
-        self.retained = sorted(best)
+        return ranks
 
     def rank_bias(self, j: int) -> float:
         """Return what the bias adds to a token's rank."""

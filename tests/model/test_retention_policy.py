@@ -1,13 +1,18 @@
 """A retention policy of the user's own, through `retrofit`."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 import infini
 from architectures import text, tiny
-from infini.memory.eviction import HeldPairs, block_layout, selection
+from infini.errors import InputError
+from infini.memory.eviction import AdaKV, HeldPairs, block_layout, selection
 from infini.model.architectures import CACHE, cache_of
+from infini.model.base import load_base
+from infini.model.modules import window_layers
 
 OPTIONS = {"window": 7, "sinks": 3, "retained": 5}
 
@@ -45,3 +50,38 @@ def test_user_policy_in_chunks_equals_one_pass(monkeypatch: pytest.MonkeyPatch) 
     retained = cache.states[0].retained
     assert retained.positions.ge(OPTIONS["sinks"]).all()
     assert retained.policy_state.nbytes == retained.block_attention.nbytes == 0
+
+
+@torch.no_grad()
+def test_adakv_shares_the_pairs_of_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_layout, "RETENTION_BLOCK", 8)
+    tiny("llama").save_pretrained(tmp_path / "base")
+    base, tokens = load_base(str(tmp_path / "base")), text(2, 90)
+    model = infini.retrofit(base, "window", **OPTIONS, policy="adakv")
+    whole = model(tokens, use_cache=False).logits
+    for chunks in ([40, 50], [5, 1, 1, 3, 1, 70, 9]):
+        cache, logits = None, []
+        for chunk in tokens.split(chunks, 1):
+            out = model(chunk, **{CACHE: cache}, use_cache=True)
+            cache = cache_of(out)
+            logits.append(out.logits)
+        torch.testing.assert_close(torch.cat(logits, 1), whole, rtol=1e-4, atol=1e-5)
+    retained = cache.states[0].retained
+    G, K = 2, OPTIONS["retained"]
+    assert retained.keys.shape[1:3] == retained.positions.shape[1:] == (G, K)
+    assert retained.counts.sum(1).eq(G * K).all()
+    model.save_pretrained(tmp_path / "ours")
+    infini.save_memory(cache, tmp_path / "memory.safetensors")
+    again = infini.load(tmp_path / "ours")
+    loaded = infini.load_memory(tmp_path / "memory.safetensors", again)
+    expected = model(tokens[:, :20], **{CACHE: cache}).logits
+    assert torch.equal(again(tokens[:, :20], **{CACHE: loaded}).logits, expected)
+
+
+def test_policy_within_a_policy_decides_whether_it_can_be_saved(tmp_path: Path) -> None:
+    model = infini.retrofit(tiny("llama"), "window", **OPTIONS, policy=AdaKV("h2o"))
+    with pytest.raises(InputError, match="policy AdaKV: not registered as it is"):
+        model.save_pretrained(tmp_path)
+    for layer in window_layers(model).values():
+        layer.retained.policy = AdaKV("snapkv")
+    model.save_pretrained(tmp_path)

@@ -6,6 +6,7 @@ it here registers its name.
 """
 
 from infini.memory.eviction.a2sf import A2SF
+from infini.memory.eviction.adakv import AdaKV
 from infini.memory.eviction.block_layout import BlockLayout, num_recent
 from infini.memory.eviction.cascading import Cascading
 from infini.memory.eviction.curdkv import CurDKV
@@ -44,6 +45,7 @@ __all__ = [
     "H2O",
     "RKV",
     "TOVA",
+    "AdaKV",
     "BlockLayout",
     "CallPairs",
     "Cascading",

@@ -44,7 +44,8 @@ class HeldPairs:
     layer_index: int
     """Decoder layer, from 0"""
     num_retained: int
-    """K: the first K pairs are retained ones"""
+    """K: the first K pairs are retained ones. Where the heads of a layer share their pairs
+    (`RetentionPolicy.min_share`), the slots of a head, which are more"""
     block_start: int
     """Position of the block's first token"""
     block_size: int
@@ -137,6 +138,9 @@ class RetentionPolicy(ABC):
     """Names of the floats that the policy stores per pair."""
     state_covers_window: bool = False
     """Whether the state includes pairs still in the window; False: it starts when they leave."""
+    min_share: float | None = None
+    """Share of K pairs that every key-value head keeps, where the heads of a layer share their
+    pairs (`adakv`); None: every head retains K."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from infini.errors import InputError
 from infini.memory.eviction.block_layout import BlockLayout
+from infini.memory.eviction.head_budgets import best_of_layer
 from infini.memory.eviction.policy import HeldPairs, RetentionPolicy
 from infini.memory.eviction.query_statistics import Rotate
 
@@ -51,6 +52,9 @@ class RetainedState(NamedTuple):
     block_attention: Tensor
     """Attention received in the block that is not complete, float32: (B, G, K + R), or (B, G, 0)
     where the policy does not store it"""
+    counts: Tensor
+    """Pairs of every head, int64, where the heads share the K·G slots (`head_budgets`): (B, G);
+    else (B, 0)"""
 
     @classmethod
     def empty(
@@ -74,6 +78,7 @@ class RetainedState(NamedTuple):
             torch.full((*heads, num_retained), -1, device=k.device),
             k.new_zeros(*heads, len(policy.state), num_state, dtype=torch.float32),
             k.new_zeros(*heads, num_attention, dtype=torch.float32),
+            k.new_zeros(heads[0], heads[1] * (policy.min_share is not None), dtype=torch.int64),
         )
 
 
@@ -100,6 +105,8 @@ class LayerPolicy(NamedTuple):
     """The policy's fitted tensors, by name"""
     rotate: Rotate | None = None
     """Gives keys their positions; None: they have none"""
+    num_retained: int | None = None
+    """Pairs of a head on average, K, where the state has more slots (`head_budgets`)"""
 
 
 class Selection(NamedTuple):
@@ -110,6 +117,7 @@ class Selection(NamedTuple):
     positions: Tensor  # as in RetainedState, like the rest
     policy_state: Tensor
     block_attention: Tensor
+    counts: Tensor
 
 
 @torch.no_grad()
@@ -180,7 +188,8 @@ def _select(
             ranks = _scores(policy, held)[..., : K + C]
             positions, indices, valid = (x[..., : K + C] for x in (positions, indices, valid))
             ranks = ranks + rank_bias.gather(2, indices)
-            order, valid = _best(ranks, positions, valid, K, layout.first_reachable(block + 1))
+            valid = valid & _is_reachable(positions, layout, block + 1)
+            order, valid = _best(ranks.where(valid, -torch.inf), K, layer_policy)
             positions, indices = positions.gather(2, order), indices.gather(2, order)
             policy_state = _next_state(policy, held, order, valid)
             attention = torch.zeros_like(attention)
@@ -192,7 +201,7 @@ def _select(
     else:
         policy_state = policy_state[..., :K].clone()  # not a view of all
     positions = positions.masked_fill(~valid, -1)
-    return Selection(all_indices, all_valid, positions, policy_state, attention)
+    return Selection(all_indices, all_valid, positions, policy_state, attention, state.counts)
 
 
 def _held_pairs(
@@ -223,24 +232,27 @@ def _held_pairs(
     )
 
 
-def _best(
-    ranks: Tensor, positions: Tensor, valid: Tensor, num_retained: int, first_position: int | None
-) -> tuple[Tensor, Tensor]:
-    """Return the K best candidates in order of position, empty slots first.
+def _is_reachable(positions: Tensor, layout: BlockLayout, block: int) -> Tensor:
+    """Return which positions are within `max_distance` of a block's last query."""
+    first = layout.first_reachable(block)
+    return torch.ones_like(positions, dtype=torch.bool) if first is None else positions >= first
+
+
+def _best(ranks: Tensor, num_slots: int, layer_policy: LayerPolicy) -> tuple[Tensor, Tensor]:
+    """Return the best candidates in order of position, empty slots first.
 
     Args:
-        ranks: (B, G, K + C), like the rest.
-        positions: Positions of the candidates.
-        valid: Whether there is one.
-        num_retained: K.
-        first_position: Candidates before it are dropped; None: none are.
+        ranks: (B, G, slots + C); -inf: there is none.
+        num_slots: Slots of a head: K, or more where the heads share their pairs.
+        layer_policy: The policy, with K.
 
     Returns:
-        Their indices among the candidates, (B, G, K), and whether there is one.
+        Their indices among the candidates, (B, G, slots), and whether there is one.
     """
-    if first_position is not None:
-        valid = valid & (positions >= first_position)
-    best, order = ranks.where(valid, -torch.inf).topk(num_retained, -1)
+    min_share = layer_policy.policy.min_share
+    if min_share is not None:
+        ranks = best_of_layer(ranks, layer_policy.num_retained or num_slots, min_share)
+    best, order = ranks.topk(num_slots, -1)
     order = order.masked_fill(best == -torch.inf, -1).sort(-1).values
     return order.clamp(min=0), order >= 0
 
