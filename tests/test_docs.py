@@ -2,12 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from conftest import ROOT
 
 from examples.render import EXAMPLE, PAGE, render
+from infini.choices import Policy
 
 COMMAND_LINE = ROOT / "docs/command_line.md"
 NUMBER = re.compile(r"-?[\d,]*\.?\d+")
@@ -62,6 +63,11 @@ def test_command_line_shows_what_evaluate_prints(
     for number, value in zip(NUMBER.findall(printed), NUMBER.findall(expected), strict=True):
         number, value = (float(x.replace(",", "")) for x in (number, value))
         assert number == pytest.approx(value, rel=1e-3, abs=1e-5)
+
+
+def test_policies_page_lists_all_that_come_with_infini() -> None:
+    rows = re.findall(r"^\| `(\w+)`", (ROOT / "docs/policies.md").read_text(), re.M)
+    assert sorted(set(rows) & set(get_args(Policy))) == sorted(get_args(Policy))
 
 
 def test_policies_code_runs(clone: Path) -> None:
