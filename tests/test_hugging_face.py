@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT
 
 from infini.model.modules import infini_parameters
@@ -23,6 +24,10 @@ def test_hugging_face_code_runs(
         exec(snippet, names)
     assert "The state of the Union" in capsys.readouterr().out
     assert names["cache"].seen_tokens == names["tokens"].shape[1] - 1 > 3 * 20
+    pinned = list(range(4, names["system"].shape[1]))  # behind the sinks
+    assert pinned
+    for state in names["output"].cache.states.values():
+        assert (state.retained.positions[0, :, : len(pinned)] == torch.tensor(pinned)).all()
     table = names["table"]
     assert list(table.index) == ["model", "baseline", "full"]
     assert 1 <= table["state_bytes"]["baseline"] / table["state_bytes"]["model"] < 1.02

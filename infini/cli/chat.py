@@ -36,7 +36,8 @@ def run_chat(arguments: Namespace) -> None:
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     base = model.infini_config["base"]
-    conversation = Conversation(model, load_tokenizer(base["model"], base["revision"]))
+    tokenizer = load_tokenizer(base["model"], base["revision"])
+    conversation = Conversation(model, tokenizer, arguments.system, arguments.pin_system)
     if arguments.memory:
         conversation.load(arguments.memory)
     if arguments.file:
@@ -53,6 +54,9 @@ def _check_files(arguments: Namespace) -> None:
     for file in (arguments.file, arguments.memory):
         if file and not file.is_file():
             raise InputError(f"{file}: no such file")
+    for name, given in (("system", arguments.system), ("pin-system", arguments.pin_system)):
+        if arguments.memory and given not in (None, False):
+            raise InputError(f"--{name} is only for a new memory: --memory has read a text already")
     if arguments.save_memory and not (arguments.file or arguments.memory):
         raise InputError("--save-memory needs --file or --memory: nothing is read otherwise")
     if arguments.save_memory and arguments.save_memory.is_dir():

@@ -93,6 +93,11 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     add("--prompt", metavar="TEXT", help="one question, or the text to continue")
     add("--max-new-tokens", metavar="N", type=_count, default=200, help="per answer (200)")
     add("--base", metavar="MODEL", help="where a saved model's base is, if it has moved")
+    add("--system", metavar="TEXT", help="system prompt, for a tokenizer with a chat template")
+    add(
+        "--pin-system", action=argparse.BooleanOptionalAction,
+        help="retain the system prompt behind the window at any length (where it fits)",
+    )  # fmt: skip
     base = parser.add_argument_group("options for a base without a memory")
     base.add_argument("--window", metavar="W", type=int, help="tokens of the window (256)")
     base.add_argument("--sinks", metavar="S", type=int, help="attention sinks (4)")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from infini.memory.buffers import memory_columns
-from infini.memory.eviction import BlockLayout
+from infini.memory.eviction import BlockLayout, CallPairs
 
 MAX_BIAS = 60.0  # logits: exp(b) and its products with p stay within float32
 
@@ -27,7 +27,7 @@ class BlockReader:
 
     Args:
         q: Scaled queries with positions, (B, H, T, D).
-        pairs: Keys with positions and values of all pairs, (B, G, P, ·).
+        pairs: All pairs of the call.
         sinks: Scores of the sinks, masked, (B, H, T, S), and their values, (B, G, S, V).
         biases: Learned bias of the query heads, (H,), and of all pairs, (B, G, P); at most
             MAX_BIAS.
@@ -40,13 +40,14 @@ class BlockReader:
     def __init__(
         self,
         q: Tensor,
-        pairs: tuple[Tensor, Tensor],
+        pairs: CallPairs,
         sinks: tuple[Tensor, Tensor],
         biases: tuple[Tensor, Tensor],
         layout: BlockLayout,
         num_retained: int,
     ):
-        (keys, values), (sink_scores, sink_values) = pairs, sinks
+        keys, values = pairs.rotated_keys, pairs.values
+        (sink_scores, sink_values), self.pinned = sinks, pairs.pinned
         (B, G, _, self.key_width), self.value_width = keys.shape, values.shape[3]
         self.layout, self.num_retained = layout, num_retained
         self.q, self.sink_scores = (x.unflatten(1, (G, -1)) for x in (q, sink_scores))
@@ -81,7 +82,7 @@ class BlockReader:
         end = min(layout.block_start(block + 1) - layout.num_past, layout.num_new)
         start = K + layout.block_size - 1 - layout.block_offset + block * layout.block_size
         window = self.pairs[:, :, start : start + layout.window_width].flatten(0, 1)
-        retained = self._retained(indices)
+        retained = self._retained(block, indices)
         S, rows = self.sink_scores.shape[4], self.q.shape[2] * (end - first)  # r·n
         q = self.q[:, :, :, first:end].reshape(B * G, rows, D)
         scores = torch.cat(
@@ -112,7 +113,7 @@ class BlockReader:
         missing = K + layout.window_width - weights.shape[4]
         return torch.nn.functional.pad(weights, (0, missing)) if missing else weights
 
-    def _retained(self, indices: Tensor) -> Tensor:
+    def _retained(self, block: int, indices: Tensor) -> Tensor:
         """Return keys and values of the retained pairs, these times exp(b): (B·G, K, D + C)."""
         B, G, K = indices.shape
         P, width = self.pairs.shape[2:]
@@ -120,6 +121,10 @@ class BlockReader:
         pairs = self.pairs.flatten(0, 2).index_select(0, rows.flatten()).view(B * G, K, width)
         factors = self.pair_factors.gather(2, indices).view(B * G, K, 1)
         pairs[..., self.key_width :].mul_(factors)
+        if self.pinned is not None:
+            keys = pairs[..., : self.key_width]
+            moved = self.pinned.move_closer(keys.view(B, G, K, -1), block, indices)
+            pairs[..., : self.key_width] = moved.view_as(keys)
         return pairs
 
     def _mask_window(self, scores: Tensor, block: int) -> None:

@@ -22,12 +22,14 @@ from infini.memory.eviction import (
     BlockLayout,
     CallPairs,
     LayerPolicy,
+    PinnedPairs,
     RetainedState,
     RetentionPolicy,
     Rotate,
     Selection,
     num_recent,
     policy_by_name,
+    rotate_pairs,
     select,
 )
 from infini.memory.eviction.head_budgets import num_slots, pack, unpack
@@ -103,6 +105,7 @@ class WindowPairs(NamedTuple):
     values: Tensor  # (B, G, R + T, V)
     sink_keys: Tensor  # new ones included: (B, G, S, D)
     sink_values: Tensor  # (B, G, S, V)
+    pinned: Tensor | None = None  # as in `ChunkInfo`, on the pairs' device
 
 
 class AttentionSpec(NamedTuple):
@@ -130,13 +133,15 @@ def retained_attention(
         q: Queries without positions, (B, H, T, D).
         pairs: Sinks, recent and new pairs.
         state: Retained pairs before the call.
-        chunk: Number of past and new tokens per sample.
+        chunk: Number of past and new tokens per sample, and pinned tokens.
         spec: The base's attention.
         retained: Learned bias and retention policy.
 
     Returns:
         The output, (B, T, H, V), and the retained pairs after the call.
     """
+    if chunk.pinned is not None:
+        pairs = pairs._replace(pinned=chunk.pinned.to(q.device))
     limits = [x for x in (spec.context, spec.sliding_window) if x is not None]
     max_distance = min(limits, default=None)
     samples_of: dict[BlockLayout, list[int]] = {}
@@ -151,7 +156,9 @@ def retained_attention(
     outs, states = [], []
     for layout, samples in samples_of.items():
         rows = torch.tensor(samples, device=q.device)
-        own_pairs = WindowPairs(*(x[rows] for x in pairs))
+        own_pairs = WindowPairs(*(x[rows] for x in pairs[:4]))
+        if pairs.pinned is not None:
+            own_pairs = own_pairs._replace(pinned=pairs.pinned[rows])
         own_state = RetainedState(*(x[rows] for x in state))
         out, own_next = _attend_in_chunks(q[rows], own_pairs, own_state, layout, spec, retained)
         outs.append(out)
@@ -207,9 +214,10 @@ def _attend(
     K, N, scale = state.keys.shape[2], layout.num_blocks, spec.scale
     q, sink_q, rotated_keys, sink_keys = _rotated(q, pairs, state, layout, spec.rotate)
     keys = torch.cat([state.keys, pairs.keys], 2)  # (B, G, P, D)
+    pinned = _pinned_pairs(keys, pairs, state, layout, spec.rotate)
     selection = select(
         (q * scale, sink_q * scale),
-        CallPairs(keys, rotated_keys, values, sink_keys),
+        CallPairs(keys, rotated_keys, values, sink_keys, pinned),
         key_bias,
         state,
         layout,
@@ -222,6 +230,10 @@ def _attend(
         )
     indices, valid = selection.indices[:, :, :-1], selection.valid[:, :, :-1]  # (B, G, N, K)
     retained_keys, retained_values = _gather(rotated_keys, indices), _gather(values, indices)
+    if pinned is not None:
+        by_block = zip(retained_keys.unbind(2), indices.unbind(2), strict=True)
+        moved = [pinned.move_closer(keys_, n, index) for n, (keys_, index) in enumerate(by_block)]
+        retained_keys = torch.stack(moved, 2)
     retained_bias = key_bias.gather(2, indices.flatten(2)).view(indices.shape)  # (B, G, N, K)
     if retained.mode == "off":
         valid = torch.zeros_like(valid)
@@ -288,11 +300,28 @@ def _attend_blockwise(
     rotated_q = rotated_q * spec.scale
     biases = retained.bias, key_bias
     K = state.keys.shape[2]
-    reader = BlockReader(rotated_q, (rotated_keys, values), sinks, biases, layout, K)
-    call_pairs = CallPairs(keys, rotated_keys, values, pairs.sink_keys)
+    pinned = _pinned_pairs(keys, pairs, state, layout, spec.rotate)
+    call_pairs = CallPairs(keys, rotated_keys, values, pairs.sink_keys, pinned)
+    reader = BlockReader(rotated_q, call_pairs, sinks, biases, layout, K)
     layer_policy = retained.layer_policy(spec.rotate)
     selection = select(reader, call_pairs, key_bias, state, layout, layer_policy)
     return reader.out, _next_state(selection, state, keys, values)
+
+
+def _pinned_pairs(
+    keys: Tensor,
+    pairs: WindowPairs,
+    state: RetainedState,
+    layout: BlockLayout,
+    rotate: Rotate | None,
+) -> PinnedPairs | None:
+    """Return the pinned tokens of samples of one layout; None: there are none.
+
+    keys: of all pairs, without positions, (B, G, P, D).
+    """
+    if pairs.pinned is None:
+        return None
+    return PinnedPairs(pairs.pinned, keys, state.positions, layout, rotate)
 
 
 def _sink_scores(q: Tensor, sink_keys: Tensor, layout: BlockLayout, spec: AttentionSpec) -> Tensor:
@@ -358,7 +387,9 @@ def _rotated_qk(
         return q, torch.cat([state.keys, pairs.keys], 2)
     positions = torch.arange(-num_recent(layout.window), layout.num_new, device=q.device)[None]
     back = (state.positions - layout.num_past).masked_fill(state.positions < 0, 0)
-    retained = rotate(state.keys.flatten(0, 1)[:, None], back.flatten(0, 1)).view_as(state.keys)
+    if pairs.pinned is not None and layout.max_distance is not None:
+        back = back.clamp(min=1 - layout.max_distance)  # `move_closer` places pairs further back
+    retained = rotate_pairs(state.keys, back, rotate)
     keys = torch.cat([retained, rotate(pairs.keys, positions)], 2)
     return rotate(q, positions[:, -layout.num_new :]), keys
 
@@ -399,3 +430,30 @@ def _next_state(
     indices, valid = selection.indices[:, :, -1], selection.valid[:, :, -1, :, None]
     retained_keys, retained_values = (_gather(x, indices) * valid for x in (keys, values))
     return RetainedState(retained_keys, retained_values, *selection[2:])
+
+
+def retain_pinned(state: RetainedState, k: Tensor, v: Tensor, chunk: ChunkInfo) -> RetainedState:
+    """Return the retained pairs after texts of up to W + S tokens that the base itself has read.
+
+    Only token S can be one, if it is pinned: it has left the window at a block's end.
+
+    Args:
+        state: The empty state.
+        k: Keys without positions, (B, G, T, D).
+        v: Values, (B, G, T, V).
+        chunk: The texts as the first chunk.
+    """
+    S, length = chunk.sinks, chunk.window + chunk.sinks
+    layout = BlockLayout(0, length, chunk.window, S, None)
+    if chunk.pinned is None or not layout.fills_window(layout.num_blocks - 1):
+        return state
+    stays = (chunk.pinned == S).any(1) & (chunk.lengths == length)
+    if not bool(stays.any()):
+        return state
+    stays = stays.to(k.device)[:, None]  # (B, 1)
+    keys, values, positions = (x.clone() for x in state[:3])
+    keys[:, :, -1] = k[:, :, S] * stays[..., None]
+    values[:, :, -1] = v[:, :, S] * stays[..., None]
+    positions[:, :, -1] = torch.where(stays, S, -1)
+    own = RetainedState(keys, values, positions, *state[3:])
+    return pack(own, keys.shape[2]) if own.counts.shape[1] else own

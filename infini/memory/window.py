@@ -130,6 +130,9 @@ class ChunkInfo:
     """W, tokens"""
     sinks: int
     """S, tokens"""
+    pinned: Tensor | None = None
+    """Positions of pinned tokens, old and new ones, in order, -1 in empty slots, which come first:
+    (B, M) int64, on the CPU; None: there are none"""
 
     @cached_property
     def positions(self) -> Tensor:

@@ -14,6 +14,11 @@ from infini.model.retrofit_config import RetrofitConfig
 from infini.model.tensor_files import tensors_state, values_hash
 
 TOKEN_TYPES = (torch.int64, torch.int32)  # that an embedding takes
+# Why a model pins no tokens
+NO_PINNED = (
+    "pinned needs a model with retained pairs: "
+    'infini.retrofit(model, "window", retained=K) with K > 0'
+)
 
 
 class KnownBase(Protocol):
@@ -126,6 +131,26 @@ class StatefulDecoder(nn.Module):
             )
         cache.to(next(self.parameters()).device).owner = ref(self.retrofit_config)
 
+    def pinned_positions(
+        self, pinned: Any, token_mask: Tensor, cache: MemoryCache | None
+    ) -> Tensor | None:
+        """Return the positions of all pinned tokens after a call.
+
+        Args:
+            pinned: As the call's: which of the new tokens are pinned, (B, T) bool, or None.
+            token_mask: Which of them are not padding, (B, T) bool, on the CPU.
+            cache: The cache before the call; None: there are no earlier tokens.
+
+        Returns:
+            The positions, (B, M) int64, as in `ChunkInfo`; None: no token is pinned.
+
+        Raises:
+            InputError: `pinned` is no such mask, or the model cannot retain all these tokens.
+        """
+        if pinned is not None:
+            raise InputError(NO_PINNED)
+        return None
+
     def _check_dtype(self, cache: MemoryCache) -> None:
         """Raise InputError for a cache of a model of another type."""
         if cache.dtype not in (None, self._dtype_name()):
@@ -233,6 +258,18 @@ def mask_of_new_tokens(attention_mask: Tensor | None, tokens: int) -> Tensor | N
             f"got {_describe(attention_mask)}"
         )
     return attention_mask[:, -tokens:]
+
+
+def check_pinned_mask(pinned: Any, batch: int, tokens: int) -> None:
+    """Raise InputError unless `pinned` is a mask of a call's tokens, (B, T) bool."""
+    if not isinstance(pinned, Tensor) or pinned.dtype != torch.bool:
+        got = pinned.dtype if isinstance(pinned, Tensor) else f"a {type(pinned).__name__}"
+        raise InputError(f"pinned must be a tensor of torch.bool, got {got}")
+    if pinned.shape != (batch, tokens):
+        raise InputError(
+            f"pinned must be ({batch}, {tokens}), samples and tokens of the call, "
+            f"got {tuple(pinned.shape)}"
+        )
 
 
 def input_kwargs(inputs: Tensor) -> dict[str, Tensor]:

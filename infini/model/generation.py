@@ -6,6 +6,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import GenerationMixin
@@ -17,7 +18,7 @@ from infini.model.architectures import CACHE, take_cache
 from infini.model.base_identity import base_difference, base_tensors, describe_base
 from infini.model.cache import MemoryCache
 from infini.model.class_extension import restore_class
-from infini.model.decoder_base import mask_of_new_tokens
+from infini.model.decoder_base import as_token_mask, check_pinned_mask, mask_of_new_tokens
 from infini.model.modules import window_layers
 from infini.model.peft_adapters import check_no_adapters
 from infini.model.serialization import rename_to_state_dict, save, state_dict_names
@@ -29,6 +30,7 @@ PREFILL_SEGMENTS = 16
 PROGRESS_DELAY = 2.0
 # Accepted tokens that assisted decoding reads again with the next ones, at most
 REREAD_TOKENS = 16
+PINNED = "pinned"  # argument of `generate`
 # Kinds of assisted decoding that run parts of the model, without its memory
 UNSUPPORTED_ASSISTANTS = ("assistant_early_exit", "use_mtp", "speculation_type")
 
@@ -116,6 +118,11 @@ class RetrofittedModel:
             generation_mode, generation_config, *args, **kwargs
         )
 
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """Accept `pinned`, which the decoder takes, beside what the base takes."""
+        own = {name: x for name, x in model_kwargs.items() if name != PINNED}
+        super()._validate_model_kwargs(own)  # type: ignore[misc]
+
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
@@ -136,11 +143,14 @@ class RetrofittedModel:
 
         What a given cache has read precedes the prompt, unless the prompt begins with it.
         """
-        cache = model_kwargs.get(CACHE)
-        if cache is not None and model_kwargs.get("inputs_embeds") is not None:
+        cache, inputs = model_kwargs.get(CACHE), model_kwargs.get("inputs_embeds")
+        if (pinned := model_kwargs.get(PINNED)) is not None:
+            check_pinned_mask(pinned, *(input_ids if inputs is None else inputs).shape[:2])
+        if cache is not None and inputs is not None:
             cache.reset_sequence()
         elif cache is not None:
             self._start_prompt(input_ids, generation_config, model_kwargs)
+            self._check_pinned(input_ids, model_kwargs)
             size = self._chunk_size(generation_config)
             rest = (input_ids.shape[1] - cache.get_seq_length() - 1) % size + 1  # read by super
             if generation_config.is_assistant:
@@ -149,9 +159,12 @@ class RetrofittedModel:
             if generation_config.is_assistant:  # its proposals may be dropped
                 cache.rereads = True
                 cache.take_snapshot()
-        return super()._prefill(  # type: ignore[misc]
+        out = super()._prefill(  # type: ignore[misc]
             input_ids, generation_config, model_kwargs, **kwargs
         )
+        if cache is not None:  # generated tokens are not pinned
+            model_kwargs.pop(PINNED, None)
+        return out
 
     def _chunk_size(self, generation_config: Any) -> int:
         """Return how many tokens of a prompt are read at once."""
@@ -179,6 +192,21 @@ class RetrofittedModel:
             model_kwargs["attention_mask"] = mask_of_new_tokens(mask, tokens)
         generation_config._mask_length = tokens
 
+    def _check_pinned(self, input_ids: Tensor, model_kwargs: dict[str, Any]) -> None:
+        """Raise InputError if a prompt's tokens, (B, T), cannot be pinned, before any is read."""
+        if (pinned := model_kwargs.get(PINNED)) is None:
+            return
+        check_pinned_mask(pinned, *input_ids.shape)
+        cache = model_kwargs[CACHE]
+        past, decoder = cache.get_seq_length(), self.get_decoder()  # type: ignore[attr-defined]
+        mask = as_token_mask(model_kwargs.get("attention_mask"), *input_ids.shape)
+        decoder.pinned_positions(pinned[:, past:], mask[:, past:], cache)
+        if past and not decoder.are_pinned(pinned[:, :past], mask[:, :past], cache):
+            raise InputError(
+                f"pinned marks some of the {past} tokens that {CACHE} has read without it: a "
+                "token is pinned by the call that reads it"
+            )
+
     def _read(
         self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
     ) -> None:
@@ -186,6 +214,7 @@ class RetrofittedModel:
         size, end = self._chunk_size(generation_config), input_ids.shape[1]
         start = model_kwargs[CACHE].get_seq_length()
         mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
+        pinned = model_kwargs.get(PINNED)
         with logging.tqdm(
             total=max(end - start, 0), desc="reading the prompt", unit=" tokens", leave=False,
             delay=PROGRESS_DELAY, mininterval=0.5,
@@ -196,6 +225,7 @@ class RetrofittedModel:
                     **model_kwargs,
                     "attention_mask": None if mask is None else mask[:, :last],
                     "position_ids": None if positions is None else positions[..., first:last],
+                    PINNED: None if pinned is None else pinned[:, first:last],
                 }
                 inputs = self.prepare_inputs_for_generation(
                     input_ids[:, first:last],  # type: ignore[arg-type]
@@ -205,26 +235,46 @@ class RetrofittedModel:
                 self(**inputs, return_dict=True)  # type: ignore[operator]
                 bar.update(last - first)
 
-    def _read_again(self, cache: MemoryCache, input_ids: Tensor) -> None:
-        """Read the tokens, (1, T), before which `crop` has put the cache; no logits."""
+    def _read_again(self, cache: MemoryCache, input_ids: Tensor, pinned: Tensor | None) -> None:
+        """Read the tokens, (1, T), before which `crop` has put the cache; no logits.
+
+        pinned: as the argument of `generate`, of the prompt's tokens.
+        """
         if (start := cache.get_seq_length()) < input_ids.shape[1]:
-            self.get_decoder()(input_ids=input_ids[:, start:], use_cache=True, **{CACHE: cache})  # type: ignore[attr-defined]
+            kwargs = {CACHE: cache, PINNED: _last_pinned(pinned, input_ids.shape[1], start)}
+            self.get_decoder()(input_ids=input_ids[:, start:], use_cache=True, **kwargs)  # type: ignore[attr-defined]
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any
     ) -> Any:
-        cache = kwargs.get(CACHE)
+        cache, pinned = kwargs.get(CACHE), kwargs.pop(PINNED, None)
         if isinstance(cache, MemoryCache) and cache.rereads and cache.records_past:
             # Assisted decoding: `crop` went back to before the last pass
             unread = input_ids.shape[1] - cache.get_seq_length()
             known = unread - (next_sequence_length or unread)
             if known > REREAD_TOKENS:
-                self._read_again(cache, input_ids[:, : cache.get_seq_length() + known])
+                self._read_again(cache, input_ids[:, : cache.get_seq_length() + known], pinned)
                 unread -= known
             next_sequence_length = unread
-        return super().prepare_inputs_for_generation(  # type: ignore[misc]
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids, next_sequence_length=next_sequence_length, **kwargs
+        )
+        if pinned is not None:
+            embeds = inputs.get("inputs_embeds")
+            width = (inputs["input_ids"] if embeds is None else embeds).shape[1]
+            end = input_ids.shape[1] if embeds is None else pinned.shape[1]
+            inputs[PINNED] = _last_pinned(pinned, max(end, width), max(end, width) - width)
+        return inputs
+
+    @wraps(GenerationMixin._get_candidate_generator)
+    def _get_candidate_generator(
+        self, *args: Any, model_kwargs: dict[str, Any], **kwargs: Any
+    ) -> Any:
+        """Return the source of proposed tokens; an assistant model pins nothing."""
+        own = {name: x for name, x in model_kwargs.items() if name != PINNED}
+        return super()._get_candidate_generator(  # type: ignore[misc]
+            *args, model_kwargs=own, **kwargs
         )
 
     @wraps(GenerationMixin._assisted_decoding)
@@ -238,6 +288,7 @@ class RetrofittedModel:
         if len(input_ids) > 1 or kwargs.get("inputs_embeds") is not None:
             raise InputError("assisted decoding needs input_ids of one sample")
         self._start_prompt(input_ids, generation_config, kwargs)
+        self._check_pinned(input_ids, kwargs)
         self._read(input_ids[:, :-1], generation_config, kwargs)
         cache.rereads = True
         try:
@@ -247,7 +298,7 @@ class RetrofittedModel:
         finally:
             cache.stop_recording()
         sequences = out if isinstance(out, Tensor) else out.sequences
-        self._read_again(cache, sequences[:, :-1])
+        self._read_again(cache, sequences[:, :-1], kwargs.get(PINNED))
         return out
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
@@ -276,6 +327,17 @@ class RetrofittedModel:
         if known and self.dtype == dtype:  # type: ignore[attr-defined]
             base.accept()
         return self
+
+
+def _last_pinned(pinned: Tensor | None, end: int, start: int) -> Tensor | None:
+    """Return which of the tokens from `start` to `end` are pinned: those behind a prompt are not.
+
+    pinned: of the prompt, or of its last part that ends at `end`, (B, T); None: no token.
+    """
+    if pinned is None:
+        return None
+    pinned = F.pad(pinned, (0, max(0, end - pinned.shape[1])))
+    return pinned[:, pinned.shape[1] - (end - start) :]
 
 
 def _save_base(model: Any, folder: Path, is_main_process: bool) -> None:

@@ -66,7 +66,8 @@ def retrofit(
             - `window`: last tokens that are attended to exactly (256).
             - `sinks`: first tokens of a text that are always attended to (4); `window` + `sinks`
               at most the base's context.
-            - `retained`: evicted key-value pairs that each key-value head retains (0).
+            - `retained`: evicted key-value pairs that each key-value head retains (0). Tokens that
+              a call pins, `model(input_ids, pinned=mask)`, are among them at any length.
             - `policy`: retention policy that selects these pairs, a registered name or an
               instance of `infini.RetentionPolicy` ("decayed_attention").
 

@@ -17,6 +17,7 @@ from infini.cli.long_text import token_ids
 from infini.errors import InputError
 from infini.model.architectures import CACHE
 from infini.model.base import load_base, load_tokenizer
+from infini.model.window.cache import WindowCache
 from toy import sentence
 
 W, S = 8, 2
@@ -174,3 +175,68 @@ def test_load_names_file_of_another_models_memory(
     with pytest.raises(InputError, match=rf"^{file}: no readable safetensors file"):
         talk.load(file)
     assert talk.memory is None
+
+
+SYSTEM = "the state of trade"
+
+
+def retained_positions(talk: Conversation) -> list[list[int]]:
+    """Positions of the retained pairs of every layer and head."""
+    assert isinstance(talk.memory, WindowCache)
+    states = talk.memory.states.values()
+    return [x for state in states for x in state.retained.positions[0].tolist()]
+
+
+@pytest.fixture
+def pinning(model: PreTrainedModel, tokenizer: Tokenizer) -> tuple[PreTrainedModel, Tokenizer]:
+    tokenizer.chat_template = TEMPLATE
+    return infini.retrofit(model, "window", window=W, sinks=S, retained=40), tokenizer
+
+
+def test_system_prompt_is_pinned(
+    pinning: tuple[PreTrainedModel, Tokenizer],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = f"<s>system: {SYSTEM}\nuser: "
+    talk = Conversation(*pinning, SYSTEM)
+    assert talk.frame.before == before
+    end = len(token_ids(talk.tokenizer, before))
+    text = f"{before}the state\nassistant:"
+    tokens = torch.tensor([token_ids(talk.tokenizer, text)])
+    pinned = torch.arange(tokens.shape[1])[None] < end
+    new = talk.model.generate(tokens, pinned=pinned, **GREEDY)[0, tokens.shape[1] :]
+    expected = talk.tokenizer.decode(new, skip_special_tokens=True)
+    assert answer(talk, "the state", capsys) == expected, "without a text"
+    talk.read(book(tmp_path, 600))
+    assert all(set(range(S, end)) <= set(own) for own in retained_positions(talk))
+    talk.read(book(tmp_path, 600))
+    assert all(set(range(S, end)) <= set(own) for own in retained_positions(talk))
+    free = Conversation(*pinning, SYSTEM, pin_system=False)
+    free.read(book(tmp_path, 600))
+    assert not all(set(range(S, end)) <= set(own) for own in retained_positions(free))
+
+
+def test_system_prompt_that_does_not_fit(
+    pinning: tuple[PreTrainedModel, Tokenizer], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    long = " ".join([SYSTEM] * 20)
+    talk = Conversation(*pinning, long)
+    assert "more than 40 retained pairs: it is not pinned" in caplog.text
+    talk.read(book(tmp_path))
+    assert isinstance(talk.memory, WindowCache)
+    assert not talk.memory.pinned.numel()
+    with pytest.raises(InputError, match=r"--pin-system: the system prompt has \d+ tokens, more"):
+        Conversation(*pinning, long, pin_system=True)
+
+
+def test_template_without_system_prompt_is_refused(
+    pinning: tuple[PreTrainedModel, Tokenizer],
+) -> None:
+    _, tokenizer = pinning
+    tokenizer.chat_template = "{% for m in messages[-1:] %}{{ m.content }}{% endfor %}"
+    with pytest.raises(InputError, match="--system: the tokenizer's chat template does not cont"):
+        prompt_frame(tokenizer, SYSTEM)
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(InputError, match="chat template refuses the messages: no system role"):
+        prompt_frame(tokenizer, SYSTEM)

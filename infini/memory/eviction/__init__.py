@@ -1,8 +1,8 @@
 """KV eviction: which key-value pairs stay in the cache behind a window.
 
 `policy` has the base class of retention policies and their registry, `selection` applies any of
-them, `block_layout` is the index arithmetic of blocks. Every other file is one policy; importing
-it here registers its name.
+them, `pinned` exempts tokens from it, `block_layout` is the index arithmetic of blocks. Every
+other file is one policy; importing it here registers its name.
 """
 
 from infini.memory.eviction.a2sf import A2SF
@@ -18,6 +18,7 @@ from infini.memory.eviction.knorm import Knorm
 from infini.memory.eviction.lagkv import LagKV
 from infini.memory.eviction.observed_attention import ObservedAttention
 from infini.memory.eviction.oracle import Oracle
+from infini.memory.eviction.pinned import PinnedPairs, append_pinned, rotate_pairs
 from infini.memory.eviction.policy import (
     HeldPairs,
     RetentionPolicy,
@@ -59,6 +60,7 @@ __all__ = [
     "LayerPolicy",
     "ObservedAttention",
     "Oracle",
+    "PinnedPairs",
     "QFilter",
     "QueryStatistics",
     "Random",
@@ -67,10 +69,12 @@ __all__ = [
     "Rotate",
     "Selection",
     "SnapKV",
+    "append_pinned",
     "as_policy",
     "num_recent",
     "policy_by_name",
     "policy_names",
     "register_policy",
+    "rotate_pairs",
     "select",
 ]

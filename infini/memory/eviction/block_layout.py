@@ -76,6 +76,13 @@ class BlockLayout:
         """
         return self.window + self.sinks < self.block_start(block + 1) <= self.end
 
+    def fills_window(self, block: int) -> bool:
+        """Return whether the call completes the block at the text's first W + S tokens.
+
+        Token S leaves the window then, without a score; it is retained only if it is pinned.
+        """
+        return self.window + self.sinks == self.block_start(block + 1) <= self.end
+
     def scored_queries(self, block: int, last_queries: int | None = None) -> range:
         """Return the new queries of a block whose attention is scored, by their index in it.
 

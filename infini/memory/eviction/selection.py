@@ -9,7 +9,8 @@ At the end of a block, for every key-value head on its own:
 with the policy's score and the learned bias, `RetainedPairs.pair_bias`. Biases below the
 threshold, which is where our trainings end, do not change the selection. A pair is dropped if its
 distance to the next block's last query would reach the base's context or its own sliding window,
-so that the base meets no distance that it was not trained on.
+so that the base meets no distance that it was not trained on. Pairs of pinned tokens rank first
+and are not dropped (`pinned`).
 
 Attention weights are computed only for a policy that asks for them: softmax of q·k over all that
 a query attends to, without the learned bias, without the base's soft cap. They are accumulated
@@ -32,6 +33,7 @@ from torch import Tensor
 from infini.errors import InputError
 from infini.memory.eviction.block_layout import BlockLayout
 from infini.memory.eviction.head_budgets import best_of_layer
+from infini.memory.eviction.pinned import PinnedPairs
 from infini.memory.eviction.policy import HeldPairs, RetentionPolicy
 from infini.memory.eviction.query_statistics import Rotate
 
@@ -93,6 +95,8 @@ class CallPairs(NamedTuple):
     """(B, G, P, V)"""
     sink_keys: Tensor
     """Keys of the sinks with positions: (B, G, S, D)"""
+    pinned: PinnedPairs | None = None
+    """Pinned tokens; None: there are none"""
 
 
 class LayerPolicy(NamedTuple):
@@ -161,12 +165,12 @@ def _select(
     layer_policy: LayerPolicy,
 ) -> Selection:
     """Select without autocast."""
-    policy = layer_policy.policy
+    policy, pinned = layer_policy.policy, pairs.pinned
     (B, G, K), P, device = state.positions.shape, key_bias.shape[2], key_bias.device
     C = layout.block_size
     rank_bias = (key_bias.float() - BIAS_THRESHOLD).clamp(min=0)  # (B, G, P)
     indices = torch.arange(K, device=device).expand(B, G, -1)
-    positions, valid = state.positions, state.positions >= 0
+    positions, valid = state.positions, _are_pairs(state, pinned)
     # One entry per retained pair and token of the block's window: (B, G, n, K + W - 1 + C)
     policy_state, attention = _to_blocks(state, layout, policy)
     selected = [(indices, valid)]
@@ -176,7 +180,8 @@ def _select(
             received = weights.of_block(block, indices, valid, scored)
             if policy.attention is not None and scored:
                 attention = _add_attention(policy, attention, received)
-        if layout.is_block_end(block):
+        is_end = layout.is_block_end(block)
+        if is_end or (pinned is not None and layout.fills_window(block)):
             window = torch.arange(layout.window_width, device=device).expand(B, G, -1)
             window = window + layout.block_start(block) - layout.window + 1
             positions = torch.cat([positions, window], 2)  # (B, G, K + W - 1 + C)
@@ -185,21 +190,19 @@ def _select(
             held = _held_pairs(pairs, (positions, indices, valid), layout, block, layer_policy)
             held.state = dict(zip(policy.state, policy_state.unbind(2), strict=True))
             held.block_attention = None if policy.attention is None else attention
-            ranks = _scores(policy, held)[..., : K + C]
-            positions, indices, valid = (x[..., : K + C] for x in (positions, indices, valid))
-            ranks = ranks + rank_bias.gather(2, indices)
-            valid = valid & _is_reachable(positions, layout, block + 1)
-            order, valid = _best(ranks.where(valid, -torch.inf), K, layer_policy)
+            ranks = _scores(policy, held, is_end) + rank_bias.gather(2, indices)
+            candidates = (x[..., : K + C] for x in (ranks, positions, indices, valid))
+            ranks, positions, indices, valid = candidates
+            first = layout.first_reachable(block + 1)
+            ranks = _limit_ranks(ranks, positions, valid, first, pinned)
+            order, valid = _best(ranks, K, layer_policy)
             positions, indices = positions.gather(2, order), indices.gather(2, order)
-            policy_state = _next_state(policy, held, order, valid)
+            if is_end:
+                policy_state = _next_state(policy, held, order, valid)
             attention = torch.zeros_like(attention)
         selected.append((indices, valid))
     all_indices, all_valid = (torch.stack(x, 2) for x in zip(*selected, strict=True))
-    attention = layout.from_blocks(attention, K) if policy.stores_attention else attention[..., :0]
-    if policy.state_covers_window:
-        policy_state = layout.from_blocks(policy_state, K)
-    else:
-        policy_state = policy_state[..., :K].clone()  # not a view of all
+    policy_state, attention = _from_blocks(policy_state, attention, layout, policy, K)
     positions = positions.masked_fill(~valid, -1)
     return Selection(all_indices, all_valid, positions, policy_state, attention, state.counts)
 
@@ -216,7 +219,6 @@ def _held_pairs(
     held: positions, indices among the P pairs, and whether there is one, (B, G, K + W - 1 + C).
     """
     positions, indices, valid = held
-    end = layout.block_start(block + 1) - layout.num_past  # counted from the call's first token
     return HeldPairs(
         positions=positions.masked_fill(~valid, -1),
         valid=valid,
@@ -228,14 +230,42 @@ def _held_pairs(
         block_attention=None,
         state={},
         weights=layer_policy.weights,
-        gather=partial(_gather_held, pairs, indices, valid, layer_policy.rotate, end),
+        gather=partial(_gather_held, pairs, indices, valid, layer_policy.rotate, (layout, block)),
     )
 
 
-def _is_reachable(positions: Tensor, layout: BlockLayout, block: int) -> Tensor:
-    """Return which positions are within `max_distance` of a block's last query."""
-    first = layout.first_reachable(block)
-    return torch.ones_like(positions, dtype=torch.bool) if first is None else positions >= first
+def _are_pairs(state: RetainedState, pinned: PinnedPairs | None) -> Tensor:
+    """Return which slots hold a pair that the next block reaches: (B, G, K).
+
+    Out of reach can only be the first pinned pair of a text of W + S tokens that the base has read.
+    """
+    valid = state.positions >= 0
+    return valid if pinned is None or pinned.in_reach else torch.zeros_like(valid)
+
+
+def _limit_ranks(
+    ranks: Tensor,
+    positions: Tensor,
+    valid: Tensor,
+    first_position: int | None,
+    pinned: PinnedPairs | None,
+) -> Tensor:
+    """Return the ranks of the candidates, -inf where none is within reach, inf for pinned ones.
+
+    Args:
+        ranks: (B, G, K + C), like the rest.
+        positions: Positions of the candidates.
+        valid: Whether there is one.
+        first_position: Candidates before it are out of reach; None: none are.
+        pinned: Pinned tokens; None: there are none.
+    """
+    within = valid if first_position is None else valid & (positions >= first_position)
+    ranks = ranks.where(within, -torch.inf)
+    if pinned is None:
+        return ranks
+    most = torch.finfo(ranks.dtype).max
+    ranks = ranks.nan_to_num(most, most, -torch.inf)
+    return ranks.masked_fill(valid & pinned.contains(positions), torch.inf)
 
 
 def _best(ranks: Tensor, num_slots: int, layer_policy: LayerPolicy) -> tuple[Tensor, Tensor]:
@@ -274,12 +304,24 @@ def _to_blocks(
     return policy_state, attention
 
 
-def _scores(policy: RetentionPolicy, held: HeldPairs) -> Tensor:
-    """Return the policy's scores, (B, G, K + W - 1 + C).
+def _from_blocks(
+    policy_state: Tensor, attention: Tensor, layout: BlockLayout, policy: RetentionPolicy, K: int
+) -> tuple[Tensor, Tensor]:
+    """Return the policy's state and the attention as `RetainedState` has them, after a call."""
+    attention = layout.from_blocks(attention, K) if policy.stores_attention else attention[..., :0]
+    if policy.state_covers_window:
+        return layout.from_blocks(policy_state, K), attention
+    return policy_state[..., :K].clone(), attention  # not a view of all
+
+
+def _scores(policy: RetentionPolicy, held: HeldPairs, is_end: bool) -> Tensor:
+    """Return the policy's scores, (B, G, K + W - 1 + C); -inf before the first that it gives.
 
     Raises:
         InputError: They have another shape, or the policy's tensors have not been fitted.
     """
+    if not is_end:
+        return torch.full(held.positions.shape, -torch.inf, device=held.positions.device)
     if held.weights and not any(x.any() for x in held.weights.values()):
         raise InputError(
             f"policy {policy.name!r} must be fitted to texts first: infini.fit_policy(model, texts)"
@@ -308,17 +350,28 @@ def _next_state(policy: RetentionPolicy, held: HeldPairs, order: Tensor, valid: 
 
 
 def _gather_held(
-    pairs: CallPairs, indices: Tensor, valid: Tensor, rotate: Rotate | None, end: int, name: str
+    pairs: CallPairs,
+    indices: Tensor,
+    valid: Tensor,
+    rotate: Rotate | None,
+    place: tuple[BlockLayout, int],
+    name: str,
 ) -> Tensor:
     """Return what a policy sees of the pairs: (B, G, K + W - 1 + C, ·), float32.
 
-    end: position after the block's last token, counted from the call's first.
+    place: the call's layout, and the block at whose end the policy scores.
     """
+    (layout, block), has_positions = place, name in ("rotated_keys", "relative_keys")
     x: Tensor = getattr(pairs, name.replace("relative", "rotated"))
     index = indices[..., None].expand(-1, -1, -1, x.shape[3])
     x = x.gather(2, index).float().where(valid[..., None], 0)
+    if has_positions and pairs.pinned is not None:
+        K = indices.shape[2] - layout.window_width
+        retained = pairs.pinned.move_closer(x[:, :, :K], block, indices[:, :, :K])
+        x = torch.cat([retained.where(valid[:, :, :K, None], 0), x[:, :, K:]], 2)
     if name != "relative_keys" or rotate is None:
         return x
+    end = layout.block_start(block + 1) - layout.num_past  # counted from the call's first token
     return rotate(x, torch.full((1, 1), -end, device=x.device))
 
 
@@ -363,7 +416,7 @@ class _AttentionWeights:
         self, queries: tuple[Tensor, Tensor], pairs: CallPairs, layout: BlockLayout, K: int
     ):
         G = pairs.keys.shape[1]
-        self.keys = pairs.rotated_keys.float()
+        self.keys, self.pinned = pairs.rotated_keys.float(), pairs.pinned
         self.windows = layout.unfold_windows(self.keys[:, :, K:])
         q, sink_q = (
             layout.split_queries(x.float()).unflatten(1, (G, -1)).transpose(2, 3).flatten(3, 4)
@@ -382,7 +435,10 @@ class _AttentionWeights:
         """Return the weights of some queries; see `BlockWeights`."""
         q, to_sinks = self.q[:, :, block], self.to_sinks[:, :, block]
         index = indices[..., None].expand(-1, -1, -1, self.keys.shape[3])
-        to_retained = q @ self.keys.gather(2, index).mT
+        keys = self.keys.gather(2, index)
+        if self.pinned is not None:
+            keys = self.pinned.move_closer(keys, block, indices)
+        to_retained = q @ keys.mT
         to_retained.masked_fill_(~valid[:, :, None], -torch.inf)
         to_window = q @ self.windows[:, :, block].mT
         to_window.masked_fill_(self.window_mask[block], -torch.inf)

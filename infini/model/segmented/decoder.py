@@ -41,6 +41,7 @@ class SegmentedDecoder(StatefulDecoder):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        pinned: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the decoder on the next tokens of a batch of texts.
@@ -52,6 +53,7 @@ class SegmentedDecoder(StatefulDecoder):
             position_ids: as the base's; ignored by segments, where positions restart.
             inputs_embeds: embeddings instead of tokens, (B, T, d).
             use_cache: whether to return a cache; a given one is advanced in place.
+            pinned: refused: a model without retained pairs can pin no token.
             **kwargs: as the base's; the cache is what an earlier call of this model returned.
 
         Returns:
@@ -72,6 +74,7 @@ class SegmentedDecoder(StatefulDecoder):
         inputs = select_inputs(input_ids, inputs_embeds, kwargs)
         batch, tokens = inputs.shape[:2]
         mask = mask_of_new_tokens(attention_mask, tokens)
+        self.pinned_positions(pinned, as_token_mask(mask, batch, tokens), None)
         packing = Packing.from_mask(batch, tokens, mask)
         cache = self.prepare_cache(kwargs, use_cache, inputs, attention_mask)
         if self.retrofit_config.segmented:

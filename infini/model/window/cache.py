@@ -18,7 +18,7 @@ from infini.model.cache import MemoryCache
 class WindowCache(MemoryCache):
     """State of a window model between two calls; a call advances it in place."""
 
-    file_format = "infini-window-4"
+    file_format = "infini-window-5"
 
     def __init__(self, fingerprint: str, dtype: str | None = None):
         super().__init__(fingerprint, dtype)
@@ -29,10 +29,13 @@ class WindowCache(MemoryCache):
         self.base_cache = DynamicCache()
         # Positions of the columns of `base_cache`: (B, C) int64, on the CPU
         self.positions = torch.zeros(0, 0, dtype=torch.int64)
+        # Positions of pinned tokens in order, -1 in empty slots, which come first: (B, M) int64, on
+        # the CPU; M is 0 where none is pinned, and at most K
+        self.pinned = torch.zeros(0, 0, dtype=torch.int64)
 
     def _set_batch_size(self, batch: int) -> None:
         super()._set_batch_size(batch)
-        self.positions = torch.zeros(batch, 0, dtype=torch.int64)
+        self.positions = self.pinned = torch.zeros(batch, 0, dtype=torch.int64)
 
     def switch_to_window(self, states: dict[int, WindowState]) -> None:
         """Hold `states`, by layer, instead of the base's keys and values."""
@@ -51,6 +54,7 @@ class WindowCache(MemoryCache):
         super().batch_select_indices(indices)
         self.states = {i: state.select(indices) for i, state in self.states.items()}
         self.positions = self.positions[indices.cpu()]
+        self.pinned = self.pinned[indices.cpu()]
         self.base_cache.batch_select_indices(indices)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -58,6 +62,7 @@ class WindowCache(MemoryCache):
             "token_counts": self.token_counts,
             "token_mask": self.token_mask,
             "positions": self.positions,
+            "pinned": self.pinned,
         }
         for index, state in self.states.items():
             tensors |= {f"window.{index}.{name}": x for name, x in state.tensors().items()}
@@ -71,6 +76,7 @@ class WindowCache(MemoryCache):
         cache._set_batch_size(len(tensors["token_counts"]))
         cache.token_counts = tensors["token_counts"]
         cache.token_mask, cache.positions = tensors["token_mask"], tensors["positions"]
+        cache.pinned = tensors["pinned"]
         by_layer: dict[str, dict[int, dict[str, Tensor]]] = {"window": {}, "base": {}}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")

@@ -6,12 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from infini.errors import InputError
+from infini.memory.eviction import append_pinned
 from infini.memory.packing import Packing, gather
 from infini.memory.window import ChunkInfo
 from infini.model.architectures import CACHE
+from infini.model.cache import MemoryCache
 from infini.model.decoder_base import (
+    NO_PINNED,
     StatefulDecoder,
     as_token_mask,
+    check_pinned_mask,
     input_kwargs,
     mask_of_new_tokens,
     select_inputs,
@@ -40,6 +44,7 @@ class WindowDecoder(StatefulDecoder):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        pinned: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the decoder on the next tokens of a batch of texts.
@@ -50,6 +55,10 @@ class WindowDecoder(StatefulDecoder):
             position_ids: Ignored: positions count the tokens without padding.
             inputs_embeds: Embeddings, (B, T, d).
             use_cache: Whether to return a cache.
+            pinned: Which of the tokens are pinned, (B, T) bool: once such a token has left the
+                window, its pair is one of the retained pairs of every head, whatever its score.
+                Sinks and padding take no slot. Beyond the base's context or a layer's own sliding
+                window it is met as the furthest pair that they allow.
             **kwargs: As of the base's decoder; the cache is one that an earlier call returned,
                 which is advanced in place.
 
@@ -57,7 +66,8 @@ class WindowDecoder(StatefulDecoder):
             The base's output, with the cache.
 
         Raises:
-            InputError: Invalid inputs, or a cache of another model.
+            InputError: Invalid inputs, a cache of another model, or more pinned tokens, those of
+                earlier calls included, than pairs are retained.
         """
         if HANDLER in kwargs:  # called by the passes below, or by `install_window`
             return super().forward(
@@ -78,15 +88,19 @@ class WindowDecoder(StatefulDecoder):
         mask = mask_of_new_tokens(attention_mask, tokens)
         packing = Packing.from_mask(batch, tokens, mask)
         cache: WindowCache | None = self.prepare_cache(kwargs, use_cache, inputs, attention_mask)
+        token_mask = as_token_mask(mask, batch, tokens)
+        all_pinned = self.pinned_positions(pinned, token_mask, cache)
         past = torch.zeros(batch, dtype=torch.int64) if cache is None else cache.token_counts
         longest = int((past + packing.lengths).max())
         config = self.retrofit_config
         if longest <= config.window + config.sinks and not (cache and cache.states):
             out = self._forward_base(inputs, mask, cache, kwargs)
         else:
-            out = self._forward_window(inputs, packing, cache, kwargs)
+            out = self._forward_window(inputs, packing, cache, all_pinned, kwargs)
         if cache is not None:
-            cache.append(inputs, as_token_mask(mask, batch, tokens))
+            cache.append(inputs, token_mask)
+            if all_pinned is not None:
+                cache.pinned = all_pinned
         setattr(out, CACHE, cache)
         return out
 
@@ -116,8 +130,55 @@ class WindowDecoder(StatefulDecoder):
             cache.positions = torch.cat([cache.positions, positions], 1)
         return out
 
+    def pinned_positions(
+        self, pinned: Any, token_mask: Tensor, cache: MemoryCache | None
+    ) -> Tensor | None:
+        assert cache is None or isinstance(cache, WindowCache)
+        batch, tokens = token_mask.shape
+        known = torch.zeros(batch, 0, dtype=torch.int64)
+        if cache is not None and cache.batch_size:
+            known = cache.pinned
+        if pinned is None:
+            return known if known.shape[1] else None
+        config = self.retrofit_config
+        if not config.retained:
+            raise InputError(NO_PINNED)
+        check_pinned_mask(pinned, batch, tokens)
+        past = torch.zeros(batch, dtype=torch.int64)
+        if cache is not None and cache.batch_size:
+            past = cache.token_counts
+        positions = past[:, None] + token_mask.cumsum(1) - 1  # (B, T)
+        new = pinned.cpu() & token_mask & (positions >= config.sinks)
+        together = append_pinned(known, new, positions)
+        if together.shape[1] > config.retained:
+            raise InputError(
+                f"pinned must have ≤ {config.retained} tokens a sample (retained="
+                f"{config.retained}), without the first {config.sinks}, which stay anyway, and "
+                f"with those of earlier calls; got {together.shape[1]}"
+            )
+        return together if together.shape[1] else None
+
+    def are_pinned(self, pinned: Tensor, token_mask: Tensor, cache: WindowCache) -> bool:
+        """Return whether tokens that were read as the cache's last are sinks or pinned already.
+
+        Args:
+            pinned: Which of them have to be, (B, T) bool.
+            token_mask: Which of them are not padding, (B, T) bool, on the CPU.
+            cache: The cache after them.
+        """
+        count = token_mask.cumsum(1)
+        positions = cache.token_counts[:, None] - count[:, -1:] + count - 1  # (B, T)
+        missing = pinned.cpu() & token_mask & (positions >= self.retrofit_config.sinks)
+        rows = zip(positions, missing, cache.pinned, strict=True)
+        return all(bool(torch.isin(row[own], known).all()) for row, own, known in rows)
+
     def _forward_window(
-        self, inputs: Tensor, packing: Packing, cache: WindowCache | None, kwargs: dict[str, Any]
+        self,
+        inputs: Tensor,
+        packing: Packing,
+        cache: WindowCache | None,
+        pinned: Tensor | None,
+        kwargs: dict[str, Any],
     ) -> Any:
         """Run the base with every layer's attention replaced by its `WindowLayer`."""
         batch, tokens = inputs.shape[:2]
@@ -125,7 +186,7 @@ class WindowDecoder(StatefulDecoder):
             self._import_kv(cache)
         past = torch.zeros(batch, dtype=torch.int64) if cache is None else cache.token_counts
         config = self.retrofit_config
-        chunk = ChunkInfo(past, packing.lengths, tokens, config.window, config.sinks)
+        chunk = ChunkInfo(past, packing.lengths, tokens, config.window, config.sinks, pinned)
         handler = WindowHandler(chunk)
         if cache is not None:
             handler = WindowHandler(chunk, cache.states, {})
@@ -163,7 +224,8 @@ class WindowDecoder(StatefulDecoder):
         packing = Packing.from_mask(batch, columns, cache.token_mask)
         past = torch.zeros_like(cache.token_counts)
         config = self.retrofit_config
-        chunk = ChunkInfo(past, packing.lengths, columns, config.window, config.sinks)
+        pinned = cache.pinned if cache.pinned.shape[1] else None
+        chunk = ChunkInfo(past, packing.lengths, columns, config.window, config.sinks, pinned)
         positions = packing.pack(cache.positions, 1)
         order = packing.order
         states = {}

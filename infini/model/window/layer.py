@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from infini.memory.associative import AssociativeMemory
-from infini.memory.retained import AttentionSpec, RetainedPairs, WindowPairs, retained_attention
+from infini.memory.retained import (
+    AttentionSpec,
+    RetainedPairs,
+    WindowPairs,
+    retain_pinned,
+    retained_attention,
+)
 from infini.memory.window import ChunkInfo, WindowState, window_attention
 from infini.model.peft_adapters import active_module
 from infini.model.window.attention import masked_attention
@@ -110,7 +116,8 @@ class WindowLayer(nn.Module):
             chunk: The text as the first chunk.
 
         Returns:
-            The state. It retains no pair: scores begin at token W + S, after this text.
+            The state. It retains no pair but a pinned one: scores begin at token W + S, after
+            this text.
         """
         if self.rotation is not None:
             k = self.rotation(k, -positions.to(k.device))
@@ -119,7 +126,10 @@ class WindowLayer(nn.Module):
         # Any queries: only the written matrix is used
         any_q = k.repeat_interleave(self.heads // k.shape[1], 1)
         _, matrix = self._advance_matrix(any_q, joined, state, chunk)
-        return chunk.next_state(state, k, v, matrix)
+        next_state = chunk.next_state(state, k, v, matrix)
+        if state.retained is None:
+            return next_state
+        return next_state._replace(retained=retain_pinned(state.retained, k, v, chunk))
 
     def _advance_matrix(
         self, q: Tensor, joined: tuple[Tensor, Tensor], state: WindowState, chunk: ChunkInfo
