@@ -327,7 +327,6 @@ def _read(base: PreTrainedModel, readers: list[Reader], pieces: list[Piece]) -> 
             tables = []
             with PrefillMeter(base.get_decoder(), base.device) as meter:
                 for _, text in group:
-                    meter.start_text()
                     score = readers[index].score(pad_pieces(pieces, [text]), "")
                     tables.append(score.table(score.nats.shape[1]).assign(piece=text))
             stack.close()

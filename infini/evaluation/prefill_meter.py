@@ -25,8 +25,8 @@ class PrefillMeter:
     seconds: float = 0.0
     """Duration of all passes"""
     peak_mib: float = 0.0
-    """Most memory held in a pass beyond what was held before the first one of a text, in MiB: of
-    the device, or of the process (Linux); NaN where it cannot be measured"""
+    """Most memory held in a pass beyond what was held before the block, in MiB: of the device, or
+    of the process (Linux); NaN where it cannot be measured"""
 
     def __init__(self, decoder: nn.Module, device: torch.device):
         self.decoder, self.device = decoder, device
@@ -38,16 +38,12 @@ class PrefillMeter:
         """Tokens read per second."""
         return self.tokens / self.seconds
 
-    def start_text(self) -> None:
-        """Take the memory that is held now as what is held without a text."""
-        self._before = self._reset_peak()
-
     def __enter__(self) -> Self:
         self._hooks = [
             self.decoder.register_forward_pre_hook(self._start_pass, with_kwargs=True),
             self.decoder.register_forward_hook(self._end_pass),
         ]
-        self.start_text()
+        self._before = self._reset_peak(collect=True)
         return self
 
     def __exit__(
@@ -75,11 +71,11 @@ class PrefillMeter:
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
-    def _reset_peak(self) -> float:
+    def _reset_peak(self, collect: bool = False) -> float:
         """Begin a new peak; return the memory that is held now, in MiB."""
         try:
             if self.device.type == "cpu":
-                return reset_peak_memory()
+                return reset_peak_memory(collect)
             torch.accelerator.reset_peak_memory_stats(self.device)
             return torch.accelerator.memory_allocated(self.device) / 2**20
         except _UNKNOWN:
