@@ -19,7 +19,6 @@ PREPARED = REPORTS / "prepared.json"
 METRICS, CURVES, TRAINING = REPORTS / "metrics", REPORTS / "curves", REPORTS / "training"
 POLICIES = REPORTS / "policies"  # nats of every document, by retention policy
 RULER = REPORTS / "ruler"  # retrieval by task, by retention policy
-DOCUMENT_NATS = REPORTS / "documents"  # the same, by version
 COSTS, COSTS_LOCK = REPORTS / "costs.csv", REPORTS / "dvc.lock"
 PLOTS, PAGE = REPORTS / "plots", REPORTS / "index.html"
 
@@ -63,11 +62,6 @@ class Version:
     def curves(self) -> Path:
         """CSV file of its curves."""
         return CURVES / f"{self.name}.csv"
-
-    @property
-    def document_nats(self) -> Path:
-        """CSV file of its nats by test document."""
-        return DOCUMENT_NATS / f"{self.name}.csv"
 
     @property
     def evaluation_folder(self) -> Path:

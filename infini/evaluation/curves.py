@@ -6,6 +6,7 @@ Columns: curve, x, series, value, se (empty where no error is known).
 |---|---|---|
 | ppl_by_segment, ppl_by_distance | segment; tokens since the start | protocol |
 | nats_vs_segmented_by_segment, …_by_distance | the same | protocol |
+| nats_by_document | test document, from 0 | protocol |
 | nats_vs_full_by_state_bytes | bytes from one token to the next | protocol |
 | passkey_exact_by_distance, recall_exact_by_distance | tokens from fact to answer | protocol |
 | recall_exact_by_pairs | facts in the text | protocol |
@@ -23,8 +24,10 @@ import numpy as np
 import pandas as pd
 
 from infini.evaluation.estimates import (
+    NATS_BY_DOCUMENT,
     Estimate,
     Metrics,
+    by_piece,
     curve,
     difference,
     difference_curve,
@@ -60,7 +63,7 @@ def curve_table(
     """
     losses = mean_over_seeds(losses)
     base = losses if base_losses is None else base_losses
-    rows = [*_loss_curves(losses, base), *_state_bytes(metrics, losses, base)]
+    rows = [*_loss_curves(losses, base), *_documents(losses), *_state_bytes(metrics, losses, base)]
     rows += [*_retrieval_curves(questions, base_losses is None), *_gate_curve(gates)]
     return pd.DataFrame(
         [(*row[:3], row[3].value, row[3].error) for row in rows], columns=COLUMNS
@@ -77,6 +80,15 @@ def _loss_curves(losses: pd.DataFrame, base: pd.DataFrame) -> Iterator[Row]:
         ours, segmented = rows_of_protocol(losses, protocol), rows_of_protocol(base, "segmented")
         for x, nats in difference_curve(ours, segmented, by).items():
             yield f"nats_vs_segmented_by_{by}", x, protocol, nats
+
+
+def _documents(losses: pd.DataFrame) -> Iterator[Row]:
+    """Yield nats per token of every test document, by which other readings are paired."""
+    for protocol in losses["protocol"].unique():
+        if protocol == "full" or protocol.startswith("documents"):
+            pieces = by_piece(rows_of_protocol(losses, protocol))
+            for piece, nats in (pieces["nats"] / pieces["tokens"]).items():
+                yield NATS_BY_DOCUMENT, piece, protocol, Estimate(nats)
 
 
 def _state_bytes(metrics: Metrics, losses: pd.DataFrame, base: pd.DataFrame) -> Iterator[Row]:

@@ -20,6 +20,8 @@ from infini.files import flatten
 
 Metrics = dict[str, Any]
 
+NATS_BY_DOCUMENT = "nats_by_document"  # curve by which readings of the same documents are paired
+
 # Differences between two scores of the same text: noise may explain them.
 DIFFERENCES = frozenset(
     {

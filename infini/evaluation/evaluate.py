@@ -1,8 +1,7 @@
 """Evaluation of the untouched base and of versions: every protocol on test text.
 
 Metrics go to `reports/metrics/<version>.json`, the same keys for each version; curves to
-`reports/curves/<version>.csv`; nats by document to `reports/documents/<version>.csv`; loss tables,
-for pairing, to `data/evaluation/<version>/`.
+`reports/curves/<version>.csv`; loss tables, for pairing, to `data/evaluation/<version>/`.
 """
 
 from statistics import mean
@@ -31,7 +30,6 @@ from infini.evaluation.estimates import (
     rows_of_protocol,
 )
 from infini.evaluation.layer_error import mean_squared_error, record_layer
-from infini.evaluation.policies import NATS_DIGITS, document_nats
 from infini.evaluation.protocols import HeldOutText
 from infini.evaluation.retrieval import retrieval_metrics, score_retrieval
 from infini.evaluation.rounding import write_metrics, write_rounded_csv
@@ -185,7 +183,7 @@ def evaluate_version(
 
 
 def write_evaluations(version: Version, evaluations: dict[int, Evaluation]) -> None:
-    """Write metrics, curves, nats by document and loss tables of a version.
+    """Write metrics, curves and loss tables of a version.
 
     Args:
         version: The version; its seed does not matter.
@@ -210,20 +208,6 @@ def write_evaluations(version: Version, evaluations: dict[int, Evaluation]) -> N
         None if version.name == BASE.name else _base_losses(results[0].losses),
     )
     write_rounded_csv(version.curves, curves, KEYS, ERRORS)
-    documents = _document_nats(losses)
-    keys = [name for name in documents.columns if name != "nats"]
-    write_rounded_csv(version.document_nats, documents, keys, digits=NATS_DIGITS)
-
-
-def _document_nats(losses: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a test document, protocol of long documents and seed."""
-    wanted = losses["protocol"].str.match("documents|segmented|full")
-    parts = losses[wanted].groupby(["protocol", "seed"], sort=False)
-    tables = [
-        document_nats(rows).assign(protocol=protocol, seed=seed) for (protocol, seed), rows in parts
-    ]
-    columns = ["protocol", "seed", "piece", "text", "tokens", "bytes", "nats"]
-    return pd.concat(tables, ignore_index=True)[columns]
 
 
 def _base_losses(losses: pd.DataFrame) -> pd.DataFrame:

@@ -5,14 +5,13 @@ documents is the version's baseline; gains over it are of test documents, paired
 """
 
 import re
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import pandas as pd
 
-from infini.evaluation.estimates import Estimate, difference, ratio
+from infini.evaluation.estimates import NATS_BY_DOCUMENT, Estimate, difference, ratio
 from infini.files import read_table
-from infini.paths import DOCUMENT_NATS, POLICIES, RULER
+from infini.paths import POLICIES, RULER
 
 FILE_NAME = re.compile(r"(\w+)-(\d+)-(\d+)")
 CEILING = "oracle"  # looks ahead: no opponent
@@ -71,16 +70,6 @@ def read_policies() -> list[ScoredPolicy]:
     return sorted(found, key=lambda policy: (policy.window_size, policy.window, policy.name))
 
 
-def read_document_nats(versions: Iterable[str]) -> dict[str, pd.DataFrame]:
-    """Read reports/documents: nats by version, a row a protocol, seed and document."""
-    files = {name: DOCUMENT_NATS / f"{name}.csv" for name in versions}
-    return {
-        name: read_table(file, "protocol", "seed", "piece", "text", "tokens", "bytes", "nats")
-        for name, file in files.items()
-        if file.is_file()
-    }
-
-
 def read_ruler() -> dict[str, pd.DataFrame]:
     """Read reports/ruler: retrieval by task and length, by label of the policy."""
     tables = {}
@@ -103,26 +92,26 @@ def best_policy(policies: list[ScoredPolicy], window_size: int) -> ScoredPolicy 
     return min(candidates, key=lambda policy: policy.nats("val").value, default=None)
 
 
-def gains_over_policy(
-    documents: pd.DataFrame, policy: ScoredPolicy, protocol: str
-) -> tuple[Estimate, bool]:
+def gain_over_policy(curves: pd.DataFrame, policy: ScoredPolicy, protocol: str) -> Estimate | None:
     """Compare a version with a policy on the same test documents.
 
     Args:
-        documents: The version's nats by document.
+        curves: The version's curves, nats by document among them, mean over seeds.
         policy: Its opponent.
         protocol: Protocol of the version, such as documents.
 
     Returns:
-        Nats per token below the policy, the mean over seeds, and whether every seed's gain is
-        above two standard errors.
+        Nats per token below the policy; None: the version has no nats by document.
     """
-    own = documents[documents["protocol"] == protocol]
-    losses, theirs = _as_losses(own), policy.losses("test")
-    by_seed = [difference(theirs, rows) for _, rows in losses.groupby("seed")]
-    mean = losses.drop(columns=["seed", "protocol"]).groupby("piece", as_index=False).mean()
-    gain = difference(theirs, mean)._replace(difference=True)
-    return gain, all(seed.is_gain for seed in by_seed)
+    is_wanted = (curves["curve"] == NATS_BY_DOCUMENT) & (curves["series"] == protocol)
+    nats = curves[is_wanted].set_index("x")["value"]
+    nats.index = nats.index.astype(int)
+    own = policy.table[policy.table["split"] == "test"].set_index("piece", drop=False)
+    own = own.assign(nats=nats).dropna(subset="nats")
+    if own.empty:
+        return None
+    gain = difference(policy.losses("test"), _as_losses(own.reset_index(drop=True)))
+    return gain._replace(difference=True)
 
 
 def _as_losses(table: pd.DataFrame) -> pd.DataFrame:

@@ -32,8 +32,7 @@ from infini.paths import (
 from infini.report.policies import (
     ScoredPolicy,
     best_policy,
-    gains_over_policy,
-    read_document_nats,
+    gain_over_policy,
     read_policies,
     read_ruler,
 )
@@ -77,14 +76,13 @@ class Results:
     costs: pd.DataFrame  # a row a version and length
     prepared: dict[str, Any]  # content of reports/prepared.json
     policies: list[ScoredPolicy]  # retention policies of the untouched base
-    documents: dict[str, pd.DataFrame]  # nats by protocol, seed and test document
     ruler: dict[str, pd.DataFrame]  # retrieval by task and length, by policy
 
     @property
     def figures(self) -> dict[str, Figures]:
         """Metrics as estimates, gains over the best retention policy among them."""
         figures = {name: estimates_of(tree) for name, tree in self.metrics.items()}
-        for name in figures.keys() & self.documents.keys() - {"base"}:
+        for name in figures.keys() & self.curves.keys() - {"base"}:
             for suffix in _protocol_suffixes(figures[name]):
                 self._compare_with_policy(name, figures[name], suffix)
         return figures
@@ -104,14 +102,15 @@ class Results:
         """Replace the gain over the plain window by that over the best policy, in place."""
         prefix = suffix.removeprefix("_") + "." * bool(suffix)
         window = int(suffix.rpartition("_")[2]) if suffix else None
-        policy, documents = self.baseline(version, window), self.documents[version]
-        protocol = f"documents{suffix}"
-        if policy is None or protocol not in set(documents["protocol"]):
+        policy = self.baseline(version, window)
+        if policy is None:
             return
-        gain, every_seed = gains_over_policy(documents, policy, protocol)
+        gain = gain_over_policy(self.curves[version], policy, f"documents{suffix}")
+        if gain is None:
+            return
         figures[f"{prefix}window.gain"] = figures[f"{prefix}baseline.gain"]
         figures[f"{prefix}baseline.gain"] = gain
-        beats = figures[f"{prefix}beats_both"].value == 1 and every_seed
+        beats = figures[f"{prefix}beats_both"].value == 1 and gain.is_gain
         figures[f"{prefix}beats_both"] = Estimate(int(beats))
 
     @property
@@ -138,7 +137,6 @@ def read_results(setup: Setup) -> Results:
         costs=_read_costs(names),
         prepared=read_json(PREPARED, "splits") if PREPARED.is_file() else {},
         policies=read_policies(),
-        documents=read_document_nats(setup.versions),
         ruler=read_ruler(),
     )
 

@@ -115,7 +115,7 @@ def _versions(results: Results) -> ReportSection:
 
 def _opponent(results: Results, version: str) -> ScoredPolicy | None:
     """Return the policy that a version's gain is over; None: the plain window."""
-    return results.baseline(version) if version in results.documents else None
+    return results.baseline(version) if "window.gain" in results.figures[version] else None
 
 
 def _policies(results: Results) -> ReportSection:

@@ -7,8 +7,8 @@ import pytest
 
 from infini.evaluation.estimates import Estimate
 from infini.files import write_json
-from infini.paths import DOCUMENT_NATS, POLICIES, Version
-from infini.report.policies import best_policy, gains_over_policy, read_policies
+from infini.paths import POLICIES, Version
+from infini.report.policies import best_policy, gain_over_policy, read_policies
 from infini.report.results import read_results
 from infini.report.sections import build_report
 from infini.report.tables import policies_table
@@ -40,16 +40,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def documents(*seeds: tuple[float, float]) -> pd.DataFrame:
-    """Return nats of a version's two test documents, a pair a seed."""
-    return pd.DataFrame(
-        [
-            {"protocol": "documents", "seed": seed, "piece": i, "text": i,
-             "tokens": 100 + 200 * i, "bytes": 1000, "nats": nats}
-            for seed, pair in enumerate(seeds)
-            for i, nats in enumerate(pair)
-        ]
-    )  # fmt: skip
+def documents(*nats: float) -> pd.DataFrame:
+    """Return curves with a version's nats by test document."""
+    rows = [("nats_by_document", i, "documents", value, None) for i, value in enumerate(nats)]
+    return pd.DataFrame(rows, columns=["curve", "x", "series", "value", "se"])
 
 
 def test_best_policy_is_chosen_on_validation_documents_without_the_oracle(folder: Path) -> None:
@@ -65,16 +59,15 @@ def test_best_policy_is_chosen_on_validation_documents_without_the_oracle(folder
     assert table["gain over the window"]["window"] == "–"
 
 
-def test_gain_over_policy_is_paired_by_document_and_needs_every_seed(folder: Path) -> None:
+def test_gain_over_policy_is_paired_by_document(folder: Path) -> None:
     policy = best_policy(read_policies(), 64)
     assert policy is not None
-    ours = documents((3.0, 3.8), (3.0, 3.8))
-    gain, every = gains_over_policy(ours, policy, "documents")
+    gain = gain_over_policy(documents(3.0, 3.8), policy, "documents")
     assert gain == Estimate(pytest.approx(0.1), pytest.approx(0.0, abs=1e-9), difference=True)
-    assert every
-    gain, every = gains_over_policy(documents((3.0, 3.8), (3.2, 3.8)), policy, "documents")
+    gain = gain_over_policy(documents(3.1, 3.8), policy, "documents")
+    assert gain is not None
     assert gain.value == pytest.approx(0.075)
-    assert not every
+    assert gain_over_policy(documents(3.1, 3.8), policy, "documents_at_window_9") is None
 
 
 def test_figures_replace_the_gain_over_the_window_by_that_over_the_best_policy(
@@ -83,8 +76,8 @@ def test_figures_replace_the_gain_over_the_window_by_that_over_the_best_policy(
     metrics = METRICS_BY_VERSION["v3"] | {"beats_both": 1}
     write_json(Version("v3").metrics, metrics)
     assert read_results(SETUP).figures["v3"]["baseline.gain"].value == 0.05
-    DOCUMENT_NATS.mkdir()
-    documents((3.0, 3.8)).to_csv(DOCUMENT_NATS / "v3.csv", index=False)
+    curves = pd.read_csv(Version("v3").curves)
+    pd.concat([curves, documents(3.0, 3.8)]).to_csv(Version("v3").curves, index=False)
     results = read_results(SETUP)
     figures = results.figures["v3"]
     assert figures["baseline.gain"].value == pytest.approx(0.1)
@@ -93,5 +86,5 @@ def test_figures_replace_the_gain_over_the_window_by_that_over_the_best_policy(
     [line] = [text for text, _ in build_report(results, {}, {}).verdicts if "v3" in text]
     assert line.startswith("**v3 beats both**: 0.10")
     assert "below the best policy (snapkv, window 16 + 7 pairs) of equal state bytes" in line
-    documents((3.1, 3.9)).to_csv(DOCUMENT_NATS / "v3.csv", index=False)
+    pd.concat([curves, documents(3.1, 3.9)]).to_csv(Version("v3").curves, index=False)
     assert read_results(SETUP).figures["v3"]["beats_both"].value == 0

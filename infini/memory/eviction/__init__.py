@@ -30,11 +30,11 @@ from infini.memory.eviction.policy import (
 from infini.memory.eviction.q_filter import QFilter
 from infini.memory.eviction.query_statistics import QueryStatistics, Rotate
 from infini.memory.eviction.random import Random
+from infini.memory.eviction.retained_state import RetainedState
 from infini.memory.eviction.rkv import RKV
 from infini.memory.eviction.selection import (
     CallPairs,
     LayerPolicy,
-    RetainedState,
     Selection,
     select,
 )

@@ -9,15 +9,11 @@ Ada-KV (arXiv 2407.11550, algorithm 1), at the end of every block.
 Shapes: B batch, G key-value heads, K pairs of a head on average, R recent tokens.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from infini.memory.eviction.block_layout import BlockLayout
-
-if TYPE_CHECKING:
-    from infini.memory.eviction.selection import RetainedState
+from infini.memory.eviction.retained_state import RetainedState
 
 
 def best_of_layer(ranks: Tensor, num_retained: int, min_share: float) -> Tensor:
@@ -39,7 +35,7 @@ def best_of_layer(ranks: Tensor, num_retained: int, min_share: float) -> Tensor:
     return ranks.where(stays.view_as(ranks), -torch.inf)
 
 
-def num_slots(state: "RetainedState", layout: BlockLayout, min_share: float) -> int:
+def num_slots(state: RetainedState, layout: BlockLayout, min_share: float) -> int:
     """Return the slots of a head that a call needs, at least K."""
     _, G, K = state.positions.shape
     num_block_ends = sum(map(layout.is_block_end, range(layout.num_blocks)))
@@ -47,7 +43,7 @@ def num_slots(state: "RetainedState", layout: BlockLayout, min_share: float) -> 
     return max(K, min(num_largest, G * K - (G - 1) * _min_pairs(K, min_share)))
 
 
-def unpack(state: "RetainedState", slots: int) -> "RetainedState":
+def unpack(state: RetainedState, slots: int) -> RetainedState:
     """Give every head its own slots, empty ones first.
 
     Args:
@@ -64,7 +60,7 @@ def unpack(state: "RetainedState", slots: int) -> "RetainedState":
     return _move(state, first[..., None] + number, number >= 0)
 
 
-def pack(state: "RetainedState", num_retained: int) -> "RetainedState":
+def pack(state: RetainedState, num_retained: int) -> RetainedState:
     """Put the pairs of all heads into K·G slots, empty ones first; the inverse of `unpack`."""
     valid = state.positions >= 0
     G = valid.shape[1]
@@ -74,7 +70,7 @@ def pack(state: "RetainedState", num_retained: int) -> "RetainedState":
     return state._replace(counts=valid.sum(2))
 
 
-def _move(state: "RetainedState", index: Tensor, is_pair: Tensor) -> "RetainedState":
+def _move(state: RetainedState, index: Tensor, is_pair: Tensor) -> RetainedState:
     """Move pairs between slots.
 
     Args:
