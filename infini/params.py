@@ -19,7 +19,7 @@ from infini.choices import REPLACEABLE, RETENTION_BLOCK
 from infini.corpus.config import Data
 from infini.corpus.inputs import text_files
 from infini.errors import InputError
-from infini.evaluation.config import Cost, Evaluate
+from infini.evaluation.config import Cost, Evaluate, PoliciesProtocol, RulerProtocol
 from infini.model.base_info import base_info
 from infini.model.config import Base
 from infini.schema import Name, Section, Seed, error_line, missing_keys
@@ -51,6 +51,9 @@ class Params(Section):
     on_demand: list[Name] = Field(default_factory=list)
     replacements: dict[Name, Replacement]
     adapters: dict[Name, AnyAdapter]
+    # no default: dvc.yaml reads the keys of these two
+    policies: PoliciesProtocol
+    ruler: RulerProtocol
     evaluate: Evaluate
     cost: Cost = Cost()
 
@@ -79,7 +82,7 @@ class Params(Section):
         wanted = [name for name in self.versions if name not in self.on_demand]
         kinds = dict.fromkeys(self.replacements, "replacement")
         stages = [f"evaluate_ppl_{kinds.get(name, 'adapter')}@{name}" for name in wanted]
-        policies, ruler = self.evaluate.policies, self.evaluate.ruler
+        policies, ruler = self.policies, self.ruler
         stages += [
             f"{stage}@{name}-budget{index}"
             for stage, names in (

@@ -15,7 +15,7 @@ from infini.paths import DOCUMENTS
 
 def main(policy: str, window_size: str, policy_window: str) -> None:
     watch = Stopwatch(f"{policy}-{window_size}-{policy_window}-retrieval")
-    base, recipe = params.get("base", Base), params.get("evaluate.ruler", RulerProtocol)
+    base, recipe = params.get("base", Base), params.get("ruler", RulerProtocol)
     budget = Budget(window_size=int(window_size), policy_window=int(policy_window))
     processes.set_precision("float32")
     tokenizer = load_tokenizer(base.model, base.revision)

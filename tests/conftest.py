@@ -74,14 +74,13 @@ def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     for version in content["adapters"].values():
         version |= {"epochs": 2, "documents": None}
     content["adapters"]["v5"]["layer"] |= {"window": 8, "sinks": 2}
+    content |= {"policies": {"names": [], "budgets": []}, "ruler": {"policies": []}}
     content["evaluate"] = {
         "short": {"samples": 6},
         "documents": 2,
         "double_shift": {"documents": 2},
         "full": {"context": 32, "stride": 8},
         "window": {"sizes": [4, 16], "sinks": 2},
-        "policies": {"names": [], "budgets": []},
-        "ruler": {"policies": []},
         "passkey": {"lengths": [10, 12], "depths": [0.0, 1.0], "samples": 1},
         "recall": {"pairs": [1, 2], "questions": 1, "segments": 10, "samples": 1},
     }

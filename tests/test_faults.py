@@ -41,7 +41,10 @@ def fill(text: str, values: dict[str, str]) -> str:
 def stages_of(file: str) -> list[Stage]:
     """Return every stage of a dvc.yaml, in order, one per version or policy of params.yaml."""
     content, stages = read_params(), []
-    policies = content["evaluate"]["policies"]
+    policies = {
+        "${policies.names}": content["policies"]["names"],
+        "${ruler.policies}": content["ruler"]["policies"],
+    }
     for name, body in yaml.safe_load((ROOT / file).read_text())["stages"].items():
         one = body.get("do", body)
         outs = [*one.get("outs", UNLISTED.get(name, [])), *one.get("metrics", [])]
@@ -51,7 +54,9 @@ def stages_of(file: str) -> list[Stage]:
             values = [
                 {"${item.policy}": policy}
                 | {f"${{item.budget.{key}}}": str(size) for key, size in budget.items()}
-                for policy, budget in product(policies["names"], policies["budgets"])
+                for policy, budget in product(
+                    policies[body["matrix"]["policy"]], content["policies"]["budgets"]
+                )
             ]
         for own in values:
             command, *outputs = (fill(text, own) for text in (one["cmd"], *paths))
@@ -71,7 +76,7 @@ def test_killed_stages_and_full_disks_leave_no_partial_output(
         "vocab_size": 300, "width": 16, "layers": 1, "heads": 2, "warmup": 1, "batch_tokens": 256,
         "phases": [{"corpora": ["text"], "context": 32, "epochs": 1}],
     }  # fmt: skip
-    content["evaluate"]["policies"] = {
+    content["policies"] = {
         "names": ["window"], "budgets": [{"window_size": 16, "policy_window": 8}]
     }  # fmt: skip
     write_params(content)

@@ -80,18 +80,17 @@ def test_unreadable_file_is_one_line(project: Path) -> None:
 def test_missing_keys_are_listed_all_at_once(project: Path) -> None:
     content = read_params()
     del content["data"]["corpus"], content["evaluate"]["full"], content["seeds"]
-    del content["evaluate"]["policies"]["names"]
+    del content["policies"]["names"]
     del content["replacements"]["v1"]["finetune"], content["adapters"]["v5"]["layer"]
     write_params(content)
     assert load_error() == (
         "missing keys: seeds, data.corpus, replacements.v1.finetune.lr, adapters.v5.layer, "
-        "evaluate.full.context, evaluate.policies.names"
+        "policies.names, evaluate.full.context"
     )
     write_params({})
     assert load_error() == (
         "missing keys: seed, seeds, base.model, data.corpus, data.segment_length, replacements, "
-        "adapters, evaluate.full.context, evaluate.policies.names, evaluate.policies.budgets, "
-        "evaluate.ruler.policies"
+        "adapters, policies.names, policies.budgets, ruler.policies, evaluate.full.context"
     )
 
 
@@ -106,11 +105,9 @@ def test_minimal_file_has_defaults(project: Path) -> None:
             "data": {"corpus": "text", "segment_length": 32},
             "replacements": {"r": {"layer": {"layers": [0]}, "distill": None, "finetune": LR}},
             "adapters": {"w": version, "p": {"method": "parallel", "layer": {"layers": [1]}}},
-            "evaluate": {
-                "full": {"context": 64},
-                "policies": {"names": [], "budgets": []},
-                "ruler": {"policies": []},
-            },
+            "policies": {"names": [], "budgets": []},
+            "ruler": {"policies": []},
+            "evaluate": {"full": {"context": 64}},
         }
     )
     read = params.load_params()

@@ -37,10 +37,11 @@ adapters:
     layer: {{window: {window}, update: gated_delta, retained: 128}}
     objective: distillation
 
+policies: {{names: [], budgets: []}}
+ruler: {{policies: []}}
+
 evaluate:
   full: {{context: {full}}}
-  policies: {{names: [], budgets: []}}
-  ruler: {{policies: []}}
 """
 NO_BASE = """\
 # No base in this folder

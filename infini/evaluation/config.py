@@ -112,7 +112,7 @@ class PoliciesProtocol(Section):
 class RulerProtocol(Section):
     """Stage evaluate_retrieval: RULER's tasks that random words can make (arXiv 2404.06654)."""
 
-    # as evaluate.policies.names, at the same budgets; full: full attention
+    # as policies.names, at the same budgets; full: full attention
     policies: Annotated[list[Policy | Literal["window", "full"]], Different]
     # tokens of a text, question and answer included
     lengths: Annotated[list[Positive], Field(min_length=1), Different] = Field(
@@ -132,9 +132,6 @@ class Evaluate(Section):
     double_shift: DoubleShiftProtocol = DoubleShiftProtocol()
     full: FullProtocol
     window: WindowProtocol = WindowProtocol()
-    # these two have no default: dvc.yaml reads their keys, too
-    policies: PoliciesProtocol
-    ruler: RulerProtocol
     passkey: PasskeyProtocol = PasskeyProtocol()
     # null: not scored
     recall: RecallProtocol | None = None

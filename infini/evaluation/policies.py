@@ -67,7 +67,7 @@ def score_policy(
 
     Args:
         base: The untouched base.
-        name: One of `evaluate.policies.names`.
+        name: One of `policies.names`.
         budget: State bytes, and the window of the policy.
         documents: Documents of every split.
         sinks: First tokens that stay visible.
@@ -126,7 +126,7 @@ def policy_reading(
         retained = retained_within(base, policy, window, sinks, total)
         if not retained:
             raise InputError(
-                f"params.yaml: evaluate.policies.budgets: window_size {budget.window_size} pays "
+                f"params.yaml: policies.budgets: window_size {budget.window_size} pays "
                 f"for no retained pair beside policy_window {window}: lower policy_window"
             )
         state_bytes = policy_state_bytes(base, policy, window, sinks, retained)

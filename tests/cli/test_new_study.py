@@ -47,11 +47,9 @@ def test_new_study_writes_a_minimal_file(root: Path, capsys: pytest.CaptureFixtu
         "corpus": "../../my-text", "document_length": 512, "segment_length": 32
     }  # fmt: skip
     assert content["adapters"]["memory"]["layer"]["window"] == 32
-    assert content["evaluate"] == {
-        "full": {"context": 128},
-        "policies": {"names": [], "budgets": []},
-        "ruler": {"policies": []},
-    }  # fmt: skip
+    assert content["evaluate"] == {"full": {"context": 128}}
+    assert content["policies"] == {"names": [], "budgets": []}
+    assert content["ruler"] == {"policies": []}
     assert params.check_params(file).targets() == [
         "evaluate_ppl_base",
         "evaluate_ppl_adapter@memory",
