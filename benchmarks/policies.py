@@ -7,8 +7,7 @@ plain window has as many tokens as window and pairs together.
 """
 
 import argparse
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pandas as pd
@@ -18,11 +17,11 @@ from transformers import PreTrainedModel
 
 import infini
 from benchmarks import table
-from benchmarks.serving import BASE, generate, matmul_rate
-from infini.evaluation.byte_budget import retained_pairs
+from benchmarks.clock import Clock, add_options, describe, start
+from benchmarks.serving import BASE, generate
 from infini.memory.eviction import policy_by_name, policy_names
 from infini.model.base import load_base
-from infini.model.retrofit import sliding_window
+from infini.model.retrofit import retained_pairs, sliding_window
 
 WINDOW, SINKS = 64, 4
 FIT_TOKENS = 512  # random: the speed does not depend on them
@@ -43,7 +42,7 @@ def readings(
 
 
 @torch.no_grad()
-def compare(arguments: argparse.Namespace, clock: Callable[[], float]) -> pd.DataFrame:
+def compare(arguments: argparse.Namespace, clock: Clock) -> pd.DataFrame:
     """Return one row per length, number of pairs and way to read."""
     base, rows = load_base(arguments.base), []
     generator = torch.Generator().manual_seed(0)
@@ -80,16 +79,13 @@ def main() -> None:
     parser.add_argument("--retained", type=int, nargs="+", default=[128, 1024])
     parser.add_argument("--policies", nargs="+", default=policy_names(), choices=policy_names())
     parser.add_argument("--tokens", type=int, default=32, help="generated after the prompt")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cpu-time", action="store_true", help="processor time, for 1 thread")
+    add_options(parser)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    clock = time.process_time if arguments.cpu_time else time.perf_counter
-    rate, rows = matmul_rate(clock), compare(arguments, clock)
-    kind = "processor" if arguments.cpu_time else "wall"
+    clock = start(arguments)
+    (kind, rate), rows = describe(clock), compare(arguments, clock)
     notes = (
         f"float32, window {WINDOW}, {arguments.tokens} tokens after the prompt, {kind} time of one "
-        f"run. A product of 2048 × 2048 runs at {rate:.0f} GFLOP/s here."
+        f"run. {rate}"
     )
     table.write("policies", rows, notes)
 

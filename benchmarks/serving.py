@@ -7,8 +7,6 @@ v7's sizes is untrained, which costs the same.
 """
 
 import argparse
-import time
-from collections.abc import Callable
 from functools import partial
 
 import pandas as pd
@@ -19,11 +17,11 @@ from transformers import PreTrainedModel
 
 import infini
 from benchmarks import table
+from benchmarks.clock import Clock, add_options, describe, start
 from infini.evaluation.peak_memory import peak_added_by
 from infini.model.architectures import CACHE, cache_of
 from infini.model.base import load_base
 
-MATMUL = 2048  # rows and columns of the product that gives the machine's rate
 OURS = "v7: window 64, 128 retained pairs, matrix"
 UNTRAINED = "window 256, 128 retained pairs"
 BASE = "base, its own cache"
@@ -43,7 +41,7 @@ def models(base: str, weights: str | None) -> dict[str, PreTrainedModel]:
 
 
 def generate(
-    clock: Callable[[], float], model: PreTrainedModel, prompt: Tensor, tokens: int
+    clock: Clock, model: PreTrainedModel, prompt: Tensor, tokens: int
 ) -> tuple[float, float]:
     """Return the seconds of the prompt and of each further token."""
 
@@ -51,26 +49,16 @@ def generate(
         out = model(new, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1:].argmax(-1), cache_of(out)
 
-    start = clock()
+    begin = clock()
     new, cache = read(prompt, None)
     first = clock()
     for _ in range(tokens):
         new, cache = read(new, cache)
-    return first - start, (clock() - first) / tokens
-
-
-def matmul_rate(clock: Callable[[], float]) -> float:
-    """Return the rate of a large product, the best of ten, in GFLOP/s."""
-    x, rates = torch.randn(MATMUL, MATMUL), []
-    for _ in range(10):
-        start = clock()
-        x @ x
-        rates.append(2 * MATMUL**3 / (clock() - start) / 1e9)
-    return max(rates)
+    return first - begin, (clock() - first) / tokens
 
 
 @torch.no_grad()
-def compare(arguments: argparse.Namespace, clock: Callable[[], float]) -> pd.DataFrame:
+def compare(arguments: argparse.Namespace, clock: Clock) -> pd.DataFrame:
     """Return one row per batch, prompt and model."""
     rows = []
     variants = models(arguments.base, arguments.weights)
@@ -111,16 +99,13 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 6000, 16384, 32768])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--tokens", type=int, default=50, help="generated after the prompt")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cpu-time", action="store_true", help="processor time, for 1 thread")
+    add_options(parser)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    clock = time.process_time if arguments.cpu_time else time.perf_counter
-    rate, rows = matmul_rate(clock), compare(arguments, clock)
-    kind = "processor" if arguments.cpu_time else "wall"
+    clock = start(arguments)
+    (kind, rate), rows = describe(clock), compare(arguments, clock)
     notes = (
         f"float32, {arguments.tokens} tokens after the prompt, one run, {kind} time; peak memory "
-        f"beyond the weights. A product of {MATMUL} × {MATMUL} runs at {rate:.0f} GFLOP/s here."
+        f"beyond the weights. {rate}"
     )
     table.write("serving", rows, notes)
 

@@ -26,7 +26,6 @@ from infini.errors import InputError
 from infini.evaluation.byte_budget import (
     StateSize,
     parse_bytes,
-    retained_pairs,
     show_bytes,
     token_bytes,
 )
@@ -48,7 +47,8 @@ from infini.memory.eviction import RetentionPolicy, as_policy, policy_names
 from infini.model.architectures import context_length
 from infini.model.fit_policy import fit_policy
 from infini.model.loading import loaded
-from infini.model.modules import has_memory, window_layers
+from infini.model.modules import has_memory, retained_modules
+from infini.model.retrofit import retained_pairs
 from infini.model.serialization import CONFIG_FILE
 
 log = logging.getLogger(__name__)
@@ -290,10 +290,9 @@ def _fitted_pairs(
 ) -> Iterator[PreTrainedModel]:
     """Read with retained pairs, as `retained_pairs`, the policy's own tensors set."""
     with retained_pairs(base, policy, window, sinks, retained) as model:
-        for index, layer in window_layers(model).items():
-            assert layer.retained is not None
+        for index, own in retained_modules(model).items():
             for name, tensor in fitted.get(index, {}).items():
-                layer.retained.policy_weights[name].data.copy_(tensor)
+                own.policy_weights[name].data.copy_(tensor)
         yield model
 
 
@@ -302,9 +301,8 @@ def _fit(base: PreTrainedModel, policy: RetentionPolicy, pieces: list[Piece]) ->
     with retained_pairs(base, policy, 1, 0, 1) as model:
         fit_policy(model, [torch.tensor(piece.tokens) for piece in pieces])
         return {
-            index: {name: x.data.clone() for name, x in layer.retained.policy_weights.items()}
-            for index, layer in window_layers(model).items()
-            if layer.retained is not None
+            index: {name: x.data.clone() for name, x in own.policy_weights.items()}
+            for index, own in retained_modules(model).items()
         }
 
 

@@ -1,9 +1,7 @@
 """Retained pairs that a budget of state bytes pays for, a retention policy's own state included."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +11,8 @@ from infini.errors import InputError
 from infini.evaluation.cost import StateBytes, cache_after, state_bytes
 from infini.memory.eviction import RetentionPolicy
 from infini.model.architectures import context_length
-from infini.model.base_identity import FINGERPRINT
-from infini.model.modules import window_layers
-from infini.model.retrofit import remove, retrofit_known
+from infini.model.modules import retained_modules
+from infini.model.retrofit import retained_pairs
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -44,39 +41,6 @@ def show_bytes(size: int) -> str:
     return f"{size} bytes"
 
 
-@contextmanager
-def retained_pairs(
-    base: PreTrainedModel,
-    policy: str | RetentionPolicy,
-    window: int,
-    sinks: int,
-    retained: int,
-) -> Iterator[PreTrainedModel]:
-    """Read any text with a base, a sliding window with sinks and retained pairs, untrained.
-
-    Args:
-        base: The base; it is restored after the block.
-        policy: Retention policy, a registered name or an object.
-        window: Last tokens that are attended to.
-        sinks: First tokens that are attended to.
-        retained: Evicted pairs that a key-value head retains.
-
-    Yields:
-        `base`, retrofitted with `update="none"`: no matrix.
-
-    Raises:
-        InputError: No such policy, or an option that does not fit.
-    """
-    # Never saved: its identity is not needed
-    unnamed = {"model": "", "revision": None, FINGERPRINT: ""}
-    options: dict[str, Any] = {"window": window, "sinks": sinks, "update": "none"}
-    retrofit_known(base, unnamed, "window", retained=retained, policy=policy, **options)
-    try:
-        yield base
-    finally:
-        remove(base)
-
-
 def policy_state_bytes(
     base: PreTrainedModel,
     policy: str | RetentionPolicy,
@@ -102,9 +66,8 @@ def policy_state_bytes(
     """
     tokens = torch.zeros(1, window + sinks + 1, dtype=torch.int64, device=base.device)
     with retained_pairs(base, policy, window, sinks, retained) as model, torch.no_grad():
-        for layer in window_layers(model).values():
-            assert layer.retained is not None
-            for weight in layer.retained.policy_weights.values():
+        for own in retained_modules(model).values():
+            for weight in own.policy_weights.values():
                 weight.fill_(1)  # as if it were fitted: sizes do not depend on values
         return state_bytes(cache_after(model, tokens)).total
 
@@ -119,7 +82,17 @@ class StateSize(NamedTuple):
     def measured(
         cls, base: PreTrainedModel, policy: str | RetentionPolicy, window: int, sinks: int
     ) -> "StateSize":
-        """Measure the state with one pair and with two; arguments as of `retained_within`."""
+        """Measure the state with one pair and with two.
+
+        Args:
+            base: The base, without a memory; it is unchanged afterwards.
+            policy: Retention policy, a registered name or an object; it need not be fitted.
+            window: Tokens of the window.
+            sinks: First tokens that are always attended to.
+
+        Raises:
+            InputError: No such policy, or an option that does not fit.
+        """
         one, two = (policy_state_bytes(base, policy, window, sinks, k) for k in (1, 2))
         return cls(one, two - one)
 
@@ -130,31 +103,6 @@ class StateSize(NamedTuple):
     def retained_within(self, budget: int) -> int:
         """Return the largest number of pairs within a budget of bytes; 0: there is none."""
         return max(0, 1 + (budget - self.with_one_pair) // self.per_pair)
-
-
-def retained_within(
-    base: PreTrainedModel,
-    policy: str | RetentionPolicy,
-    window: int,
-    sinks: int,
-    state_bytes: int,
-) -> int:
-    """Return the largest number of retained pairs whose state is within a budget.
-
-    Args:
-        base: The base, without a memory; it is unchanged afterwards.
-        policy: Retention policy, a registered name or an object; it need not be fitted.
-        window: Tokens of the window.
-        sinks: First tokens that are always attended to.
-        state_bytes: The budget in bytes, for one text.
-
-    Returns:
-        Pairs that a key-value head retains; 0: the budget does not pay for one.
-
-    Raises:
-        InputError: No such policy, or an option that does not fit.
-    """
-    return StateSize.measured(base, policy, window, sinks).retained_within(state_bytes)
 
 
 def token_bytes(base: PreTrainedModel) -> int:

@@ -8,6 +8,8 @@ from infini.choices import Policy
 from infini.errors import InputError
 from infini.schema import Different, Positive, Section, Share
 
+# Ways to read that are no policies: the plain window, and what knows the attention to come
+PLAIN_WINDOW, ORACLE = "window", "oracle"
 Reading = Policy | Literal["window", "oracle"]
 Segments = Annotated[int, Field(ge=2, le=10**5)]
 
@@ -97,6 +99,10 @@ class Budget(Section):
     window_size: Positive
     # window of the policies, in tokens; what is left of the budget goes to retained pairs
     policy_window: Positive
+
+    def file_name(self, policy: str) -> str:
+        """Return the name of the file with a policy's figures at this budget."""
+        return f"{policy}-{self.window_size}-{self.policy_window}.csv"
 
 
 class PoliciesProtocol(Section):

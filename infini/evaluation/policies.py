@@ -15,14 +15,8 @@ from transformers import PreTrainedModel
 
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
-from infini.evaluation.byte_budget import (
-    policy_state_bytes,
-    retained_pairs,
-    retained_within,
-    token_bytes,
-    window_bytes,
-)
-from infini.evaluation.config import Budget
+from infini.evaluation.byte_budget import StateSize, token_bytes, window_bytes
+from infini.evaluation.config import ORACLE, PLAIN_WINDOW, Budget
 from infini.evaluation.estimates import by_piece
 from infini.evaluation.perplexity import score_documents
 from infini.evaluation.rounding import write_rounded_csv
@@ -30,11 +24,10 @@ from infini.evaluation.score import Score
 from infini.memory.eviction import Oracle
 from infini.model.fit_policy import fit_policy
 from infini.model.future_attention import future_attention
-from infini.model.modules import window_layers
-from infini.model.retrofit import sliding_window
+from infini.model.modules import retained_modules
+from infini.model.retrofit import retained_pairs, sliding_window
 from infini.paths import POLICIES, RULER
 
-ORACLE = "oracle"
 FIT_DOCUMENTS = 4  # training documents that policies with tensors of their own are fitted to
 NATS_DIGITS = 5  # significant, of a document's nats
 POLICY_COLUMNS = [*("split", "piece", "text", "tokens", "bytes", "retained", "state_bytes", "nats")]
@@ -118,21 +111,21 @@ def policy_reading(
     window, total = budget.policy_window, window_bytes(base, budget.window_size, sinks)
     if name == "full":
         yield PolicyReading(base, 0, token_bytes(base) * train.tokens.shape[1])
-    elif name == "window":
+    elif name == PLAIN_WINDOW:
         with sliding_window(base, budget.window_size, sinks) as model:
             yield PolicyReading(model, 0, total)
     else:
         policy: str | Oracle = Oracle({}) if name == ORACLE else name
-        retained = retained_within(base, policy, window, sinks, total)
+        size = StateSize.measured(base, policy, window, sinks)
+        retained = size.retained_within(total)
         if not retained:
             raise InputError(
                 f"params.yaml: policies.budgets: window_size {budget.window_size} pays "
                 f"for no retained pair beside policy_window {window}: lower policy_window"
             )
-        state_bytes = policy_state_bytes(base, policy, window, sinks, retained)
         with retained_pairs(base, policy, window, sinks, retained) as model:
             fit_policy(model, list(train.first(FIT_DOCUMENTS).tokens))
-            yield PolicyReading(model, retained, state_bytes)
+            yield PolicyReading(model, retained, size.of(retained))
 
 
 def _score_by_oracle(
@@ -143,9 +136,8 @@ def _score_by_oracle(
     for index in range(len(pieces)):
         piece = pieces.at(index)
         oracle = Oracle(future_attention(model, piece.tokens))
-        for layer in window_layers(model).values():
-            assert layer.retained is not None
-            layer.retained.policy = oracle
+        for retained in retained_modules(model).values():
+            retained.policy = oracle
         scores.append(score_documents(model, piece, segment_length, title=title))
     columns = zip(*((s.nats, s.scored, s.bytes, s.texts) for s in scores), strict=True)
     return Score(*(torch.cat(column) for column in columns))
@@ -153,7 +145,7 @@ def _score_by_oracle(
 
 def write_policy(name: str, budget: Budget, table: pd.DataFrame) -> None:
     """Write reports/policies/<name>-<window size>-<policy window>.csv."""
-    file = POLICIES / f"{name}-{budget.window_size}-{budget.policy_window}.csv"
+    file = POLICIES / budget.file_name(name)
     write_rounded_csv(file, table, POLICY_COLUMNS[:-1], digits=NATS_DIGITS)
 
 
@@ -168,7 +160,7 @@ def write_retrieval(
         summary: What `summarize_ruler` returned.
         reading: How the texts were read.
     """
-    file = RULER / f"{name}-{budget.window_size}-{budget.policy_window}.csv"
+    file = RULER / budget.file_name(name)
     table = summary.assign(retained=reading.retained, state_bytes=reading.state_bytes)
     keys = ["task", "length", "texts", "retained", "state_bytes"]
     write_rounded_csv(file, table, keys, {"exact": "exact_se", "nats": "nats_se"})

@@ -12,7 +12,7 @@ from infini.errors import InputError
 from infini.memory.eviction import QueryStatistics, Rotate
 from infini.model.architectures import context_length
 from infini.model.base import tokenizer_of
-from infini.model.modules import window_layers
+from infini.model.modules import retained_modules
 from infini.model.window.attention import evaluation_mode
 from infini.model.window.full_attention import LayerInputs, record_full_attention
 
@@ -29,13 +29,13 @@ class QueryRecorder:
 
     def record(self, inputs: LayerInputs) -> None:
         """Add the queries of a layer."""
-        q = (inputs.q * inputs.scale).transpose(0, 1).flatten(1, 2).float()  # (H, B·T, D)
+        q = (inputs.q * inputs.spec.scale).transpose(0, 1).flatten(1, 2).float()  # (H, B·T, D)
         first, second = q.sum(1), q.mT @ q
         if inputs.layer_index in self.sums:
             known = self.sums[inputs.layer_index]
             first, second = known[0] + first, known[1] + second
         self.sums[inputs.layer_index] = first, second
-        self.layers[inputs.layer_index] = inputs.k.shape[1], inputs.rotate
+        self.layers[inputs.layer_index] = inputs.k.shape[1], inputs.spec.rotate
 
     def statistics(self, layer: int) -> QueryStatistics:
         """Return the moments of a layer's queries."""
@@ -72,11 +72,7 @@ def fit_policy(
         >>> infini.retrofit(model, "window", retained=128, policy="expected_attention")
         >>> infini.fit_policy(model, texts)
     """
-    layers = {
-        index: layer.retained
-        for index, layer in window_layers(model).items()
-        if layer.retained is not None
-    }
+    layers = retained_modules(model)
     if not layers:
         raise InputError(
             'fit_policy needs a model with retained pairs: infini.retrofit(model, "window", '

@@ -35,9 +35,10 @@ def _block_attention(inputs: LayerInputs) -> Tensor:
     q, k = inputs.q.float(), inputs.k.float()
     (batch, _, length, _), kv_heads = q.shape, k.shape[1]
     positions = torch.arange(length, device=q.device)
-    if inputs.rotate is not None:
-        q, k = inputs.rotate(q, positions[None]), inputs.rotate(k, positions[None])
-    q = q.unflatten(1, (kv_heads, -1)) * inputs.scale  # (B, G, r, T, D)
+    spec = inputs.spec
+    if spec.rotate is not None:
+        q, k = spec.rotate(q, positions[None]), spec.rotate(k, positions[None])
+    q = q.unflatten(1, (kv_heads, -1)) * spec.scale  # (B, G, r, T, D)
     num_blocks = -(-length // RETENTION_BLOCK)
     received = q.new_zeros(batch, kv_heads, num_blocks, length)
     for block, own in enumerate(positions.split(RETENTION_BLOCK)):
@@ -45,8 +46,8 @@ def _block_attention(inputs: LayerInputs) -> Tensor:
         scores = q[:, :, :, own] @ k[:, :, None, :end].mT  # (B, G, r, C, end)
         distance = own[:, None] - positions[:end]
         hidden = distance < 0
-        if inputs.sliding_window is not None:
-            hidden |= distance >= inputs.sliding_window
+        if spec.sliding_window is not None:
+            hidden |= distance >= spec.sliding_window
         weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1)
         received[:, :, block, :end] = weights.amax((2, 3))
     return received

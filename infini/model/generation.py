@@ -19,7 +19,7 @@ from infini.model.base_identity import base_difference, base_tensors, describe_b
 from infini.model.cache import MemoryCache
 from infini.model.class_extension import restore_class
 from infini.model.decoder_base import as_token_mask, check_pinned_mask, mask_of_new_tokens
-from infini.model.modules import window_layers
+from infini.model.modules import retained_modules
 from infini.model.peft_adapters import check_no_adapters
 from infini.model.serialization import rename_to_state_dict, save, state_dict_names
 from infini.model.window.attention import PREFIX, install_attention
@@ -356,11 +356,7 @@ def _save_base(model: Any, folder: Path, is_main_process: bool) -> None:
 
 def _record_policy(model: Any) -> None:
     """Record the registered name of a window model's policy; InputError if there is none."""
-    policies = [
-        layer.retained.policy
-        for layer in window_layers(model).values()
-        if layer.retained is not None
-    ]
+    policies = [retained.policy for retained in retained_modules(model).values()]
     if not policies:
         return
     name, cls = policies[0].name, type(policies[0]).__name__

@@ -3,6 +3,7 @@
 from torch import nn
 from transformers import PreTrainedModel
 
+from infini.memory.retained import RetainedPairs
 from infini.model.architectures import decoder_layers
 from infini.model.peft_adapters import active_module, active_modules
 from infini.model.segmented.layers import MemoryModule
@@ -23,6 +24,12 @@ def window_layers(model: PreTrainedModel) -> dict[int, WindowLayer]:
         for module in active_modules(layer)
         if isinstance(module, WindowLayer)
     }
+
+
+def retained_modules(model: PreTrainedModel) -> dict[int, RetainedPairs]:
+    """Return the retained pairs of every decoder layer that has any, by index."""
+    layers = window_layers(model).items()
+    return {index: layer.retained for index, layer in layers if layer.retained is not None}
 
 
 def has_memory(model: PreTrainedModel) -> bool:
@@ -48,9 +55,8 @@ def trained_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """
     fitted = {
         id(parameter)
-        for layer in window_layers(model).values()
-        if layer.retained is not None
-        for parameter in layer.retained.policy_weights.values()
+        for retained in retained_modules(model).values()
+        for parameter in retained.policy_weights.values()
     }
     own = infini_parameters(model).items()
     return {name: parameter for name, parameter in own if id(parameter) not in fitted}

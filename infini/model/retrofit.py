@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from infini.choices import Method, check_choice
 from infini.errors import InputError
-from infini.memory.eviction import as_policy, policy_by_name
+from infini.memory.eviction import RetentionPolicy, as_policy, policy_by_name
 from infini.model.architectures import is_encoder
 from infini.model.base_identity import FINGERPRINT, RetrofittedBase, describe_base
 from infini.model.class_extension import extend_class, restore_class
@@ -208,11 +208,44 @@ def sliding_window(
     Yields:
         `model`, retrofitted with `layers=[]`.
     """
-    # Never saved: its identity is not needed
-    unnamed = {"model": "", "revision": None, FINGERPRINT: ""}
-    retrofit_known(model, unnamed, "window", [], window=window, sinks=sinks)
-    try:
+    with _untrained_window(model, layers=[], window=window, sinks=sinks):
         yield model
+
+
+@contextmanager
+def retained_pairs(
+    base: PreTrainedModel,
+    policy: str | RetentionPolicy,
+    window: int,
+    sinks: int,
+    retained: int,
+) -> Iterator[PreTrainedModel]:
+    """Read any text with a base, a sliding window with sinks and retained pairs, untrained.
+
+    Args:
+        base: The base; it is restored after the block.
+        policy: Retention policy, a registered name or an object.
+        window: Last tokens that are attended to.
+        sinks: First tokens that are attended to.
+        retained: Evicted pairs that a key-value head retains.
+
+    Yields:
+        `base`, retrofitted with `update="none"`: no matrix.
+
+    Raises:
+        InputError: No such policy, or an option that does not fit.
+    """
+    options: dict[str, Any] = {"retained": retained, "policy": policy, "update": "none"}
+    with _untrained_window(base, window=window, sinks=sinks, **options):
+        yield base
+
+
+@contextmanager
+def _untrained_window(model: PreTrainedModel, **options: Any) -> Iterator[None]:
+    """Retrofit a window within the block; never saved, so that its base needs no identity."""
+    retrofit_known(model, {"model": "", "revision": None, FINGERPRINT: ""}, "window", **options)
+    try:
+        yield
     finally:
         remove(model)
 

@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from infini.evaluation.config import ORACLE, PLAIN_WINDOW
 from infini.evaluation.estimates import NATS_BY_DOCUMENT, Estimate, difference, ratio
 from infini.files import read_table
 from infini.paths import POLICIES, RULER
 
-FILE_NAME = re.compile(r"(\w+)-(\d+)-(\d+)")
-CEILING = "oracle"  # looks ahead: no opponent
-PLAIN_WINDOW = "window"
+FILE_NAME = re.compile(r"(\w+)-(\d+)-(\d+)")  # `Budget.file_name`, without suffix
 
 
 class ScoredPolicy(NamedTuple):
@@ -88,7 +87,7 @@ def best_policy(policies: list[ScoredPolicy], window_size: int) -> ScoredPolicy 
         policies: All that were scored.
         window_size: Size of the plain window of the same state bytes, in tokens.
     """
-    candidates = [x for x in policies if x.window_size == window_size and x.name != CEILING]
+    candidates = [x for x in policies if x.window_size == window_size and x.name != ORACLE]
     return min(candidates, key=lambda policy: policy.nats("val").value, default=None)
 
 

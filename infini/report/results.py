@@ -6,6 +6,7 @@ What is missing is left empty; a damaged file is an InputError.
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Results:
     policies: list[ScoredPolicy]  # retention policies of the untouched base
     ruler: dict[str, pd.DataFrame]  # retrieval by task and length, by policy
 
-    @property
+    @cached_property
     def figures(self) -> dict[str, Figures]:
         """Metrics as estimates, gains over the best retention policy among them."""
         figures = {name: estimates_of(tree) for name, tree in self.metrics.items()}

@@ -5,10 +5,11 @@ from typing import Any
 
 import pandas as pd
 
+from infini.evaluation.config import ORACLE, PLAIN_WINDOW
 from infini.evaluation.estimates import Estimate
 from infini.files import flatten
 from infini.report.cells import MISSING, Cell, show, show_change
-from infini.report.policies import CEILING, PLAIN_WINDOW, ScoredPolicy, best_policy
+from infini.report.policies import ScoredPolicy, best_policy
 from infini.report.results import Figures, figures_at_windows
 from infini.training.config import VersionConfig
 
@@ -173,7 +174,7 @@ def policies_table(policies: list[ScoredPolicy]) -> pd.DataFrame:
         }
         if window is not None and policy is not window:
             row["gain over the window"] = policy.gain_over(window)
-        name = f"{policy.name} (looks ahead)" if policy.name == CEILING else policy.name
+        name = f"{policy.name} (looks ahead)" if policy.name == ORACLE else policy.name
         rows[f"**{name}**" if policy is best else name] = row
     return text_frame(rows)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 import infini
 from infini.errors import InputError
-from infini.evaluation.byte_budget import retained_within
+from infini.evaluation.byte_budget import StateSize
 from infini.evaluation.cost import cache_after, state_bytes
 from infini.model.base import load_tokenizer
 from infini.model.retrofit import remove, retrofit
@@ -78,7 +78,7 @@ def test_rows_match_slow_loops(model: PreTrainedModel, tokenizer: Tokenizer) -> 
         if name == "window":
             held = retrofit(model, "window", layers=[], **own)
         else:
-            retained = retained_within(model, name, WINDOW, SINKS, BUDGET)
+            retained = StateSize.measured(model, name, WINDOW, SINKS).retained_within(BUDGET)
             assert (row["window"], row["retained"]) == (WINDOW, retained)
             held = retrofit(model, "window", update="none", retained=retained, policy=name, **own)
         losses[name] = [token_by_token(held, text) for text in ids]

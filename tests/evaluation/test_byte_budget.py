@@ -7,10 +7,11 @@ import torch
 from transformers import PreTrainedModel
 
 from infini.errors import InputError
-from infini.evaluation.byte_budget import policy_state_bytes, retained_pairs, retained_within
+from infini.evaluation.byte_budget import StateSize, policy_state_bytes
 from infini.evaluation.cost import cache_after, state_bytes
 from infini.memory.eviction import policy_by_name, policy_names
 from infini.model.modules import has_memory
+from infini.model.retrofit import retained_pairs
 from toy import some_pieces
 
 WINDOW, SINKS = 8, 2
@@ -22,7 +23,7 @@ def test_no_larger_number_of_pairs_is_within_the_budget(
 ) -> None:
     tokens = some_pieces([60], 60).tokens
     for budget in (15_000, 20_123):
-        retained = retained_within(model, policy, WINDOW, SINKS, budget)
+        retained = StateSize.measured(model, policy, WINDOW, SINKS).retained_within(budget)
         assert retained > 3
         assert policy_state_bytes(model, policy, WINDOW, SINKS, retained) <= budget
         assert policy_state_bytes(model, policy, WINDOW, SINKS, retained + 1) > budget
@@ -36,28 +37,28 @@ def test_no_larger_number_of_pairs_is_within_the_budget(
 
 def test_exact_budget_pays_for_exactly_these_pairs(model: PreTrainedModel) -> None:
     exact = policy_state_bytes(model, "h2o", WINDOW, SINKS, 5)
-    assert retained_within(model, "h2o", WINDOW, SINKS, exact) == 5
-    assert retained_within(model, "h2o", WINDOW, SINKS, exact - 1) == 4
+    assert StateSize.measured(model, "h2o", WINDOW, SINKS).retained_within(exact) == 5
+    assert StateSize.measured(model, "h2o", WINDOW, SINKS).retained_within(exact - 1) == 4
 
 
 def test_budget_below_one_pair_pays_for_none(model: PreTrainedModel) -> None:
     one = policy_state_bytes(model, "tova", WINDOW, SINKS, 1)
-    assert retained_within(model, "tova", WINDOW, SINKS, one - 1) == 0
-    assert retained_within(model, "tova", WINDOW, SINKS, 1) == 0
+    assert StateSize.measured(model, "tova", WINDOW, SINKS).retained_within(one - 1) == 0
+    assert StateSize.measured(model, "tova", WINDOW, SINKS).retained_within(1) == 0
 
 
 def test_state_of_a_policy_costs_pairs(model: PreTrainedModel) -> None:
     budget = 20_000
-    attention_free = retained_within(model, "keydiff", WINDOW, SINKS, budget)
-    assert retained_within(model, "h2o", WINDOW, SINKS, budget) < attention_free
+    attention_free = StateSize.measured(model, "keydiff", WINDOW, SINKS).retained_within(budget)
+    assert StateSize.measured(model, "h2o", WINDOW, SINKS).retained_within(budget) < attention_free
 
 
 def test_base_is_unchanged(model: PreTrainedModel) -> None:
     before = copy.deepcopy(model.state_dict())
     trainable = [p.requires_grad for p in model.parameters()]
-    retained_within(model, "tova", WINDOW, SINKS, 20_000)
+    StateSize.measured(model, "tova", WINDOW, SINKS).retained_within(20_000)
     with pytest.raises(InputError, match="policy must be one of"):
-        retained_within(model, "tovva", WINDOW, SINKS, 20_000)
+        StateSize.measured(model, "tovva", WINDOW, SINKS).retained_within(20_000)
     assert not has_memory(model)
     assert [p.requires_grad for p in model.parameters()] == trainable
     assert model.state_dict().keys() == before.keys()

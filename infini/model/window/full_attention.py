@@ -5,18 +5,16 @@ What `fit_policy` records of a text, and the attention that an oracle knows.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from infini.memory.eviction import Rotate
+from infini.memory.retained import AttentionSpec
 from infini.model.architectures import CACHE
-from infini.model.peft_adapters import active_module
-from infini.model.window.attention import attention_kwargs, masked_attention
-from infini.model.window.layer import SUBMODULE, WindowLayer
+from infini.model.window.attention import attention_kwargs
+from infini.model.window.layer import window_layer
 from infini.model.window.rotation import AngleMemo
 
 
@@ -30,12 +28,8 @@ class LayerInputs:
     """Queries, (B, H, T, D)"""
     k: Tensor
     """Keys, (B, G, T, D)"""
-    rotate: Rotate | None
-    """The layer's rotary embedding; None: it has none"""
-    scale: float
-    """Scale of q·k"""
-    sliding_window: int | None
-    """The layer's own window, in tokens, where it has one"""
+    spec: AttentionSpec
+    """The base's attention in this layer"""
 
 
 @dataclass
@@ -55,21 +49,17 @@ class FullAttentionHandler:
         options: dict[str, Any],
     ) -> tuple[Tensor, None]:
         """Attend as the base does; see `AttentionHandler.attend`."""
-        layer = active_module(getattr(module, SUBMODULE))
-        assert isinstance(layer, WindowLayer)
-        rotate = layer.rotation and partial(layer.rotation, memo=self.angles)
-        sliding_window = options.get("sliding_window")
-        scale = options.get("scaling") or q.shape[-1] ** -0.5
-        self.record(LayerInputs(layer.layer_index, q, k, rotate, scale, sliding_window))
+        layer = window_layer(module)
+        spec = layer.attention_spec(module, implementation, options, q.shape[-1], self.angles)
+        self.record(LayerInputs(layer.layer_index, q, k, spec))
         positions = torch.arange(q.shape[2], device=q.device)
-        if rotate is not None:
-            q, k = rotate(q, positions[None]), rotate(k, positions[None])
+        if spec.rotate is not None:
+            q, k = spec.rotate(q, positions[None]), spec.rotate(k, positions[None])
         distance = positions[:, None] - positions
         mask = distance >= 0
-        if sliding_window is not None:
-            mask &= distance < sliding_window
-        attention = masked_attention(module, implementation, options, q.shape[-1])
-        return attention(q, k, v, mask[None, None].expand(len(q), -1, -1, -1)), None
+        if spec.sliding_window is not None:
+            mask &= distance < spec.sliding_window
+        return spec.attention(q, k, v, mask[None, None].expand(len(q), -1, -1, -1)), None
 
 
 @torch.no_grad()

@@ -131,6 +131,33 @@ class WindowLayer(nn.Module):
             return next_state
         return next_state._replace(retained=retain_pinned(state.retained, k, v, chunk))
 
+    def attention_spec(
+        self,
+        module: nn.Module,
+        implementation: str,
+        options: dict[str, Any],
+        head_dim: int,
+        angles: AngleMemo,
+    ) -> AttentionSpec:
+        """Describe the base's attention in this layer.
+
+        Args:
+            module: The base's attention module.
+            implementation: Name of the base's own attention function.
+            options: Further arguments of that function.
+            head_dim: Width of a head, D.
+            angles: Cos and sin that the layers of a pass share.
+        """
+        attention = masked_attention(module, implementation, options, head_dim)
+        return AttentionSpec(
+            attention,
+            self.rotation and partial(self.rotation, memo=angles),
+            options.get("scaling") or head_dim**-0.5,
+            self.context,
+            options.get("sliding_window"),
+            is_softmax=isinstance(attention, partial),  # of `_sdpa`, as for most bases
+        )
+
     def _advance_matrix(
         self, q: Tensor, joined: tuple[Tensor, Tensor], state: WindowState, chunk: ChunkInfo
     ) -> tuple[Tensor | None, Tensor]:
@@ -143,6 +170,13 @@ class WindowLayer(nn.Module):
         T, W = chunk.num_tokens, chunk.window
         k, v = (x[:, :, -T - W + 1 :][:, :, :T] for x in joined)  # tokens that leave the window
         return self.memory(q, k, v, state.matrix, chunk.evicted_mask)
+
+
+def window_layer(module: nn.Module) -> WindowLayer:
+    """Return the `WindowLayer` in a base's attention module, peft's active one."""
+    layer = active_module(getattr(module, SUBMODULE))
+    assert isinstance(layer, WindowLayer)
+    return layer
 
 
 @dataclass
@@ -167,18 +201,8 @@ class WindowHandler:
         options: dict[str, Any],
     ) -> tuple[Tensor, None]:
         """Attend by the module's `WindowLayer`; see `AttentionHandler.attend`."""
-        layer = active_module(getattr(module, SUBMODULE))
-        assert isinstance(layer, WindowLayer)
-        head_dim = q.shape[-1]
-        attention = masked_attention(module, implementation, options, head_dim)
-        spec = AttentionSpec(
-            attention,
-            layer.rotation and partial(layer.rotation, memo=self.angles),
-            options.get("scaling") or head_dim**-0.5,
-            layer.context,
-            options.get("sliding_window"),
-            is_softmax=isinstance(attention, partial),  # of `_sdpa`, as for most bases
-        )
+        layer = window_layer(module)
+        spec = layer.attention_spec(module, implementation, options, q.shape[-1], self.angles)
         state = self.states.get(layer.layer_index)
         out, next_state = layer(q, k, v, self.chunk, state, spec)
         if self.next_states is not None:
