@@ -95,6 +95,10 @@ class Pieces:
         """Return the first tokens of every piece; `bytes` stay those of the whole."""
         return replace(self, tokens=self.tokens[:, :tokens], mask=self.mask[:, :tokens])
 
+    def unpadded(self) -> list[Tensor]:
+        """Return the tokens of every piece, (T,), without padding."""
+        return [row[real] for row, real in zip(self.tokens, self.mask, strict=True)]
+
     def batches(self, batch_tokens: int) -> list[PieceBatch]:
         """Return all pieces in order, about `batch_tokens` tokens a batch, at least one piece."""
         size = max(1, batch_tokens // self.tokens.shape[1])

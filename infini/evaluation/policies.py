@@ -124,7 +124,7 @@ def policy_reading(
                 f"for no retained pair beside policy_window {window}: lower policy_window"
             )
         with retained_pairs(base, policy, window, sinks, retained) as model:
-            fit_policy(model, list(train.first(FIT_DOCUMENTS).tokens))
+            fit_policy(model, train.first(FIT_DOCUMENTS).unpadded())
             yield PolicyReading(model, retained, size.of(retained))
 
 
@@ -135,6 +135,7 @@ def _score_by_oracle(
     scores = []
     for index in range(len(pieces)):
         piece = pieces.at(index)
+        piece = piece.shortened(int(piece.mask.sum()))
         oracle = Oracle(future_attention(model, piece.tokens))
         for retained in retained_modules(model).values():
             retained.policy = oracle

@@ -33,7 +33,8 @@ BUDGET = Budget(window_size=52, policy_window=8)
 
 @pytest.fixture
 def documents() -> DocumentSets:
-    train, val, test = (some_pieces([200] * n, 200, seed) for seed, n in enumerate((5, 1, 2)))
+    lengths = [200, 150, 200, 90, 200], [200], [200, 200]
+    train, val, test = (some_pieces(own, 200, seed) for seed, own in enumerate(lengths))
     return DocumentSets(train, val, test, segment_length=32)
 
 
@@ -57,7 +58,8 @@ def test_policy_has_at_most_the_bytes_of_the_window(
     assert total - 2000 < state_bytes <= total
     options = {"window": 8, "sinks": SINKS, "update": "none", "retained": retained}
     infini.retrofit(model, "window", **options, policy=policy)
-    infini.fit_policy(model, list(documents.train.tokens[:4]))
+    tokens = zip(documents.train.tokens[:4], [200, 150, 200, 90], strict=True)
+    infini.fit_policy(model, [row[:length] for row, length in tokens])
     expected = score_documents(model, documents.test, 32)
     own = table[table["split"] == "test"]
     assert own["nats"].tolist() == pytest.approx((expected.nats.sum(1) / 199).tolist(), rel=1e-6)
