@@ -83,10 +83,8 @@ def _versions(results: Results) -> ReportSection:
     ]
     if results.missing:
         parts.append(_missing(f"No metrics of {', '.join(results.missing)}", "dvc repro"))
-    parts.append(
-        ReportTable(tables.versions_table(figures, tables.HEADLINE), "version", "Headline")
-    )
-    other = tables.other_windows_table(figures)
+    parts.append(ReportTable(tables.headline_table(results), "version", "Headline"))
+    other = tables.other_windows_table(results)
     if len(other):
         parts.append(ReportTable(other, "version", "The same weights with other windows"))
     if "base" in figures:

@@ -10,7 +10,7 @@ from infini.evaluation.estimates import Estimate
 from infini.files import flatten
 from infini.report.cells import MISSING, Cell, show, show_change
 from infini.report.policies import ScoredPolicy, best_policy
-from infini.report.results import Figures, figures_at_windows
+from infini.report.results import Figures, Results, figures_at_windows
 from infini.training.config import VersionConfig
 
 SEGMENTED, FULL = "base, segments without memory", "base, full attention"
@@ -149,15 +149,39 @@ def versions_table(figures: dict[str, Figures], columns: dict[str, str]) -> pd.D
     return text_frame(rows).reindex(columns=list(columns), fill_value=MISSING)
 
 
-def other_windows_table(figures: dict[str, Figures]) -> pd.DataFrame:
+def headline_table(results: Results) -> pd.DataFrame:
+    """Return a row a version, its baseline named."""
+    table = versions_table(results.figures, HEADLINE)
+    names = {name: _baseline_name(results, name) for name in results.figures if name != "base"}
+    return _with_baselines(table, names)
+
+
+def other_windows_table(results: Results) -> pd.DataFrame:
     """Return a row a version and window that it was evaluated with besides its own."""
-    return text_frame(
-        {
-            f"{version}, window {size}": row_of_figures(version_figures, HEADLINE)
-            for version, whole in figures.items()
-            for size, version_figures in figures_at_windows(whole).items()
-        }
-    )
+    rows, names = {}, {}
+    for version, whole in results.figures.items():
+        for size, figures in figures_at_windows(whole).items():
+            label = f"{version}, window {size}"
+            rows[label] = row_of_figures(figures, HEADLINE)
+            names[label] = _baseline_name(results, version, size)
+    return _with_baselines(text_frame(rows), names)
+
+
+def _baseline_name(results: Results, version: str, window: int | None = None) -> str:
+    """Return the opponent that a version's gain over the baseline is measured against."""
+    prefix = "" if window is None else f"at_window_{window}."
+    figures, policy = results.figures[version], results.baseline(version, window)
+    if policy is not None and f"{prefix}window.gain" in figures:
+        return policy.name
+    return PLAIN_WINDOW if f"{prefix}baseline.gain" in figures else MISSING
+
+
+def _with_baselines(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
+    """Insert the column "baseline" before the gain over it."""
+    if len(table):
+        place = list(table.columns).index("gain over the baseline")
+        table.insert(place, "baseline", [names.get(row, MISSING) for row in table.index])
+    return table
 
 
 def policies_table(policies: list[ScoredPolicy]) -> pd.DataFrame:

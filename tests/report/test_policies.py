@@ -11,7 +11,7 @@ from infini.paths import POLICIES, Version
 from infini.report.policies import best_policy, gain_over_policy, read_policies
 from infini.report.results import read_results
 from infini.report.sections import build_report
-from infini.report.tables import policies_table
+from infini.report.tables import headline_table, policies_table
 from report.toy_results import METRICS_BY_VERSION, SETUP, write_results
 
 # Nats per token of two validation and two test documents of 100 and 300 tokens
@@ -83,6 +83,7 @@ def test_figures_replace_the_gain_over_the_window_by_that_over_the_best_policy(
     assert figures["baseline.gain"].value == pytest.approx(0.1)
     assert figures["window.gain"].value == 0.05
     assert figures["beats_both"].value == 1
+    assert headline_table(results).loc["v3", "baseline"] == "snapkv"
     [line] = [text for text, _ in build_report(results, {}, {}).verdicts if "v3" in text]
     assert line.startswith("**v3 beats both**: 0.10")
     assert "below the best policy (snapkv, window 16 + 7 pairs) of equal state bytes" in line

@@ -1,5 +1,6 @@
 """Tables of the report."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,17 +20,17 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
     return toy_results(tmp_path, monkeypatch)
 
 
-def test_headline_has_a_row_a_version_after_the_base() -> None:
-    table = tables.versions_table(FIGURES, tables.HEADLINE)
+def test_headline_has_a_row_a_version_after_the_base(results: Results) -> None:
+    table = tables.headline_table(results)
     assert list(table.columns) == [
-        "nats per token", "state bytes", "gain over the baseline", "gain over the control",
-        "recovery, %", "beats both",
+        "nats per token", "state bytes", "baseline", "gain over the baseline",
+        "gain over the control", "recovery, %", "beats both",
     ]  # fmt: skip
-    assert table.loc[SEGMENTED].tolist() == ["3.69 ± 0.10", "255,000", *["–"] * 4]
+    assert table.loc[SEGMENTED].tolist() == ["3.69 ± 0.10", "255,000", *["–"] * 5]
     assert table.loc[FULL].tolist()[:2] == ["3.58 ± 0.10", "1,024,000"]
-    assert table.loc["v1"].tolist()[2:] == ["−0.130 ± 0.010", "–", "–", "no"]
+    assert table.loc["v1"].tolist()[2:] == ["window", "−0.130 ± 0.010", "–", "–", "no"]
     assert table.loc["v3"].tolist() == [
-        "3.64 ± 0.10", "60,000", "0.050 ± 0.010", "0.0050 ± 0.0010", "5.0 ± 1.0", "yes",
+        "3.64 ± 0.10", "60,000", "window", "0.050 ± 0.010", "0.0050 ± 0.0010", "5.0 ± 1.0", "yes",
     ]  # fmt: skip
 
 
@@ -56,11 +57,12 @@ def test_versions_table_without_a_base() -> None:
     assert list(tables.versions_table({"v3": FIGURES["v3"]}, tables.HEADLINE).index) == ["v3"]
 
 
-def test_other_windows_have_their_own_rows() -> None:
+def test_other_windows_have_their_own_rows(results: Results) -> None:
+    assert tables.other_windows_table(results).empty
     tree = METRICS_BY_VERSION["v3"] | {"at_window_256": version_metrics(37.0, 0.03, 0.004)}
-    table = tables.other_windows_table({"base": FIGURES["base"], "v3": estimates_of(tree)})
+    table = tables.other_windows_table(replace(results, metrics=results.metrics | {"v3": tree}))
     assert table.loc["v3, window 256", "gain over the baseline"] == "0.030 ± 0.010"
-    assert tables.other_windows_table(FIGURES).empty
+    assert table.loc["v3, window 256", "baseline"] == "window"
 
 
 def test_window_curve_is_ordered_by_state_bytes() -> None:

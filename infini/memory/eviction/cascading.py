@@ -7,7 +7,7 @@ own latest, the one with the higher average attention stays. So attention reache
 more sparsely.
 
 Cascading KV Cache (arXiv 2406.17808, section 3.2), with an exponential moving average of the
-attention.
+attention. Pinned tokens take slots of all sub-caches; with them the paper has no counterpart.
 """
 
 from collections import deque

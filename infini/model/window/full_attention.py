@@ -17,10 +17,12 @@ from infini.model.window.attention import attention_kwargs
 from infini.model.window.layer import window_layer
 from infini.model.window.rotation import AngleMemo
 
+QUERIES_AT_A_TIME = 512
+
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """Queries and keys of a layer, without positions."""
+    """Queries, keys and values of a layer, queries and keys without positions."""
 
     layer_index: int
     """Decoder layer, from 0"""
@@ -28,6 +30,8 @@ class LayerInputs:
     """Queries, (B, H, T, D)"""
     k: Tensor
     """Keys, (B, G, T, D)"""
+    v: Tensor
+    """Values, (B, G, T, V)"""
     spec: AttentionSpec
     """The base's attention in this layer"""
 
@@ -51,15 +55,20 @@ class FullAttentionHandler:
         """Attend as the base does; see `AttentionHandler.attend`."""
         layer = window_layer(module)
         spec = layer.attention_spec(module, implementation, options, q.shape[-1], self.angles)
-        self.record(LayerInputs(layer.layer_index, q, k, spec))
+        self.record(LayerInputs(layer.layer_index, q, k, v, spec))
         positions = torch.arange(q.shape[2], device=q.device)
         if spec.rotate is not None:
             q, k = spec.rotate(q, positions[None]), spec.rotate(k, positions[None])
-        distance = positions[:, None] - positions
-        mask = distance >= 0
-        if spec.sliding_window is not None:
-            mask &= distance < spec.sliding_window
-        return spec.attention(q, k, v, mask[None, None].expand(len(q), -1, -1, -1)), None
+        outs = []
+        for own in positions.split(QUERIES_AT_A_TIME):  # later keys are masked: do not read them
+            end = int(own[-1]) + 1
+            distance = own[:, None] - positions[:end]
+            mask = distance >= 0
+            if spec.sliding_window is not None:
+                mask &= distance < spec.sliding_window
+            mask = mask[None, None].expand(len(q), -1, -1, -1)
+            outs.append(spec.attention(q[:, :, own], k[:, :, :end], v[:, :, :end], mask))
+        return torch.cat(outs, 1), None  # (B, T, H, V)
 
 
 @torch.no_grad()
