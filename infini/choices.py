@@ -22,6 +22,7 @@ Policy = Literal[
     "keydiff",
     "knorm",
     "lagkv",
+    "learned",
     "observed_attention",
     "q_filter",
     "random",

@@ -156,9 +156,7 @@ def bench(  # noqa: PLR0913 (options by name)
         opponents = _Opponents(own, longest, window, sinks)
         saved_readers = [opponents.saved_reader(folder) for folder in _as_folders(saved)]
         fitted = {
-            policy.name: _fit(own, policy, fit_pieces)
-            for policy in chosen
-            if policy.weight_shapes(1, 1, 2)
+            policy.name: _fit(own, policy, fit_pieces) for policy in chosen if policy.is_fitted
         }
         readers = opponents.readers(budgets, chosen, fitted, saved_readers)
         return _table(readers, _read(own, readers, pieces))
@@ -384,7 +382,7 @@ def _as_policies(
     if isinstance(policies, str):
         policies = policy_names() if policies == "all" else [policies]
     by_name = {policy.name: policy for policy in map(as_policy, policies)}
-    unfitted = [name for name, policy in by_name.items() if policy.weight_shapes(1, 1, 2)]
+    unfitted = [name for name, policy in by_name.items() if policy.is_fitted]
     if unfitted and not fitted:
         log.warning(
             "%s must be fitted, and fit_texts (--fit-text) is not given: left out",

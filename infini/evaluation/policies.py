@@ -23,8 +23,8 @@ from infini.evaluation.rounding import write_rounded_csv
 from infini.evaluation.score import Score
 from infini.memory.eviction import Oracle
 from infini.model.fit_policy import fit_policy
+from infini.model.forward import policy_override
 from infini.model.future_attention import future_attention
-from infini.model.modules import retained_modules
 from infini.model.retrofit import retained_pairs, sliding_window
 from infini.paths import POLICIES, RULER
 
@@ -137,9 +137,8 @@ def _score_by_oracle(
         piece = pieces.at(index)
         piece = piece.shortened(int(piece.mask.sum()))
         oracle = Oracle(future_attention(model, piece.tokens))
-        for retained in retained_modules(model).values():
-            retained.policy = oracle
-        scores.append(score_documents(model, piece, segment_length, title=title))
+        with policy_override(model, oracle):
+            scores.append(score_documents(model, piece, segment_length, title=title))
     columns = zip(*((s.nats, s.scored, s.bytes, s.texts) for s in scores), strict=True)
     return Score(*(torch.cat(column) for column in columns))
 

@@ -22,6 +22,7 @@ from infini.memory.eviction import (
     BlockLayout,
     CallPairs,
     LayerPolicy,
+    LayerSize,
     PinnedPairs,
     RetainedState,
     RetentionPolicy,
@@ -73,7 +74,7 @@ class RetainedPairs(nn.Module):
         self.policy = policy or policy_by_name("decayed_attention")
         self.bias = nn.Parameter(torch.zeros(heads))
         self.weight = nn.Parameter(torch.zeros(kv_heads, widths[1]))
-        shapes = self.policy.weight_shapes(heads, kv_heads, widths[0])
+        shapes = self.policy.weight_shapes(LayerSize(heads, kv_heads, *widths))
         self.policy_weights = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(shape), False) for name, shape in shapes.items()}
         )

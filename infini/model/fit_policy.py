@@ -7,11 +7,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from infini.choices import RETENTION_BLOCK
 from infini.console.progress import progress
 from infini.errors import InputError
-from infini.memory.eviction import QueryStatistics, Rotate
+from infini.memory.eviction import (
+    AdaKV,
+    FutureRegression,
+    Learned,
+    Oracle,
+    QueryStatistics,
+    RetentionPolicy,
+    Rotate,
+)
 from infini.model.architectures import context_length
 from infini.model.base import tokenizer_of
+from infini.model.forward import policy_override
+from infini.model.future_attention import future_attention
 from infini.model.modules import retained_modules
 from infini.model.window.attention import evaluation_mode
 from infini.model.window.full_attention import LayerInputs, record_full_attention
@@ -80,17 +91,50 @@ def fit_policy(
         )
     if isinstance(texts, str) or not len(texts):
         raise InputError("texts must be a list of ≥ 1 text")
-    if not any(retained.policy_weights for retained in layers.values()):
+    policy = next(iter(layers.values())).policy
+    if not policy.is_fitted:
         return model
-    recorder = QueryRecorder()
+    pieces = _pieces(model, texts, tokenizer)
+    scored_by = policy.policy if isinstance(policy, AdaKV) else policy
     with evaluation_mode(model), torch.autocast(model.device.type, enabled=False):
-        for piece in progress(_pieces(model, texts, tokenizer), "fit policy"):
-            record_full_attention(model, piece[None].to(model.device), recorder.record)
-            recorder.num_queries += len(piece)
+        if isinstance(scored_by, Learned):
+            tensors = _fit_to_future(model, scored_by, pieces)
+        else:
+            tensors = _fit_to_queries(model, policy, pieces)
     for index, retained in layers.items():
-        for name, tensor in retained.policy.fit(recorder.statistics(index)).items():
+        for name, tensor in tensors[index].items():
             retained.policy_weights[name].copy_(tensor)
     return model
+
+
+def _fit_to_queries(
+    model: PreTrainedModel, policy: RetentionPolicy, pieces: list[Tensor]
+) -> dict[int, dict[str, Tensor]]:
+    """Return a policy's tensors by layer, fitted to the queries of full attention."""
+    recorder = QueryRecorder()
+    for piece in progress(pieces, "fit policy"):
+        record_full_attention(model, piece[None].to(model.device), recorder.record)
+        recorder.num_queries += len(piece)
+    return {layer: policy.fit(recorder.statistics(layer)) for layer in retained_modules(model)}
+
+
+def _fit_to_future(
+    model: PreTrainedModel, policy: Learned, pieces: list[Tensor]
+) -> dict[int, dict[str, Tensor]]:
+    """Return a policy's tensors by layer, fitted to the attention that pairs get afterwards."""
+    regression = FutureRegression(policy)
+    for piece in progress(pieces, "fit policy"):
+        tokens = piece[None].to(model.device)
+        regression.oracle = Oracle(future_attention(model, tokens))
+        with policy_override(model, regression):
+            model.get_decoder()(input_ids=tokens, use_cache=False)
+    if not regression.sums:
+        longest = max(map(len, pieces))
+        raise InputError(
+            f"texts must be longer than window, sinks and a block of {RETENTION_BLOCK} tokens, the "
+            f"longest has {longest} tokens"
+        )
+    return {layer: regression.weights(layer) for layer in retained_modules(model)}
 
 
 def _pieces(

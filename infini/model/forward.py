@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 from infini.choices import MemoryMode
 from infini.memory.associative import AssociativeMemory
 from infini.memory.attention import InfiniAttention
+from infini.memory.eviction import RetentionPolicy
 from infini.memory.retained import RetainedPairs
-from infini.model.modules import window_layers
+from infini.model.modules import retained_modules, window_layers
 from infini.model.segmented.run import LayerStates, run_segments
 
 
@@ -89,3 +90,22 @@ def window_override(model: PreTrainedModel, window: int | None) -> Iterator[None
         yield
     finally:
         decoder.retrofit_config = own
+
+
+@contextmanager
+def policy_override(model: PreTrainedModel, policy: RetentionPolicy) -> Iterator[None]:
+    """Read through another retention policy within the block; see `window_override`.
+
+    Args:
+        model: a model with retained pairs.
+        policy: a policy that has no fitted tensors.
+    """
+    layers = retained_modules(model).values()
+    own = [retained.policy for retained in layers]
+    for retained in layers:
+        retained.policy = policy
+    try:
+        yield
+    finally:
+        for retained, before in zip(layers, own, strict=True):
+            retained.policy = before

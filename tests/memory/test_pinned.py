@@ -10,6 +10,7 @@ from infini.memory.eviction import (
     H2O,
     Cascading,
     HeldPairs,
+    LayerSize,
     RetainedState,
     RetentionPolicy,
     append_pinned,
@@ -19,7 +20,7 @@ from infini.memory.eviction import (
 )
 from memory.toy_pinned import PinningCache, streamed_with_pins
 from memory.toy_retained import loop, with_random_bias
-from memory.toy_window import B, D, G, H, tokens, turn
+from memory.toy_window import B, D, G, H, V, tokens, turn
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # the bias of a pair is computed in float32
 LENGTH = 101
@@ -121,7 +122,7 @@ def test_policy_with_pinned_tokens_is_the_same_in_any_chunks(
 def test_no_policy_drops_pinned_pairs(name: str) -> None:
     case, retained = PinningCache(7, 2, 5, context=40, pinned=(2, 3, 4, 45)), with_random_bias(5)
     retained.policy = policy_by_name(name)
-    shapes = retained.policy.weight_shapes(H, G, D)
+    shapes = retained.policy.weight_shapes(LayerSize(H, G, D, V))
     for key, shape in shapes.items():
         retained.policy_weights[key] = torch.nn.Parameter(torch.randn(shape), False)
     _, state = streamed_with_pins(tokens(LENGTH), [60, 41], case, retained)

@@ -12,6 +12,7 @@ from infini.memory.block_reader import BlockReader
 from infini.memory.eviction import (
     AdaKV,
     HeldPairs,
+    LayerSize,
     QueryStatistics,
     RetainedState,
     block_layout,
@@ -46,6 +47,7 @@ STORED = {
     "keydiff": (0, 0),
     "knorm": (0, 0),
     "lagkv": (1, 0),
+    "learned": (2, 2),
     "observed_attention": (2, 2),
     "q_filter": (0, 0),
     "random": (0, 0),
@@ -79,8 +81,9 @@ def random_weights(name: str) -> dict[str, Tensor]:
         "mean": normal(H, D) / 2,
         "covariance": spread @ spread.mT,
         "direction": normal(G, D),
+        "weights": normal(G, 2 * D + V + 4),
     }
-    return {key: known[key] for key in policy_by_name(name).weight_shapes(H, G, D)}
+    return {key: known[key] for key in policy_by_name(name).weight_shapes(LayerSize(H, G, D, V))}
 
 
 def retained_pairs(name: str, num_retained: int) -> RetainedPairs:

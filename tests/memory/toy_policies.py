@@ -319,6 +319,22 @@ class Cascading(H2O):
             j = tokens.pop(0)
 
 
+class Learned(Policy):
+    """Linear in key, key at its distance, value, age and the score of the default policy."""
+
+    add_attention = ReferenceCache.add_attention
+    update_scores = ReferenceCache.update_scores
+
+    def score(self, candidates: list[int], start: int) -> dict[int, float]:
+        weights = self.weights["weights"][self.head].tolist()
+        scores = {}
+        for j in candidates:
+            age, s = math.log(start - j), math.log(max(self.scores[j], 1e-4))
+            vectors = [*self.key(j), *self.rotated_key(j, start), *self.value(j)]
+            scores[j] = dot([*vectors, 1, age, s, s * age], weights)
+        return scores
+
+
 class DecayedAttention(ReferenceCache):
     """The default policy, which `ReferenceCache` itself is."""
 
@@ -334,6 +350,7 @@ REFERENCES: dict[str, type[ReferenceCache]] = {
     "keydiff": KeyDiff,
     "knorm": Knorm,
     "lagkv": LagKV,
+    "learned": Learned,
     "observed_attention": ObservedAttention,
     "q_filter": QFilter,
     "random": Random,

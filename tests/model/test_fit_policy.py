@@ -10,16 +10,30 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 import infini
 from architectures import WINDOWED, text, tiny
+from infini.choices import RETENTION_BLOCK
 from infini.errors import InputError
-from infini.memory.eviction import QueryStatistics, RetentionPolicy
+from infini.memory.eviction import (
+    DecayedAttention,
+    HeldPairs,
+    LayerSize,
+    Learned,
+    QueryStatistics,
+    RetentionPolicy,
+)
 from infini.model import fit_policy
 from infini.model.base import load_base
-from infini.model.modules import infini_parameters, trained_parameters, window_layers
+from infini.model.forward import policy_override
+from infini.model.modules import (
+    infini_parameters,
+    retained_modules,
+    trained_parameters,
+    window_layers,
+)
 from infini.model.window.full_attention import LayerInputs, record_full_attention
 from toy import sentence
 
 OPTIONS = {"window": 7, "sinks": 3, "retained": 5}
-FITTED = ("expected_attention", "q_filter")
+FITTED = ("expected_attention", "learned", "q_filter")
 
 
 def retrofitted(base: str | PreTrainedModel, policy: str | RetentionPolicy) -> PreTrainedModel:
@@ -37,8 +51,8 @@ class Recorder(RetentionPolicy):
     def __init__(self) -> None:
         self.statistics: list[QueryStatistics] = []
 
-    def weight_shapes(self, heads: int, kv_heads: int, width: int) -> dict[str, tuple[int, ...]]:
-        return {"mean": (heads, width)}
+    def weight_shapes(self, size: LayerSize) -> dict[str, tuple[int, ...]]:
+        return {"mean": (size.heads, size.key_width)}
 
     def fit(self, queries: QueryStatistics) -> dict[str, Tensor]:
         self.statistics.append(queries)
@@ -82,6 +96,82 @@ def test_moments_are_those_of_the_bases_own_queries(
         torch.testing.assert_close(statistics.second_moment, scaled.mT @ scaled / q.shape[1])
         assert statistics.kv_heads == (2 if name == "llama" else 4)
         assert (statistics.rotate is None) == (name == "gpt2")
+
+
+class Spy(DecayedAttention):
+    """The default policy; records all that it scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[HeldPairs, Tensor]] = []
+
+    def score(self, pairs: HeldPairs) -> Tensor:
+        scores = super().score(pairs)
+        assert pairs.keys is pairs.keys  # gathered now, and kept
+        assert pairs.relative_keys is pairs.relative_keys
+        assert pairs.values is pairs.values
+        self.seen.append((pairs, pairs.state["score"]))
+        return scores
+
+
+def attention_to_come(attentions: Tensor, kv_heads: int, pair: tuple[int, int], end: int) -> float:
+    """Largest attention that each later block pays to a token, discounted, summed.
+
+    attentions: (H, T, T) of a layer; pair: key-value head and token; end: start of the next block.
+    """
+    (g, token), r = pair, len(attentions) // kv_heads
+    received = attentions[g * r : (g + 1) * r, end:, token]
+    blocks = received.split(RETENTION_BLOCK, 1)
+    return sum(0.9**i * float(block.max()) for i, block in enumerate(blocks) if block.numel())
+
+
+@pytest.mark.parametrize("use_attention", [True, False])
+def test_learned_is_ridge_regression_to_the_attention_to_come(use_attention: bool) -> None:
+    texts = [text(1, 150)[0], text(1, 131)[0]]
+    base = tiny("llama")
+    base.set_attn_implementation("eager")
+    with torch.no_grad():
+        attentions = [base(x[None], output_attentions=True).attentions for x in texts]
+    model = retrofitted(base, Learned(use_attention))
+    infini.fit_policy(model, texts)
+    fitted = {i: own.policy_weights["weights"] for i, own in retained_modules(model).items()}
+    rows: dict[tuple[int, int], list[tuple[Tensor, float]]] = {}
+    for tokens, weights in zip(texts, attentions, strict=True):
+        spy = Spy()
+        with policy_override(model, spy), torch.no_grad():
+            model(tokens[None])
+        for pairs, scores in spy.seen:
+            for g in range(2):
+                for i in range(pairs.num_candidates):
+                    if not pairs.valid[0, g, i]:
+                        continue
+                    token = int(pairs.positions[0, g, i])
+                    age = torch.tensor(float(pairs.block_end - token)).log()
+                    log_score = scores[0, g, i].clamp(min=1e-4).log()
+                    vectors = (pairs.keys, pairs.relative_keys, pairs.values)
+                    scalars = [torch.tensor(1.0), age, log_score, log_score * age]
+                    features = torch.cat([
+                        *(x[0, g, i] for x in vectors),
+                        torch.stack(scalars[: 4 if use_attention else 2]),
+                    ])  # fmt: skip
+                    layer, end = pairs.layer_index, pairs.block_end
+                    target = attention_to_come(weights[layer][0], 2, (g, token), end) ** 0.5
+                    rows.setdefault((layer, g), []).append((features.double(), target))
+    assert len(rows) == 3 * 2
+    for (layer, g), samples in rows.items():
+        x = torch.stack([features for features, _ in samples])
+        y = torch.tensor([target for _, target in samples], dtype=torch.float64)
+        penalty = (1e-3 * x.square().sum(0) + 1e-6).sqrt().diag()  # ridge as further samples
+        augmented = torch.cat([x, penalty]), torch.cat([y, torch.zeros(len(penalty)).double()])
+        expected = torch.linalg.lstsq(augmented[0], augmented[1][:, None]).solution[:, 0]
+        torch.testing.assert_close(fitted[layer][g].double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_texts_too_short_for_a_learned_policy_are_refused() -> None:
+    model = retrofitted("llama", "learned")
+    with pytest.raises(InputError, match="texts must be longer than window, sinks and a block"):
+        infini.fit_policy(model, [text(1, 30)[0]])
+    assert isinstance(retained_modules(model)[0].policy, Learned)
 
 
 @pytest.mark.parametrize("name", WINDOWED)

@@ -16,11 +16,13 @@ from infini.memory.eviction.h2o import H2O
 from infini.memory.eviction.keydiff import KeyDiff
 from infini.memory.eviction.knorm import Knorm
 from infini.memory.eviction.lagkv import LagKV
+from infini.memory.eviction.learned import FutureRegression, Learned
 from infini.memory.eviction.observed_attention import ObservedAttention
 from infini.memory.eviction.oracle import Oracle
 from infini.memory.eviction.pinned import PinnedPairs, append_pinned, rotate_pairs
 from infini.memory.eviction.policy import (
     HeldPairs,
+    LayerSize,
     RetentionPolicy,
     as_policy,
     policy_by_name,
@@ -53,11 +55,14 @@ __all__ = [
     "CurDKV",
     "DecayedAttention",
     "ExpectedAttention",
+    "FutureRegression",
     "HeldPairs",
     "KeyDiff",
     "Knorm",
     "LagKV",
     "LayerPolicy",
+    "LayerSize",
+    "Learned",
     "ObservedAttention",
     "Oracle",
     "PinnedPairs",

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from infini.errors import InputError
 from infini.memory.eviction.cascading import Cascading
-from infini.memory.eviction.policy import HeldPairs, RetentionPolicy, as_policy, register_policy
+from infini.memory.eviction.policy import (
+    HeldPairs,
+    LayerSize,
+    RetentionPolicy,
+    as_policy,
+    register_policy,
+)
 from infini.memory.eviction.query_statistics import QueryStatistics
 from infini.memory.eviction.snapkv import SnapKV
 
@@ -37,8 +43,8 @@ class AdaKV(RetentionPolicy):
         self.state = self.policy.state
         self.state_covers_window = self.policy.state_covers_window
 
-    def weight_shapes(self, heads: int, kv_heads: int, width: int) -> dict[str, tuple[int, ...]]:
-        return self.policy.weight_shapes(heads, kv_heads, width)
+    def weight_shapes(self, size: LayerSize) -> dict[str, tuple[int, ...]]:
+        return self.policy.weight_shapes(size)
 
     def fit(self, queries: QueryStatistics) -> dict[str, Tensor]:
         return self.policy.fit(queries)

@@ -13,7 +13,7 @@ Expected Attention (arXiv 2510.00636, equations 5 to 9). No attention weights, n
 import torch
 from torch import Tensor
 
-from infini.memory.eviction.policy import HeldPairs, RetentionPolicy, register_policy
+from infini.memory.eviction.policy import HeldPairs, LayerSize, RetentionPolicy, register_policy
 from infini.memory.eviction.query_statistics import QueryStatistics
 
 
@@ -28,7 +28,8 @@ class ExpectedAttention(RetentionPolicy):
     def __init__(self, epsilon: float = 0.01):
         self.epsilon = epsilon
 
-    def weight_shapes(self, heads: int, kv_heads: int, width: int) -> dict[str, tuple[int, ...]]:
+    def weight_shapes(self, size: LayerSize) -> dict[str, tuple[int, ...]]:
+        heads, width = size.heads, size.key_width
         return {"mean": (heads, width), "covariance": (heads, width, width)}
 
     def fit(self, queries: QueryStatistics) -> dict[str, Tensor]:

@@ -20,12 +20,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from infini.errors import InputError
 from infini.memory.eviction.query_statistics import QueryStatistics
+
+
+class LayerSize(NamedTuple):
+    """Heads of a layer and their widths."""
+
+    heads: int
+    """Query heads, H"""
+    kv_heads: int
+    """Key-value heads, G"""
+    key_width: int
+    """D"""
+    value_width: int
+    """V"""
 
 
 @dataclass
@@ -160,15 +173,15 @@ class RetentionPolicy(ABC):
         """
         return self.attention is not None and self.last_queries != 1
 
-    def weight_shapes(self, heads: int, kv_heads: int, width: int) -> dict[str, tuple[int, ...]]:
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the policy has tensors that `infini.fit_policy` fits to texts."""
+        return bool(self.weight_shapes(LayerSize(1, 1, 2, 2)))
+
+    def weight_shapes(self, size: LayerSize) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tensors of a layer that `infini.fit_policy` fits, by name.
 
         They are saved with the model, and are no part of the cache.
-
-        Args:
-            heads: Query heads, H.
-            kv_heads: Key-value heads, G.
-            width: Key width, D.
         """
         return {}
 

@@ -9,7 +9,7 @@ that follow; the heads of a group share a direction. No attention weights, no st
 import torch
 from torch import Tensor
 
-from infini.memory.eviction.policy import HeldPairs, RetentionPolicy, register_policy
+from infini.memory.eviction.policy import HeldPairs, LayerSize, RetentionPolicy, register_policy
 from infini.memory.eviction.query_statistics import QueryStatistics
 
 
@@ -17,8 +17,8 @@ from infini.memory.eviction.query_statistics import QueryStatistics
 class QFilter(RetentionPolicy):
     """Retention policy that ranks pairs by their key's part along the queries' main direction."""
 
-    def weight_shapes(self, heads: int, kv_heads: int, width: int) -> dict[str, tuple[int, ...]]:
-        return {"direction": (kv_heads, width)}
+    def weight_shapes(self, size: LayerSize) -> dict[str, tuple[int, ...]]:
+        return {"direction": (size.kv_heads, size.key_width)}
 
     def fit(self, queries: QueryStatistics) -> dict[str, Tensor]:
         """Return the direction of each key-value head."""

@@ -279,7 +279,7 @@ def _scores(policy: RetentionPolicy, held: HeldPairs, is_end: bool) -> Tensor:
     """
     if not is_end:
         return torch.full(held.positions.shape, -torch.inf, device=held.positions.device)
-    if held.weights and not any(x.any() for x in held.weights.values()):
+    if policy.is_fitted and not any(x.any() for x in held.weights.values()):
         raise InputError(
             f"policy {policy.name!r} must be fitted to texts first: infini.fit_policy(model, texts)"
         )

@@ -1,0 +1,101 @@
+"""Retention policy `learned`: a linear score of key, value and attention, fitted to texts.
+
+    score = w · [1, k, k at its distance, v, log s, log age, log s · log age]
+
+with s the decayed peak attention of `decayed_attention` and age the pair's distance from the end of
+the block. Of each key-value head, w is the ridge regression to what an oracle knows of other texts:
+the square root of the attention that the next blocks pay to the pair (`FutureRegression`). No
+gradient, and no state beside s.
+
+Learned scores of whole prompts are prior art: Locret (arXiv 2410.01805), KVzap (arXiv 2601.07891).
+"""
+
+import torch
+from torch import Tensor
+
+from infini.memory.eviction.decayed_attention import DecayedAttention
+from infini.memory.eviction.oracle import Oracle
+from infini.memory.eviction.policy import (
+    HeldPairs,
+    LayerSize,
+    RetentionPolicy,
+    register_policy,
+)
+
+SMALLEST_SCORE = 1e-4  # attention; keeps logarithms finite
+RIDGE = 1e-3  # share of a feature's second moment
+SMALLEST_MOMENT = 1e-6  # of a feature that is always zero
+
+
+@register_policy("learned")
+class Learned(RetentionPolicy):
+    """Retention policy that ranks pairs by a linear score, fitted to the attention to come.
+
+    Args:
+        use_attention: Whether s is among the features; False: no attention weights, no state.
+    """
+
+    def __init__(self, use_attention: bool = True):
+        self.use_attention = use_attention
+        if use_attention:
+            self.attention, self.state, self.state_covers_window = "max", ("score",), True
+
+    def weight_shapes(self, size: LayerSize) -> dict[str, tuple[int, ...]]:
+        width = 2 * size.key_width + size.value_width + (4 if self.use_attention else 2)
+        return {"weights": (size.kv_heads, width)}
+
+    def features(self, pairs: HeldPairs) -> Tensor:
+        """Return the features of all pairs, (B, G, P, F); s is their state."""
+        log_age = (pairs.block_end - pairs.positions).clamp(min=1).float().log()
+        scalars = [torch.ones_like(log_age), log_age]
+        if self.use_attention:
+            log_score = pairs.state["score"].clamp(min=SMALLEST_SCORE).log()
+            scalars += [log_score, log_score * log_age]
+        vectors = [pairs.keys, pairs.relative_keys, pairs.values]
+        return torch.cat([*vectors, torch.stack(scalars, -1)], -1)
+
+    def score(self, pairs: HeldPairs) -> Tensor:
+        if self.use_attention:
+            _decay_score(pairs)
+        return (self.features(pairs) @ pairs.weights["weights"][..., None])[..., 0]
+
+
+class FutureRegression(RetentionPolicy):
+    """Reads texts like `decayed_attention`, and fits a learned policy to all pairs it considers.
+
+    Args:
+        policy: What is fitted.
+    """
+
+    attention = "max"
+    state = ("score",)
+    state_covers_window = True
+
+    def __init__(self, policy: Learned):
+        self.policy = policy
+        self.oracle: Oracle | None = None
+        """Knows the text that is read next"""
+        self.sums: dict[int, Tensor] = {}
+        """Sums of x xᵀ over pairs by layer, x the features and the target: (G, F + 1, F + 1)"""
+
+    def score(self, pairs: HeldPairs) -> Tensor:
+        assert self.oracle is not None
+        score = _decay_score(pairs)
+        target = self.oracle.score(pairs).clamp(min=0).sqrt()
+        rows = torch.cat([self.policy.features(pairs), target[..., None]], -1)
+        rows = rows[:, :, : pairs.num_candidates]
+        rows = rows.where(pairs.valid[:, :, : pairs.num_candidates, None], 0)
+        sums = (rows.mT @ rows).sum(0).double()  # (G, F + 1, F + 1)
+        self.sums[pairs.layer_index] = self.sums.get(pairs.layer_index, 0) + sums
+        return score
+
+    def weights(self, layer: int) -> dict[str, Tensor]:
+        """Return the tensors of the fitted policy in a layer."""
+        moments, product = self.sums[layer][:, :-1, :-1], self.sums[layer][:, :-1, -1:]
+        ridge = torch.diag_embed(RIDGE * moments.diagonal(dim1=1, dim2=2) + SMALLEST_MOMENT)
+        return {"weights": torch.linalg.solve(moments + ridge, product)[..., 0].float()}
+
+
+def _decay_score(pairs: HeldPairs) -> Tensor:
+    """Update the decayed peak attention of all pairs, and return their scores."""
+    return DecayedAttention().score(pairs)
