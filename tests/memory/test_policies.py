@@ -55,6 +55,7 @@ STORED = {
     "snapkv": (1, 1),
     "tova": (0, 0),
 }
+SHARING = [name for name in BUILT_IN if policy_by_name(name).min_share is not None]
 WITHOUT_ATTENTION = [name for name in BUILT_IN if policy_by_name(name).attention is None]
 
 
@@ -177,7 +178,7 @@ def test_no_moment_holds_more_than_the_budget(
         _, state = read(name, case, qkv, chunks, True)
         assert state.keys.shape == (B, G, K, D)
         read(name, case, qkv, chunks, False, attention=count_attention)
-    slots = {K} if name != "adakv" else set(range(K, G * K))
+    slots = {K} if name not in SHARING else set(range(K, G * K))
     assert {x - (S + W - 1 + block) for x in attended} <= slots
     assert K + num_recent(W) + S < S + W + K + block, "between two calls"
 
@@ -193,7 +194,7 @@ def test_bytes_of_the_state(name: str) -> None:
         _, state = read(name, case, text, [length], True)
         per_retained, per_recent = STORED[name]
         stored = per_retained * K + per_recent * num_recent(W)
-        counts = 8 * (name == "adakv")
+        counts = 8 * (name in SHARING)
         assert sum(x.nbytes for x in state) == B * G * (K * (4 * (D + V) + 8) + 4 * stored + counts)
 
 

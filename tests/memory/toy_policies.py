@@ -319,11 +319,11 @@ class Cascading(H2O):
             j = tokens.pop(0)
 
 
-class Learned(Policy):
-    """Linear in key, key at its distance, value, age and the score of the default policy."""
+class Learned(AdaKV):
+    """Linear in key, key at its distance, value, age and A2SF's score; heads share their pairs."""
 
-    add_attention = ReferenceCache.add_attention
-    update_scores = ReferenceCache.update_scores
+    decay = A2SF.decay
+    add_attention = H2O.add_attention
 
     def score(self, candidates: list[int], start: int) -> dict[int, float]:
         weights = self.weights["weights"][self.head].tolist()

@@ -13,7 +13,7 @@ from architectures import WINDOWED, text, tiny
 from infini.choices import RETENTION_BLOCK
 from infini.errors import InputError
 from infini.memory.eviction import (
-    DecayedAttention,
+    A2SF,
     HeldPairs,
     LayerSize,
     Learned,
@@ -98,8 +98,8 @@ def test_moments_are_those_of_the_bases_own_queries(
         assert (statistics.rotate is None) == (name == "gpt2")
 
 
-class Spy(DecayedAttention):
-    """The default policy; records all that it scores."""
+class Spy(A2SF):
+    """A2SF; records all that it scores."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,14 +115,13 @@ class Spy(DecayedAttention):
 
 
 def attention_to_come(attentions: Tensor, kv_heads: int, pair: tuple[int, int], end: int) -> float:
-    """Largest attention that each later block pays to a token, discounted, summed.
+    """Attention that later blocks pay to a token, mean over the heads, discounted by block.
 
     attentions: (H, T, T) of a layer; pair: key-value head and token; end: start of the next block.
     """
     (g, token), r = pair, len(attentions) // kv_heads
-    received = attentions[g * r : (g + 1) * r, end:, token]
-    blocks = received.split(RETENTION_BLOCK, 1)
-    return sum(0.9**i * float(block.max()) for i, block in enumerate(blocks) if block.numel())
+    received = attentions[g * r : (g + 1) * r, end:, token].mean(0)
+    return sum(0.9**i * float(x.sum()) for i, x in enumerate(received.split(RETENTION_BLOCK)))
 
 
 @pytest.mark.parametrize("use_attention", [True, False])
@@ -155,8 +154,9 @@ def test_learned_is_ridge_regression_to_the_attention_to_come(use_attention: boo
                         torch.stack(scalars[: 4 if use_attention else 2]),
                     ])  # fmt: skip
                     layer, end = pairs.layer_index, pairs.block_end
-                    target = attention_to_come(weights[layer][0], 2, (g, token), end) ** 0.5
-                    rows.setdefault((layer, g), []).append((features.double(), target))
+                    target = attention_to_come(weights[layer][0], 2, (g, token), end)
+                    target *= float(pairs.values[0, g, i].norm())
+                    rows.setdefault((layer, g), []).append((features.double(), target**0.5))
     assert len(rows) == 3 * 2
     for (layer, g), samples in rows.items():
         x = torch.stack([features for features, _ in samples])

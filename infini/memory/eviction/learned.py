@@ -2,10 +2,10 @@
 
     score = w · [1, k, k at its distance, v, log s, log age, log s · log age]
 
-with s the decayed peak attention of `decayed_attention` and age the pair's distance from the end of
-the block. Of each key-value head, w is the ridge regression to what an oracle knows of other texts:
-the square root of the attention that the next blocks pay to the pair (`FutureRegression`). No
-gradient, and no state beside s.
+with s the score of `a2sf` and age the pair's distance from the end of the block. Of each key-value
+head, w is the ridge regression to the square root of what the oracle says of other texts
+(`FutureRegression`): the attention that the next blocks pay to the pair, times ‖v‖. No gradient,
+and no state beside s. The heads of a layer share their pairs, as with `adakv`.
 
 Learned scores of whole prompts are prior art: Locret (arXiv 2410.01805), KVzap (arXiv 2601.07891).
 """
@@ -13,7 +13,7 @@ Learned scores of whole prompts are prior art: Locret (arXiv 2410.01805), KVzap 
 import torch
 from torch import Tensor
 
-from infini.memory.eviction.decayed_attention import DecayedAttention
+from infini.memory.eviction.a2sf import A2SF, FORGETTING_FACTOR
 from infini.memory.eviction.oracle import Oracle
 from infini.memory.eviction.policy import (
     HeldPairs,
@@ -33,12 +33,16 @@ class Learned(RetentionPolicy):
 
     Args:
         use_attention: Whether s is among the features; False: no attention weights, no state.
+        min_share: Share of K pairs that every head keeps; None: every head keeps K.
     """
 
-    def __init__(self, use_attention: bool = True):
+    query_decay = FORGETTING_FACTOR
+
+    def __init__(self, use_attention: bool = True, min_share: float | None = 0.2):
         self.use_attention = use_attention
+        self.min_share = min_share
         if use_attention:
-            self.attention, self.state, self.state_covers_window = "max", ("score",), True
+            self.attention, self.state, self.state_covers_window = "sum", ("score",), True
 
     def weight_shapes(self, size: LayerSize) -> dict[str, tuple[int, ...]]:
         width = 2 * size.key_width + size.value_width + (4 if self.use_attention else 2)
@@ -56,22 +60,19 @@ class Learned(RetentionPolicy):
 
     def score(self, pairs: HeldPairs) -> Tensor:
         if self.use_attention:
-            _decay_score(pairs)
+            A2SF().score(pairs)  # updates the state
         return (self.features(pairs) @ pairs.weights["weights"][..., None])[..., 0]
 
 
-class FutureRegression(RetentionPolicy):
-    """Reads texts like `decayed_attention`, and fits a learned policy to all pairs it considers.
+class FutureRegression(A2SF):
+    """Reads texts like `a2sf`, and fits a learned policy to all pairs that it considers.
 
     Args:
         policy: What is fitted.
     """
 
-    attention = "max"
-    state = ("score",)
-    state_covers_window = True
-
     def __init__(self, policy: Learned):
+        super().__init__()
         self.policy = policy
         self.oracle: Oracle | None = None
         """Knows the text that is read next"""
@@ -80,7 +81,7 @@ class FutureRegression(RetentionPolicy):
 
     def score(self, pairs: HeldPairs) -> Tensor:
         assert self.oracle is not None
-        score = _decay_score(pairs)
+        score = super().score(pairs)
         target = self.oracle.score(pairs).clamp(min=0).sqrt()
         rows = torch.cat([self.policy.features(pairs), target[..., None]], -1)
         rows = rows[:, :, : pairs.num_candidates]
@@ -94,8 +95,3 @@ class FutureRegression(RetentionPolicy):
         moments, product = self.sums[layer][:, :-1, :-1], self.sums[layer][:, :-1, -1:]
         ridge = torch.diag_embed(RIDGE * moments.diagonal(dim1=1, dim2=2) + SMALLEST_MOMENT)
         return {"weights": torch.linalg.solve(moments + ridge, product)[..., 0].float()}
-
-
-def _decay_score(pairs: HeldPairs) -> Tensor:
-    """Update the decayed peak attention of all pairs, and return their scores."""
-    return DecayedAttention().score(pairs)
