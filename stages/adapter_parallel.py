@@ -8,7 +8,7 @@ from infini.model.base import load_base
 from infini.model.config import Base
 from infini.model.retrofit import retrofit_with_seed
 from infini.training.config import Adapter
-from infini.training.long_context import train_control, train_on_documents
+from infini.training.long_context import fit_retention_policy, train_control, train_on_documents
 from infini.training.seeds import TrainingResult, TrainingRun, train_seeds
 
 
@@ -22,6 +22,7 @@ def main(version: str, step: Literal["finetune", "control"] = "finetune") -> Non
     def train(run: TrainingRun) -> TrainingResult:
         model = load_base(base.model, base.revision).to(processes.device())
         model = retrofit_with_seed(model, run.seed, recipe.retrofit_options(length))
+        fit_retention_policy(model)
         return (train_control if control else train_on_documents)(model, recipe, length, run)
 
     seeds = [*params.all_seeds(), *recipe.seeds] if recipe.control or not control else []

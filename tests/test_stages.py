@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from safetensors.torch import load_file
 
 from audits import audit
 from infini.errors import InputError
@@ -21,6 +22,7 @@ from infini.report.results import TRAINING_STEPS
 from infini.training.teacher import Teacher
 from toy import read_params, sentence, stage, write_params
 
+STEPS = ("finetune", "control")
 # files of a saved model
 SAVED = (
     "README.md",
@@ -121,6 +123,21 @@ def test_pipeline_writes_models_metrics_and_report(project: Path) -> None:
     curves = pd.read_csv("reports/plots/distill.csv")
     assert set(curves["version"]) == {"v1", "v2", "v9"}
     assert set(curves.loc[curves["version"] == "v1", "split"]) == {"train"}
+
+
+def test_adapter_fits_its_policy_before_training(project: Path) -> None:
+    content = read_params() | {"replacements": {}}
+    content["adapters"] = {"v5": content["adapters"]["v5"]}
+    content["adapters"]["v5"]["layer"] |= {"retained": 4, "policy": "learned"}
+    write_params(content)
+    run_versions()
+    weights = [load_file(f"data/models/v5/{step}/seed0/infini.safetensors") for step in STEPS]
+    names = [name for name in weights[0] if name.endswith("policy_weights.weights")]
+    assert names
+    for name in names:
+        assert weights[0][name].any()
+        assert torch.equal(weights[0][name], weights[1][name])
+    assert Path("reports/metrics/v5.json").is_file()
 
 
 def test_report_repeats_its_bytes_but_for_the_page(

@@ -22,13 +22,12 @@ from infini.evaluation.perplexity import score_documents
 from infini.evaluation.rounding import write_rounded_csv
 from infini.evaluation.score import Score
 from infini.memory.eviction import Oracle
-from infini.model.fit_policy import fit_policy
+from infini.model.fit_policy import FIT_DOCUMENTS, fit_policy
 from infini.model.forward import policy_override
 from infini.model.future_attention import future_attention
 from infini.model.retrofit import retained_pairs, sliding_window
 from infini.paths import POLICIES, RULER
 
-FIT_DOCUMENTS = 4  # training documents that policies with tensors of their own are fitted to
 NATS_DIGITS = 5  # significant, of a document's nats
 POLICY_COLUMNS = [*("split", "piece", "text", "tokens", "bytes", "retained", "state_bytes", "nats")]
 

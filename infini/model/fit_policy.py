@@ -28,6 +28,7 @@ from infini.model.window.attention import evaluation_mode
 from infini.model.window.full_attention import LayerInputs, record_full_attention
 
 MAX_TOKENS = 4096  # of a piece of text: full attention costs its square
+FIT_DOCUMENTS = 4  # training documents that the pipeline fits policies to
 
 
 class QueryRecorder:

@@ -19,8 +19,14 @@ from infini.evaluation import perplexity
 from infini.evaluation.losses import UNSCORED, cross_entropy, next_token
 from infini.model.architectures import output_head, vocabulary_size
 from infini.model.base import load_tokenizer
+from infini.model.fit_policy import FIT_DOCUMENTS, fit_policy
 from infini.model.forward import forward_documents, memory_mode, window_override
-from infini.model.modules import frozen_layers, parameter_groups, trained_parameters
+from infini.model.modules import (
+    frozen_layers,
+    parameter_groups,
+    retained_modules,
+    trained_parameters,
+)
 from infini.model.segmented.run import LayerStates, detach_states
 from infini.paths import DOCUMENTS, TEACHER
 from infini.training.checkpoint import Checkpoint, fingerprint
@@ -200,6 +206,14 @@ def own_rows(chosen: Tensor) -> tuple[Tensor, bool]:
     """
     own = processes.local_share(chosen)
     return (own, False) if len(own) else (chosen[:1], True)
+
+
+def fit_retention_policy(model: PreTrainedModel) -> None:
+    """Fit the retention policy to the first training documents, in place, if it has tensors."""
+    policies = [retained.policy for retained in retained_modules(model).values()]
+    if any(policy.is_fitted for policy in policies):
+        train = Pieces.load(DOCUMENTS / "train.parquet").first(FIT_DOCUMENTS)
+        fit_policy(model, train.unpadded())
 
 
 def train_control(
