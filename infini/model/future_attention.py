@@ -1,4 +1,7 @@
-"""The attention that a text's queries pay to earlier tokens, by block: what an oracle knows."""
+"""The attention that a text's queries pay to earlier tokens, by block: what an oracle knows.
+
+Attention is squared: a pair that one query needs counts more than one that all look at a little.
+"""
 
 import torch
 from torch import Tensor
@@ -10,7 +13,7 @@ from infini.model.window.full_attention import LayerInputs, record_full_attentio
 
 
 def future_attention(model: PreTrainedModel, tokens: Tensor) -> dict[int, Tensor]:
-    """Return the attention that a block's queries pay to every token, by layer.
+    """Return the squared attention that a block's queries pay to every token, by layer.
 
     Args:
         model: A window model; the attention is that of its base, over the whole text.
@@ -49,5 +52,5 @@ def _block_attention(inputs: LayerInputs) -> Tensor:
         if spec.sliding_window is not None:
             hidden |= distance >= spec.sliding_window
         weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1)
-        received[:, :, block, :end] = weights.sum(3).mean(2)
+        received[:, :, block, :end] = weights.square().sum(3).mean(2)
     return received

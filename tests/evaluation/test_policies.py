@@ -72,7 +72,7 @@ def test_budget_below_the_window_is_refused(
         score_policy(model, "tova", Budget(window_size=20, policy_window=8), documents, SINKS)
 
 
-def test_future_attention_is_the_base_s_sum_by_block(model: PreTrainedModel) -> None:
+def test_future_attention_is_the_base_s_sum_of_squares_by_block(model: PreTrainedModel) -> None:
     tokens = torch.randint(300, (2, 50), generator=torch.Generator().manual_seed(0))
     model.set_attn_implementation("eager")
     attentions = model(tokens, output_attentions=True).attentions
@@ -80,7 +80,7 @@ def test_future_attention_is_the_base_s_sum_by_block(model: PreTrainedModel) -> 
     found = future_attention(model, tokens)
     for layer, weights in enumerate(attentions):  # (B, H, T, T)
         blocks = weights.split(RETENTION_BLOCK, 2)
-        expected = torch.stack([block.sum(2) for block in blocks], 2)  # G = H
+        expected = torch.stack([block.square().sum(2) for block in blocks], 2)  # G = H
         torch.testing.assert_close(found[layer], expected, rtol=1e-4, atol=1e-6)
 
 

@@ -115,12 +115,12 @@ class Spy(A2SF):
 
 
 def attention_to_come(attentions: Tensor, kv_heads: int, pair: tuple[int, int], end: int) -> float:
-    """Attention that later blocks pay to a token, mean over the heads, discounted by block.
+    """Squared attention that later blocks pay to a token, mean over heads, discounted by block.
 
     attentions: (H, T, T) of a layer; pair: key-value head and token; end: start of the next block.
     """
     (g, token), r = pair, len(attentions) // kv_heads
-    received = attentions[g * r : (g + 1) * r, end:, token].mean(0)
+    received = attentions[g * r : (g + 1) * r, end:, token].square().mean(0)
     return sum(0.9**i * float(x.sum()) for i, x in enumerate(received.split(RETENTION_BLOCK)))
 
 
@@ -155,7 +155,6 @@ def test_learned_is_ridge_regression_to_the_attention_to_come(use_attention: boo
                     ])  # fmt: skip
                     layer, end = pairs.layer_index, pairs.block_end
                     target = attention_to_come(weights[layer][0], 2, (g, token), end)
-                    target *= float(pairs.values[0, g, i].norm())
                     rows.setdefault((layer, g), []).append((features.double(), target**0.5))
     assert len(rows) == 3 * 2
     for (layer, g), samples in rows.items():

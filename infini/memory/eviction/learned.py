@@ -4,8 +4,8 @@
 
 with s the score of `a2sf` and age the pair's distance from the end of the block. Of each key-value
 head, w is the ridge regression to the square root of what the oracle says of other texts
-(`FutureRegression`): the attention that the next blocks pay to the pair, times ‖v‖. No gradient,
-and no state beside s. The heads of a layer share their pairs, as with `adakv`.
+(`FutureRegression`), the squared attention that the next blocks pay to the pair. No gradient, and
+no state beside s. The heads of a layer share their pairs, as with `adakv`.
 
 Learned scores of whole prompts are prior art: Locret (arXiv 2410.01805), KVzap (arXiv 2601.07891).
 """

@@ -14,10 +14,10 @@ BLOCK_DISCOUNT = 0.9
 class Oracle(RetentionPolicy):
     """Retention policy that ranks pairs by the attention of the blocks to come.
 
-        score = Σ over later blocks b of discount^(b - 1) · attention in block b, · ‖v‖
+        score = Σ over later blocks b of discount^(b - 1) · squared attention in block b
 
     Args:
-        future_attention: Attention that a block's queries pay to each token, by layer:
+        future_attention: Squared attention that a block's queries pay to each token, by layer:
             (B, G, N, T), N blocks, T tokens.
         discount: Per block.
     """
@@ -34,4 +34,4 @@ class Oracle(RetentionPolicy):
     def score(self, pairs: HeldPairs) -> Tensor:
         block = pairs.block_start // pairs.block_size
         scores = self.scores[pairs.layer_index][:, :, block]
-        return scores.gather(2, pairs.positions.clamp(min=0)) * pairs.values.norm(dim=-1)
+        return scores.gather(2, pairs.positions.clamp(min=0))
