@@ -23,6 +23,7 @@ Policy = Literal[
     "knorm",
     "lagkv",
     "learned",
+    "learned_no_attention",
     "observed_attention",
     "q_filter",
     "random",

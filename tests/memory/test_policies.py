@@ -48,6 +48,7 @@ STORED = {
     "knorm": (0, 0),
     "lagkv": (1, 0),
     "learned": (2, 2),
+    "learned_no_attention": (0, 0),
     "observed_attention": (2, 2),
     "q_filter": (0, 0),
     "random": (0, 0),
@@ -82,9 +83,9 @@ def random_weights(name: str) -> dict[str, Tensor]:
         "mean": normal(H, D) / 2,
         "covariance": spread @ spread.mT,
         "direction": normal(G, D),
-        "weights": normal(G, 2 * D + V + 4),
     }
-    return {key: known[key] for key in policy_by_name(name).weight_shapes(LayerSize(H, G, D, V))}
+    shapes = policy_by_name(name).weight_shapes(LayerSize(H, G, D, V))
+    return {key: known[key] if key in known else normal(*shape) for key, shape in shapes.items()}
 
 
 def retained_pairs(name: str, num_retained: int) -> RetainedPairs:

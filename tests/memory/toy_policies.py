@@ -327,12 +327,19 @@ class Learned(AdaKV):
 
     def score(self, candidates: list[int], start: int) -> dict[int, float]:
         weights = self.weights["weights"][self.head].tolist()
-        scores = {}
-        for j in candidates:
-            age, s = math.log(start - j), math.log(max(self.scores[j], 1e-4))
-            vectors = [*self.key(j), *self.rotated_key(j, start), *self.value(j)]
-            scores[j] = dot([*vectors, 1, age, s, s * age], weights)
-        return scores
+        return {j: dot(self.features(j, start), weights) for j in candidates}
+
+    def features(self, j: int, start: int) -> Vector:
+        age, s = math.log(start - j), math.log(max(self.scores[j], 1e-4))
+        vectors = [*self.key(j), *self.rotated_key(j, start), *self.value(j)]
+        return [*vectors, 1, age, s, s * age]
+
+
+class LearnedNoAttention(Learned):
+    """The same without the score."""
+
+    def features(self, j: int, start: int) -> Vector:
+        return super().features(j, start)[:-2]
 
 
 class DecayedAttention(ReferenceCache):
@@ -351,6 +358,7 @@ REFERENCES: dict[str, type[ReferenceCache]] = {
     "knorm": Knorm,
     "lagkv": LagKV,
     "learned": Learned,
+    "learned_no_attention": LearnedNoAttention,
     "observed_attention": ObservedAttention,
     "q_filter": QFilter,
     "random": Random,

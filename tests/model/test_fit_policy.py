@@ -33,7 +33,7 @@ from infini.model.window.full_attention import LayerInputs, record_full_attentio
 from toy import sentence
 
 OPTIONS = {"window": 7, "sinks": 3, "retained": 5}
-FITTED = ("expected_attention", "learned", "q_filter")
+FITTED = ("expected_attention", "learned", "learned_no_attention", "q_filter")
 
 
 def retrofitted(base: str | PreTrainedModel, policy: str | RetentionPolicy) -> PreTrainedModel:

@@ -1,14 +1,17 @@
-"""Retention policy `learned`: a linear score of key, value and attention, fitted to texts.
+"""Retention policies `learned` and `learned_no_attention`: linear scores, fitted to texts.
 
     score = w · [1, k, k at its distance, v, log s, log age, log s · log age]
 
 with s the score of `a2sf` and age the pair's distance from the end of the block. Of each key-value
 head, w is the ridge regression to the square root of what the oracle says of other texts
 (`FutureRegression`), the squared attention that the next blocks pay to the pair. No gradient, and
-no state beside s. The heads of a layer share their pairs, as with `adakv`.
+no state beside s. The heads of a layer share their pairs, as with `adakv`. `learned_no_attention`
+leaves out s: it needs no attention weights and has no state.
 
 Learned scores of whole prompts are prior art: Locret (arXiv 2410.01805), KVzap (arXiv 2601.07891).
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -62,6 +65,9 @@ class Learned(RetentionPolicy):
         if self.use_attention:
             A2SF().score(pairs)  # updates the state
         return (self.features(pairs) @ pairs.weights["weights"][..., None])[..., 0]
+
+
+register_policy("learned_no_attention", partial(Learned, use_attention=False))
 
 
 class FutureRegression(A2SF):
