@@ -15,6 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
+from infini.evaluation.config import PLAIN_WINDOW
+from infini.evaluation.estimates import Estimate
+from infini.report import tables
 from infini.report.results import Figures, Results
 from infini.report.tables import COST_LABELS, FULL, base_windows
 
@@ -72,6 +75,44 @@ def state_bytes_plot(results: Results, styles: dict[str, Style]) -> Figure:
     axes.margins(y=0.1)
     axes.set(xlabel="state bytes", ylabel="nats per token")
     _plot_far(axes, far, styles)
+    add_legend_below(figure)
+    return figure
+
+
+def policy_gains_plot(results: Results) -> Figure:
+    """Plot gains over the plain window of equal state bytes: policies, then trained versions.
+
+    A row a policy or version, a colour a budget; the best policies come first.
+    """
+    windows = {x.window_size: x for x in results.policies if x.name == PLAIN_WINDOW}
+    gains: dict[tuple[str, int], Estimate] = {
+        (tables.policy_label(policy), policy.window_size): policy.gain_over(
+            windows[policy.window_size]
+        )
+        for policy in results.policies
+        if policy.window_size in windows and policy.name != PLAIN_WINDOW
+    }
+    for name, figures in results.figures.items():
+        policy = results.baseline(name) if "window.gain" in figures else None
+        if policy is not None and policy.window_size in windows:
+            gains[f"{name} (trained)", policy.window_size] = figures["window.gain"]
+    rows: dict[str, float] = {}
+    for (name, _), gain in gains.items():
+        rows[name] = max(gain.value, rows.get(name, -math.inf))
+    names = sorted(rows, key=lambda name: rows[name])
+    figure, axes = new_figure(0.22 * len(names) + 1.2)
+    axes.axvline(0, color="black", linewidth=1)
+    colors = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    for number, size in enumerate(sorted(windows)):
+        own = {name: gain for (name, budget), gain in gains.items() if budget == size}
+        x = [gain.value for gain in own.values()]
+        y = [names.index(name) + 0.15 * number for name in own]
+        errors = [gain.error or 0.0 for gain in own.values()]
+        label = f"state bytes of a window of {size} tokens"
+        marks: Style = {"fmt": "os^Dv"[number % 5], "color": colors[number % 10], "label": label}
+        axes.errorbar(x, y, xerr=errors, markersize=4, linewidth=1, **marks)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="nats per token below the plain window of equal state bytes")
     add_legend_below(figure)
     return figure
 

@@ -129,6 +129,10 @@ def _policies(results: Results) -> ReportSection:
                 "bold: best on validation documents",
             )
         )
+    if parts:
+        plot = plots.policy_gains_plot(results)
+        caption = "Gains over the plain window of equal state bytes; ± one standard error"
+        parts.insert(0, ReportPlot("policies", plot, caption))
     for figure, caption in RULER_FIGURES.items():
         if results.ruler:
             table = tables.ruler_table(results.ruler, figure)

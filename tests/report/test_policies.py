@@ -8,6 +8,7 @@ import pytest
 from infini.evaluation.estimates import Estimate
 from infini.files import write_json
 from infini.paths import POLICIES, Version
+from infini.report.plots import policy_gains_plot
 from infini.report.policies import best_policy, gain_over_policy, read_policies
 from infini.report.results import read_results
 from infini.report.sections import build_report
@@ -57,6 +58,20 @@ def test_best_policy_is_chosen_on_validation_documents_without_the_oracle(folder
     assert list(table.index) == ["oracle (looks ahead)", "tova", "**snapkv**", "window"]
     assert table["gain over the window"]["tova"].startswith("1")
     assert table["gain over the window"]["window"] == "–"
+
+
+def test_policy_gains_plot_has_a_row_a_policy_and_version(folder: Path) -> None:
+    curves = pd.read_csv(Version("v3").curves)
+    pd.concat([curves, documents(3.0, 3.8)]).to_csv(Version("v3").curves, index=False)
+    figure = policy_gains_plot(read_results(SETUP))
+    (axes,) = figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[-2:] == ["tova", "oracle (looks ahead)"], "the best last, at the top"
+    assert sorted(names) == ["oracle (looks ahead)", "snapkv", "tova", "v3 (trained)"]
+    (points,) = axes.containers
+    found = dict(points.lines[0].get_xydata()[:, ::-1].tolist())
+    assert found[names.index("snapkv")] == pytest.approx((300 * 0.1 - 100 * 0.1) / 400)
+    assert found[names.index("v3 (trained)")] == 0.05
 
 
 def test_gain_over_policy_is_paired_by_document(folder: Path) -> None:
