@@ -53,8 +53,9 @@ from infini.model.serialization import CONFIG_FILE
 
 log = logging.getLogger(__name__)
 
-# One of each kind: attention with decay, of a block, of its last query, mean; keys alone
-DEFAULT_POLICIES = ("decayed_attention", "snapkv", "tova", "observed_attention", "keydiff")
+# The best on SmolLM2-135M, one of each kind: decay per token, sub-caches, mean, last query, block
+DEFAULT_POLICIES = ("a2sf", "cascading", "observed_attention", "tova", "snapkv")
+FITTED_POLICIES = ("learned", "learned_no_attention")  # with `fit_texts`
 SMALLEST_WINDOW = 16  # by default
 WARM_UP_TOKENS = 128
 
@@ -91,7 +92,8 @@ def bench(  # noqa: PLR0913 (options by name)
         texts: A text, several, or several by name; of any lengths. Names are for error messages.
         state_bytes: Budgets of one text's cache in bytes, as 4000000, "4M" or "4MiB".
         policies: Names of retention policies, or policy objects; "all": every registered one;
-            None: `decayed_attention`, `snapkv`, `tova`, `observed_attention` and `keydiff`.
+            None: `a2sf`, `cascading`, `observed_attention`, `tova` and `snapkv`, and with
+            `fit_texts` also `learned` and `learned_no_attention`.
         saved: Folders that `save_pretrained` of a model with a memory over this base wrote. The
             bytes of each are a further budget, at which all policies are compared with it.
         window: Tokens of the policies' window. None: of each budget, the largest power of two up to
@@ -100,8 +102,8 @@ def bench(  # noqa: PLR0913 (options by name)
             none was more than 0.004 nats better.
         sinks: First tokens that are always attended to.
         max_tokens: First tokens of each text that are read.
-        fit_texts: Texts that policies such as "expected_attention" are fitted to, none of which is
-            scored. None: these policies are left out.
+        fit_texts: Texts that policies such as "learned" are fitted to, none of which is scored.
+            None: these policies are left out.
         tokenizer: The model's; None: it is loaded from where the model was.
 
     Returns:
@@ -153,12 +155,10 @@ def bench(  # noqa: PLR0913 (options by name)
     fit_pieces = encode_texts(fit_named, base, tokenizer, max_tokens) if fit_named else []
     with untouched_copies(base) as (_, own):
         longest = torch.tensor([max((piece.tokens for piece in pieces), key=len)])
-        opponents = _Opponents(own, longest, window, sinks)
+        fit_tokens = [torch.tensor(piece.tokens) for piece in fit_pieces]
+        opponents = _Opponents(own, longest, window, sinks, fit_tokens)
         saved_readers = [opponents.saved_reader(folder) for folder in _as_folders(saved)]
-        fitted = {
-            policy.name: _fit(own, policy, fit_pieces) for policy in chosen if policy.is_fitted
-        }
-        readers = opponents.readers(budgets, chosen, fitted, saved_readers)
+        readers = opponents.readers(budgets, chosen, saved_readers)
         return _table(readers, _read(own, readers, pieces))
 
 
@@ -170,10 +170,19 @@ class _Opponents:
         longest: Tokens of the longest text, (1, T).
         window: Tokens of the policies' window; None: by budget.
         sinks: First tokens that are always attended to.
+        fit_tokens: Tokens of the texts that policies are fitted to, (T,) each.
     """
 
-    def __init__(self, base: PreTrainedModel, longest: Tensor, window: int | None, sinks: int):
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        longest: Tensor,
+        window: int | None,
+        sinks: int,
+        fit_tokens: list[Tensor],
+    ):
         self.base, self.longest, self.window, self.sinks = base, longest, window, sinks
+        self.fit_tokens = fit_tokens
         self.sizes: dict[tuple[str, int], StateSize] = {}
         self.full = full_attention_reader(base, longest.shape[1])
 
@@ -191,7 +200,6 @@ class _Opponents:
         self,
         budgets: list[int],
         policies: list[RetentionPolicy],
-        fitted: dict[str, Fitted],
         saved: list[Reader],
     ) -> list[Reader]:
         """Return the rows of all budgets in order, and full attention.
@@ -223,7 +231,7 @@ class _Opponents:
             sizes = {policy.name: self._size(policy, budget) for policy in policies}
             readers += self._plain_window(budget)
             readers += [
-                self._policy(policy, sizes[policy.name], fitted, budget)
+                self._policy(policy, sizes[policy.name], budget)
                 for policy in policies
                 if sizes[policy.name].retained_within(budget)
             ]
@@ -255,12 +263,18 @@ class _Opponents:
         reader = window_reader(self.base, size, self.sinks, self.longest.shape[1])
         return [reader._replace(name="window", budget=budget)]
 
-    def _policy(
-        self, policy: RetentionPolicy, size: StateSize, fitted: dict[str, Fitted], budget: int
-    ) -> Reader:
-        """Return a policy with as many pairs as a budget pays for."""
-        retained, window = size.retained_within(budget), self.window_of(budget)
-        name, tensors = policy.name, fitted.get(policy.name, {})
+    def _policy(self, policy: RetentionPolicy, size: StateSize, budget: int) -> Reader:
+        """Return a policy with as many pairs as a budget pays for, fitted if it has to be."""
+        retained, window, name = size.retained_within(budget), self.window_of(budget), policy.name
+        tensors: Fitted = {}
+        if policy.is_fitted:
+            with retained_pairs(self.base, policy, window, self.sinks, retained) as model:
+                fit_policy(model, self.fit_tokens)
+                layers = retained_modules(model).items()
+                tensors = {
+                    index: {key: x.data.clone() for key, x in own.policy_weights.items()}
+                    for index, own in layers
+                }
         reading = _fitted_pairs(self.base, policy, window, self.sinks, retained, tensors)
         score, held = partial(read_in_chunks, self.base), size.of(retained)
         return Reader(name, name, window, held, score, reading, retained=retained, budget=budget)
@@ -292,16 +306,6 @@ def _fitted_pairs(
             for name, tensor in fitted.get(index, {}).items():
                 own.policy_weights[name].data.copy_(tensor)
         yield model
-
-
-def _fit(base: PreTrainedModel, policy: RetentionPolicy, pieces: list[Piece]) -> Fitted:
-    """Fit a policy's tensors, which do not depend on window and number of pairs."""
-    with retained_pairs(base, policy, 1, 0, 1) as model:
-        fit_policy(model, [torch.tensor(piece.tokens) for piece in pieces])
-        return {
-            index: {name: x.data.clone() for name, x in own.policy_weights.items()}
-            for index, own in retained_modules(model).items()
-        }
 
 
 class _Reading(NamedTuple):
@@ -378,7 +382,7 @@ def _as_policies(
 ) -> list[RetentionPolicy]:
     """Return the policies, each name once; without those that must be fitted, unless `fitted`."""
     if policies is None:
-        policies = DEFAULT_POLICIES
+        policies = (*DEFAULT_POLICIES, *(FITTED_POLICIES if fitted else ()))
     if isinstance(policies, str):
         policies = policy_names() if policies == "all" else [policies]
     by_name = {policy.name: policy for policy in map(as_policy, policies)}

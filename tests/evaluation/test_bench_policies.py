@@ -128,6 +128,14 @@ def test_saved_model_is_compared_at_its_own_bytes(
     assert peers == ["window", "tova", str(tmp_path / "mine")]
 
 
+def test_learned_policies_are_among_the_default_where_texts_are_given(
+    model: PreTrainedModel, tokenizer: Tokenizer
+) -> None:
+    options = {"window": WINDOW, "sinks": SINKS, "tokenizer": tokenizer}
+    table = infini.bench(model, TEXTS, BUDGET, fit_texts=[sentence(300, 9)], **options)
+    assert {"a2sf", "learned", "learned_no_attention"} < set(table["policy"])
+
+
 def test_policies_are_fitted_to_other_texts(
     model: PreTrainedModel, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
