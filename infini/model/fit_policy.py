@@ -65,9 +65,11 @@ def fit_policy(
 ) -> PreTrainedModel:
     """Fit the tensors of a model's retention policy to texts, in place.
 
-    Policies such as "expected_attention" and "q_filter" know the queries that a layer usually
-    makes. A few texts of some thousand tokens are enough; they are read once by the base's full
-    attention, in pieces of its context, at most 4,096 tokens. The tensors are saved with the model.
+    "learned" and "learned_no_attention" know which pairs later queries attend to,
+    "expected_attention" and "q_filter" the queries that a layer usually makes. Four texts of 4,096
+    tokens are enough; they are read by the base's full attention, in pieces of its context, at most
+    4,096 tokens, and for the learned policies through the model's window too. The tensors are saved
+    with the model.
 
     Args:
         model: A model with `method="window"` and `retained`.
@@ -78,10 +80,11 @@ def fit_policy(
         `model` itself; with a policy that has no tensors to fit it stays as it is.
 
     Raises:
-        InputError: The model has no retained pairs, or there is no text.
+        InputError: The model has no retained pairs, there is no text, or for a learned policy none
+            that is longer than window, sinks and a block of tokens.
 
     Examples:
-        >>> infini.retrofit(model, "window", retained=128, policy="expected_attention")
+        >>> infini.retrofit(model, "window", retained=128, policy="learned")
         >>> infini.fit_policy(model, texts)
     """
     layers = retained_modules(model)
