@@ -108,10 +108,11 @@ def policy_gains_plot(results: Results) -> Figure:
         x = [gain.value for gain in own.values()]
         y = [names.index(name) + 0.15 * number for name in own]
         errors = [gain.error or 0.0 for gain in own.values()]
-        label = f"state bytes of a window of {size} tokens"
+        label = f"bytes of a window of {size}"
         marks: Style = {"fmt": "os^Dv"[number % 5], "color": colors[number % 10], "label": label}
         axes.errorbar(x, y, xerr=errors, markersize=4, linewidth=1, **marks)
     axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.6, len(names) - 0.2)
     axes.set(xlabel="nats per token below the plain window of equal state bytes")
     add_legend_below(figure)
     return figure
