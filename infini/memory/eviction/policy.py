@@ -182,6 +182,9 @@ class RetentionPolicy(ABC):
         """Return the shapes of the tensors of a layer that `infini.fit_policy` fits, by name.
 
         They are saved with the model, and are no part of the cache.
+
+        Args:
+            size: Heads of the layer and their widths.
         """
         return {}
 
