@@ -93,7 +93,7 @@ def policy_gains_plot(results: Results) -> Figure:
         if policy.window_size in windows and policy.name != PLAIN_WINDOW
     }
     for name, figures in results.figures.items():
-        policy = results.baseline(name) if "window.gain" in figures else None
+        policy = results.opponent(name)
         if policy is not None and policy.window_size in windows:
             gains[f"{name} (trained)", policy.window_size] = figures["window.gain"]
     rows: dict[str, float] = {}

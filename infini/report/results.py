@@ -99,6 +99,16 @@ class Results:
         size = flatten(self.metrics[version]).get(f"{key}.window")
         return None if size is None else best_policy(self.policies, int(size))
 
+    def opponent(self, version: str, window: int | None = None) -> ScoredPolicy | None:
+        """Return the policy that a version's gain is over; None: the plain window.
+
+        Args:
+            version: Its name.
+            window: Another window that it was evaluated with; None: its own.
+        """
+        key = "window.gain" if window is None else f"at_window_{window}.window.gain"
+        return self.baseline(version, window) if key in self.figures[version] else None
+
     def _compare_with_policy(self, version: str, figures: Figures, suffix: str) -> None:
         """Replace the gain over the plain window by that over the best policy, in place."""
         prefix = suffix.removeprefix("_") + "." * bool(suffix)

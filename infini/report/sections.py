@@ -9,7 +9,6 @@ from pathlib import Path
 from infini.report import plots, tables
 from infini.report.cells import LEGEND
 from infini.report.page import Report, ReportPart, ReportPlot, ReportSection, ReportTable
-from infini.report.policies import ScoredPolicy
 from infini.report.provenance import COSTS_PIPELINE
 from infini.report.results import Results
 from infini.report.verdict import beats_both, verdict
@@ -63,7 +62,7 @@ def build_report(
         title="Which versions beat the baseline and their control?",
         verdicts=sorted(
             [
-                (verdict(name, figures, _opponent(results, name)), beats_both(figures))
+                (verdict(name, figures, results.opponent(name)), beats_both(figures))
                 for name, figures in versions.items()
             ],
             key=lambda line: not line[1],
@@ -109,11 +108,6 @@ def _versions(results: Results) -> ReportSection:
         ReportTable(perplexity, "perplexity", "Perplexity"),
         ReportTable(gains, "nats per token", "Other differences, and added parameters"),
     ])  # fmt: skip
-
-
-def _opponent(results: Results, version: str) -> ScoredPolicy | None:
-    """Return the policy that a version's gain is over; None: the plain window."""
-    return results.baseline(version) if "window.gain" in results.figures[version] else None
 
 
 def _policies(results: Results) -> ReportSection:

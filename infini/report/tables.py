@@ -169,11 +169,11 @@ def other_windows_table(results: Results) -> pd.DataFrame:
 
 def _baseline_name(results: Results, version: str, window: int | None = None) -> str:
     """Return the opponent that a version's gain over the baseline is measured against."""
-    prefix = "" if window is None else f"at_window_{window}."
-    figures, policy = results.figures[version], results.baseline(version, window)
-    if policy is not None and f"{prefix}window.gain" in figures:
+    policy = results.opponent(version, window)
+    if policy is not None:
         return policy.name
-    return PLAIN_WINDOW if f"{prefix}baseline.gain" in figures else MISSING
+    key = "baseline.gain" if window is None else f"at_window_{window}.baseline.gain"
+    return PLAIN_WINDOW if key in results.figures[version] else MISSING
 
 
 def _with_baselines(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
