@@ -1,10 +1,10 @@
 """Reads documents in constant memory, and selects whose memory they read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from infini.choices import MemoryMode
@@ -59,14 +59,8 @@ def memory_mode(model: PreTrainedModel, mode: MemoryMode) -> Iterator[None]:
         for module in model.modules()
         if isinstance(module, InfiniAttention | AssociativeMemory | RetainedPairs)
     ]
-    before = [memory.mode for memory in memories]
-    for memory in memories:
-        memory.mode = mode
-    try:
+    with _attribute(memories, "mode", mode):
         yield
-    finally:
-        for memory, earlier in zip(memories, before, strict=True):
-            memory.mode = earlier
 
 
 @contextmanager
@@ -100,12 +94,18 @@ def policy_override(model: PreTrainedModel, policy: RetentionPolicy) -> Iterator
         model: a model with retained pairs.
         policy: a policy that has no fitted tensors.
     """
-    layers = retained_modules(model).values()
-    own = [retained.policy for retained in layers]
-    for retained in layers:
-        retained.policy = policy
+    with _attribute(list(retained_modules(model).values()), "policy", policy):
+        yield
+
+
+@contextmanager
+def _attribute(modules: Sequence[nn.Module], name: str, value: object) -> Iterator[None]:
+    """Set an attribute of modules within the block."""
+    before = [getattr(module, name) for module in modules]
+    for module in modules:
+        setattr(module, name, value)
     try:
         yield
     finally:
-        for retained, before in zip(layers, own, strict=True):
-            retained.policy = before
+        for module, earlier in zip(modules, before, strict=True):
+            setattr(module, name, earlier)

@@ -10,6 +10,7 @@ from torch import Tensor
 import infini
 from infini.errors import InputError
 from infini.memory.eviction import (
+    H2O,
     BlockLayout,
     CallPairs,
     DecayedAttention,
@@ -221,21 +222,8 @@ class SmallestKeyNorm(RetentionPolicy):
         return -pairs.keys.norm(dim=-1)
 
 
-class AttentionSum(RetentionPolicy):
-    """H2O's score: attention summed over queries, mean over the query heads of a group."""
-
-    attention = "sum"
-    state = ("score",)
-    state_covers_window = True
-
-    def score(self, pairs: HeldPairs) -> Tensor:
-        assert pairs.block_attention is not None
-        pairs.state["score"] = pairs.state["score"] + pairs.block_attention
-        return pairs.state["score"]
-
-
 class ReferenceSum(ReferenceCache):
-    """Reference of `AttentionSum`."""
+    """Reference of `H2O`."""
 
     def add_attention(self, weights: dict[int, Tensor]) -> None:
         for j, weight in weights.items():
@@ -271,7 +259,7 @@ class LastQuery(RetentionPolicy):
         return pairs.block_attention.mean(1, keepdim=True).expand_as(pairs.block_attention)
 
 
-POLICIES = [DecayedAttention, SmallestKeyNorm, AttentionSum, ScoreWhenEvicted, LastQuery]
+POLICIES = [DecayedAttention, SmallestKeyNorm, H2O, ScoreWhenEvicted, LastQuery]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -294,7 +282,7 @@ def test_attention_sum_equals_loop() -> None:
     _, caches = loop(
         qkv, torch.zeros(H), torch.zeros(G, V, dtype=torch.float64), case, ReferenceSum
     )
-    state = select_in_chunks(qkv, [101], ReferenceCache(**case), policy=AttentionSum())
+    state = select_in_chunks(qkv, [101], ReferenceCache(**case), policy=H2O())
     assert_equals_reference(state, caches, 101)
 
 
@@ -311,7 +299,7 @@ def test_policy_without_attention_computes_none(block: int) -> None:
 
 def test_query_decay_weighs_later_queries_more() -> None:
     """A2SF's sum within a block, Σ decay^(last - q) · attention, here of two queries."""
-    policy, qkv, case = AttentionSum(), tokens(34), ReferenceCache(30, 2, 1)
+    policy, qkv, case = H2O(), tokens(34), ReferenceCache(30, 2, 1)
     received = {}
     for policy.query_decay in (1.0, 0.5, 0.0):
         state = select_in_chunks(qkv, [34], case, policy=policy)
@@ -321,21 +309,24 @@ def test_query_decay_weighs_later_queries_more() -> None:
 
 
 def test_register_policy_by_name_and_as_decorator() -> None:
-    register_policy("test_sum", AttentionSum)
+    class Sum(H2O):
+        """Registered by a call."""
+
+    register_policy("test_sum", Sum)
     register_policy("test_sum_decayed", lambda: DecayedAttention(0.5))
 
     @infini.register_policy("test_decorated")
     class Decorated(SmallestKeyNorm):
         """Registered by a decorator."""
 
-    assert isinstance(policy_by_name("test_sum"), AttentionSum)
-    assert AttentionSum().name == "test_sum"
+    assert isinstance(policy_by_name("test_sum"), Sum)
+    assert Sum().name == "test_sum"
     assert policy_by_name("test_sum_decayed").name == "test_sum_decayed"
     assert isinstance(as_policy("test_decorated"), Decorated)
     assert SmallestKeyNorm().name == "SmallestKeyNorm"
     assert {"decayed_attention", "test_sum", "test_decorated"} <= set(policy_names())
     with pytest.raises(InputError, match="'decayed_attention' is registered already"):
-        register_policy("decayed_attention", AttentionSum)
+        register_policy("decayed_attention", H2O)
 
 
 def test_unknown_policy_names_the_known() -> None:

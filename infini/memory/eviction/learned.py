@@ -88,7 +88,7 @@ class FutureRegression(A2SF):
     def score(self, pairs: HeldPairs) -> Tensor:
         assert self.oracle is not None
         score = super().score(pairs)
-        target = self.oracle.score(pairs).clamp(min=0).sqrt()
+        target = self.oracle.score(pairs).sqrt()
         rows = torch.cat([self.policy.features(pairs), target[..., None]], -1)
         rows = rows[:, :, : pairs.num_candidates]
         rows = rows.where(pairs.valid[:, :, : pairs.num_candidates, None], 0)

@@ -22,7 +22,7 @@ QUERIES_AT_A_TIME = 512
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """Queries, keys and values of a layer, queries and keys without positions."""
+    """Queries and keys of a layer, without positions."""
 
     layer_index: int
     """Decoder layer, from 0"""
@@ -30,8 +30,6 @@ class LayerInputs:
     """Queries, (B, H, T, D)"""
     k: Tensor
     """Keys, (B, G, T, D)"""
-    v: Tensor
-    """Values, (B, G, T, V)"""
     spec: AttentionSpec
     """The base's attention in this layer"""
 
@@ -55,7 +53,7 @@ class FullAttentionHandler:
         """Attend as the base does; see `AttentionHandler.attend`."""
         layer = window_layer(module)
         spec = layer.attention_spec(module, implementation, options, q.shape[-1], self.angles)
-        self.record(LayerInputs(layer.layer_index, q, k, v, spec))
+        self.record(LayerInputs(layer.layer_index, q, k, spec))
         positions = torch.arange(q.shape[2], device=q.device)
         if spec.rotate is not None:
             q, k = spec.rotate(q, positions[None]), spec.rotate(k, positions[None])
