@@ -140,6 +140,19 @@ def test_adapter_fits_its_policy_before_training(project: Path) -> None:
     assert Path("reports/metrics/v5.json").is_file()
 
 
+def test_adapter_keeps_alpha_that_is_not_learned(project: Path) -> None:
+    content = read_params() | {"replacements": {}}
+    adapter = content["adapters"]["v3"] | {"alpha": {"init": 0.3, "learn": False}}
+    content["adapters"] = {"v3": adapter}
+    write_params(content)
+    run_versions()
+    for step in STEPS:
+        weights = load_file(f"data/models/v3/{step}/seed0/infini.safetensors")
+        assert weights.pop("layers.0.alpha") == torch.tensor(0.3)
+        assert weights["layers.0.attention.beta"].any(), "the rest is trained"
+    assert json.loads(Path("reports/metrics/v3.json").read_text())["alpha"] == {"layer0": 0.3}
+
+
 def test_report_repeats_its_bytes_but_for_the_page(
     project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

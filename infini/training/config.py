@@ -247,6 +247,21 @@ class Adapter(DocumentRecipe):
         return own | {"finetune": recipe}
 
 
+class Alpha(Section):
+    """α, the weight of a memory beside its layer."""
+
+    # initial value; 0.0: the version starts as the base
+    init: Annotated[float, Field(ge=-100, le=100)] = 0.0
+    # false: α stays as it is
+    learn: bool = True
+
+    @model_validator(mode="after")
+    def _check_init(self) -> Self:
+        if not self.learn and not self.init:
+            raise InputError("init must not be 0 with learn: false: the memory would add nothing")
+        return self
+
+
 class ParallelAdapter(Adapter, LongRecipe):
     """Version with method: parallel; documents are read by segments."""
 
@@ -254,8 +269,7 @@ class ParallelAdapter(Adapter, LongRecipe):
 
     method: Literal["parallel"]
     layer: ParallelLayer
-    # initial value of α; 0.0: the version starts as the base
-    alpha: Annotated[float, Field(ge=-100, le=100)] = 0.0
+    alpha: Alpha = Field(default_factory=Alpha)
     lr: Rate = 2e-3
 
     def check_documents(self, documents: int, length: int, segment_length: int) -> None:
@@ -263,7 +277,7 @@ class ParallelAdapter(Adapter, LongRecipe):
         self.check_control(documents, length)
 
     def retrofit_options(self, segment_length: int) -> dict[str, Any]:
-        return retrofit_options(self.layer, segment_length) | {"alpha": self.alpha}
+        return retrofit_options(self.layer, segment_length) | {"alpha": self.alpha.init}
 
 
 class WindowAdapter(Adapter):

@@ -25,8 +25,10 @@ from infini.model.modules import (
     frozen_layers,
     parameter_groups,
     retained_modules,
+    segmented_layers,
     trained_parameters,
 )
+from infini.model.segmented.layers import InfiniAdapter
 from infini.model.segmented.run import LayerStates, detach_states
 from infini.paths import DOCUMENTS, TEACHER
 from infini.training.checkpoint import Checkpoint, fingerprint
@@ -208,12 +210,38 @@ def own_rows(chosen: Tensor) -> tuple[Tensor, bool]:
     return (own, False) if len(own) else (chosen[:1], True)
 
 
-def fit_retention_policy(model: PreTrainedModel) -> None:
-    """Fit the retention policy to the first training documents, in place, if it has tensors."""
+def fit_retention_policy(
+    model: PreTrainedModel, recipe: DocumentRecipe, segment_length: int
+) -> None:
+    """Fit the retention policy to training documents, in place, if it has tensors.
+
+    Where the training asks questions, half of the documents have some, so that a learned policy
+    retains what may be asked for.
+    """
     policies = [retained.policy for retained in retained_modules(model).values()]
-    if any(policy.is_fitted for policy in policies):
-        train = Pieces.load(DOCUMENTS / "train.parquet").first(FIT_DOCUMENTS)
-        fit_policy(model, train.unpadded())
+    if not any(policy.is_fitted for policy in policies):
+        return
+    train = Pieces.load(DOCUMENTS / "train.parquet").unpadded()
+    texts = train[:FIT_DOCUMENTS]
+    if recipe.question_share:
+        facts, generator = fact_sampler(model), torch.Generator().manual_seed(0)
+        distance = recipe.exact_context(segment_length, None)
+        for text in train[-FIT_DOCUMENTS:]:
+            texts.append(with_questions(text, facts, distance, generator)[0])
+    fit_policy(model, texts)
+
+
+def freeze_alpha(model: PreTrainedModel) -> None:
+    """Keep the adapters' α as it is during training."""
+    for layer in segmented_layers(model).values():
+        if isinstance(layer, InfiniAdapter):
+            layer.alpha.requires_grad_(False)
+
+
+def fact_sampler(model: PreTrainedModel) -> FactSampler:
+    """Return what synthetic retrieval questions are about, in the tokens of a model."""
+    commit = getattr(model.config, "_commit_hash", None)
+    return FactSampler(load_tokenizer(model.name_or_path, commit))
 
 
 def train_control(
@@ -259,10 +287,7 @@ def train_on_documents(
     if recipe.length is not None:
         train = train.shortened(recipe.length)
     processes.shard_layers(frozen_layers(model))
-    facts = None
-    if recipe.question_share:
-        name, commit = model.name_or_path, getattr(model.config, "_commit_hash", None)
-        facts = FactSampler(load_tokenizer(name, commit))
+    facts = fact_sampler(model) if recipe.question_share else None
     documents = kind(model, train, segment_length, recipe, teacher, facts)
     steps = documents.steps * recipe.epochs
     trained = trained_parameters(model)

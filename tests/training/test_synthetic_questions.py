@@ -17,9 +17,14 @@ from infini.model.base import load_base
 from infini.model.modules import infini_parameters
 from infini.model.retrofit import retrofit
 from infini.paths import DOCUMENTS, TEACHER, Version
-from infini.training import loop
+from infini.training import long_context, loop
 from infini.training.config import DocumentRecipe
-from infini.training.long_context import DocumentBatch, DocumentTraining, train_on_documents
+from infini.training.long_context import (
+    DocumentBatch,
+    DocumentTraining,
+    fit_retention_policy,
+    train_on_documents,
+)
 from infini.training.loop import Loss
 from infini.training.seeds import TrainingRun
 from infini.training.teacher import record_log_probs
@@ -183,6 +188,24 @@ def test_killed_training_with_questions_resumes_to_the_same_bits(
         got = train()
         assert len(has_questions) == 8 - fail_at + 1
         assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+
+
+def test_policy_is_fitted_to_questions_where_the_training_asks_some(
+    model: PreTrainedModel, facts: FactSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_documents([300] * 3)
+    layer = {"window": 8, "sinks": 2, "retained": 4, "policy": "learned"}
+    retrofit(model, "window", **layer)
+    texts = list[torch.Tensor]()
+    monkeypatch.setattr(long_context, "fit_policy", lambda _, fitted: texts.extend(fitted))
+    plain = Pieces.load(DOCUMENTS / "train.parquet").unpadded()
+    fit_retention_policy(model, window_recipe(layer=layer), L)
+    assert [*map(torch.Tensor.tolist, texts)] == [*map(torch.Tensor.tolist, plain)]
+    texts.clear()
+    fit_retention_policy(model, window_recipe(layer=layer, question_share=0.1), L)
+    asked = [text for text in texts if "What is the" in facts.tokenizer.decode(text)]
+    assert (len(texts), len(asked)) == (6, 3)
 
 
 def test_documents_too_short_for_questions_are_rejected(
