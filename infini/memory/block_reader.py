@@ -70,17 +70,18 @@ class BlockReader:
 
         Args:
             block: Block, from 0.
-            indices: Pairs retained during the block, (B, G, K).
-            valid: Where there is one, (B, G, K).
+            indices: Pairs retained during the block, (B, G, n), n up to K.
+            valid: Where there is one, (B, G, n).
             queries: New queries whose weights are returned, by their index in the block.
 
         Returns:
-            The weights, (B, G, r, len(queries), K + W - 1 + C), float32.
+            The weights, (B, G, r, len(queries), n + W - 1 + C), float32.
         """
         layout, (B, G, K), D = self.layout, indices.shape, self.key_width
         first = max(layout.block_start(block) - layout.num_past, 0)  # new token
         end = min(layout.block_start(block + 1) - layout.num_past, layout.num_new)
-        start = K + layout.block_size - 1 - layout.block_offset + block * layout.block_size
+        start = self.num_retained + layout.block_size - 1 - layout.block_offset
+        start += block * layout.block_size
         window = self.pairs[:, :, start : start + layout.window_width].flatten(0, 1)
         retained = self._retained(block, indices)
         S, rows = self.sink_scores.shape[4], self.q.shape[2] * (end - first)  # r·n

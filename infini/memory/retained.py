@@ -33,7 +33,7 @@ from infini.memory.eviction import (
     rotate_pairs,
     select,
 )
-from infini.memory.eviction.head_budgets import num_slots, pack, unpack
+from infini.memory.eviction.head_budgets import num_empty, num_slots, pack, unpack
 from infini.memory.packing import swap_halves
 from infini.memory.window import Attention, ChunkInfo
 
@@ -229,7 +229,9 @@ def _attend(
         q, sink_q, rotated_keys, sink_keys = (
             x.to(dtype) for x in (q, sink_q, rotated_keys, sink_keys)
         )
-    indices, valid = selection.indices[:, :, :-1], selection.valid[:, :, :-1]  # (B, G, N, K)
+    skip = num_empty(selection.valid, retained.policy.min_share)
+    indices, valid = (x[:, :, :-1, skip:] for x in (selection.indices, selection.valid))
+    # (B, G, N, n), n up to K
     retained_keys, retained_values = _gather(rotated_keys, indices), _gather(values, indices)
     if pinned is not None:
         by_block = zip(retained_keys.unbind(2), indices.unbind(2), strict=True)
@@ -266,7 +268,7 @@ def _attend(
         _blocks_to_batch(layout.split_queries(extended_q)),
         _blocks_to_batch(torch.cat(extended_keys, 3)),
         _blocks_to_batch(torch.cat(all_values, 3)),
-        _mask(layout, len(q), K, q.device),
+        _mask(layout, len(q), indices.shape[3], q.device),
     )  # (B·N, C, H, V)
     out = out.unflatten(0, (-1, N)).flatten(1, 2)
     out = out[:, layout.block_offset : layout.block_offset + layout.num_new]

@@ -179,7 +179,7 @@ def test_no_moment_holds_more_than_the_budget(
         _, state = read(name, case, qkv, chunks, True)
         assert state.keys.shape == (B, G, K, D)
         read(name, case, qkv, chunks, False, attention=count_attention)
-    slots = {K} if name not in SHARING else set(range(K, G * K))
+    slots = {K} if name not in SHARING else set(range(G * K))
     assert {x - (S + W - 1 + block) for x in attended} <= slots
     assert K + num_recent(W) + S < S + W + K + block, "between two calls"
 

@@ -320,7 +320,7 @@ class Cascading(H2O):
 
 
 class Learned(AdaKV):
-    """Linear in key, key at its distance, value, age and A2SF's score; heads share their pairs."""
+    """Linear in key, value, age and A2SF's score; heads share their pairs."""
 
     decay = A2SF.decay
     add_attention = H2O.add_attention
@@ -331,8 +331,7 @@ class Learned(AdaKV):
 
     def features(self, j: int, start: int) -> Vector:
         age, s = math.log(start - j), math.log(max(self.scores[j], 1e-4))
-        vectors = [*self.key(j), *self.rotated_key(j, start), *self.value(j)]
-        return [*vectors, 1, age, s, s * age]
+        return [*self.key(j), *self.value(j), 1, age, s, s * age]
 
 
 class LearnedNoAttention(Learned):

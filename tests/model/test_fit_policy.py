@@ -108,7 +108,6 @@ class Spy(A2SF):
     def score(self, pairs: HeldPairs) -> Tensor:
         scores = super().score(pairs)
         assert pairs.keys is pairs.keys  # gathered now, and kept
-        assert pairs.relative_keys is pairs.relative_keys
         assert pairs.values is pairs.values
         self.seen.append((pairs, pairs.state["score"]))
         return scores
@@ -147,7 +146,7 @@ def test_learned_is_ridge_regression_to_the_attention_to_come(use_attention: boo
                     token = int(pairs.positions[0, g, i])
                     age = torch.tensor(float(pairs.block_end - token)).log()
                     log_score = scores[0, g, i].clamp(min=1e-4).log()
-                    vectors = (pairs.keys, pairs.relative_keys, pairs.values)
+                    vectors = (pairs.keys, pairs.values)
                     scalars = [torch.tensor(1.0), age, log_score, log_score * age]
                     features = torch.cat([
                         *(x[0, g, i] for x in vectors),

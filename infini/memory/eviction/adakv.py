@@ -6,6 +6,8 @@ that attend to few tokens leave their pairs to others.
 Ada-KV: adaptive budget allocation (arXiv 2407.11550, algorithm 1). By name, on SnapKV's scores.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from infini.errors import InputError
@@ -48,6 +50,9 @@ class AdaKV(RetentionPolicy):
 
     def fit(self, queries: QueryStatistics) -> dict[str, Tensor]:
         return self.policy.fit(queries)
+
+    def pair_score(self, keys: Tensor, values: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        return self.policy.pair_score(keys, values, weights)
 
     def score(self, pairs: HeldPairs) -> Tensor:
         return self.policy.score(pairs)

@@ -43,6 +43,16 @@ def num_slots(state: RetainedState, layout: BlockLayout, min_share: float) -> in
     return max(K, min(num_largest, G * K - (G - 1) * _min_pairs(K, min_share)))
 
 
+def num_empty(valid: Tensor, min_share: float | None) -> int:
+    """Return how many slots, from the first on, are empty in all heads; they need not be read.
+
+    Args:
+        valid: Whether a slot holds a pair, (…, slots); the empty ones come first.
+        min_share: As above; None: the heads do not share their pairs, and 0 is returned.
+    """
+    return 0 if min_share is None else int((~valid).sum(-1).min())
+
+
 def unpack(state: RetainedState, slots: int) -> RetainedState:
     """Give every head its own slots, empty ones first.
 

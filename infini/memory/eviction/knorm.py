@@ -6,6 +6,8 @@ A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression (arXiv 24
 section 3). No attention weights, no state.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from infini.memory.eviction.policy import HeldPairs, RetentionPolicy, register_policy
@@ -15,5 +17,8 @@ from infini.memory.eviction.policy import HeldPairs, RetentionPolicy, register_p
 class Knorm(RetentionPolicy):
     """Retention policy that ranks pairs by the norm of their key, the smallest first."""
 
+    def pair_score(self, keys: Tensor, values: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        return -keys.norm(dim=-1)
+
     def score(self, pairs: HeldPairs) -> Tensor:
-        return -pairs.keys.norm(dim=-1)
+        return pairs.pair_scores

@@ -1,16 +1,17 @@
 """Retention policies `learned` and `learned_no_attention`: linear scores, fitted to texts.
 
-    score = w · [1, k, k at its distance, v, log s, log age, log s · log age]
+    score = w · [1, k, v, log s, log age, log s · log age]
 
-with s the score of `a2sf` and age the pair's distance from the end of the block. Of each key-value
-head, w is the ridge regression to the square root of what the oracle says of other texts
-(`FutureRegression`), the squared attention that the next blocks pay to the pair. No gradient, and
-no state beside s. The heads of a layer share their pairs, as with `adakv`. `learned_no_attention`
-leaves out s: it needs no attention weights and has no state.
+with k without position, s the score of `a2sf` and age the pair's distance from the end of the
+block. Of each key-value head, w is the ridge regression to the square root of what the oracle says
+of other texts (`FutureRegression`), the squared attention that the next blocks pay to the pair. No
+gradient, and no state beside s. The heads of a layer share their pairs, as with `adakv`.
+`learned_no_attention` leaves out s: it needs no attention weights and has no state.
 
 Learned scores of whole prompts are prior art: Locret (arXiv 2410.01805), KVzap (arXiv 2601.07891).
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -48,23 +49,33 @@ class Learned(RetentionPolicy):
             self.attention, self.state, self.state_covers_window = "sum", ("score",), True
 
     def weight_shapes(self, size: LayerSize) -> dict[str, tuple[int, ...]]:
-        width = 2 * size.key_width + size.value_width + (4 if self.use_attention else 2)
+        width = size.key_width + size.value_width + (4 if self.use_attention else 2)
         return {"weights": (size.kv_heads, width)}
 
-    def features(self, pairs: HeldPairs) -> Tensor:
-        """Return the features of all pairs, (B, G, P, F); s is their state."""
+    def scalars(self, pairs: HeldPairs) -> Tensor:
+        """Return the features beside key and value, (B, G, P, 2 or 4); s is the pairs' state."""
         log_age = (pairs.block_end - pairs.positions).clamp(min=1).float().log()
         scalars = [torch.ones_like(log_age), log_age]
         if self.use_attention:
             log_score = pairs.state["score"].clamp(min=SMALLEST_SCORE).log()
             scalars += [log_score, log_score * log_age]
-        vectors = [pairs.keys, pairs.relative_keys, pairs.values]
-        return torch.cat([*vectors, torch.stack(scalars, -1)], -1)
+        return torch.stack(scalars, -1)
+
+    def features(self, pairs: HeldPairs) -> Tensor:
+        """Return all features, (B, G, P, F)."""
+        return torch.cat([pairs.keys, pairs.values, self.scalars(pairs)], -1)
+
+    def pair_score(self, keys: Tensor, values: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        D, V = keys.shape[3], values.shape[3]
+        w = weights["weights"][..., None]  # (G, F, 1)
+        return (keys @ w[:, :D] + values @ w[:, D : D + V])[..., 0]
 
     def score(self, pairs: HeldPairs) -> Tensor:
         if self.use_attention:
             A2SF().score(pairs)  # updates the state
-        return (self.features(pairs) @ pairs.weights["weights"][..., None])[..., 0]
+        scalars = self.scalars(pairs)
+        of_scalars = pairs.weights["weights"][:, -scalars.shape[3] :, None]  # (G, 2 or 4, 1)
+        return pairs.pair_scores + (scalars @ of_scalars)[..., 0]
 
 
 register_policy("learned_no_attention", partial(Learned, use_attention=False))

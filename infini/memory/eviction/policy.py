@@ -73,8 +73,8 @@ class HeldPairs:
     weights: Mapping[str, Tensor]
     """The policy's fitted tensors of this layer by name (`RetentionPolicy.weight_shapes`)"""
     gather: Callable[[str], Tensor] = field(repr=False)
-    """Returns "keys", "rotated_keys", "relative_keys" or "values" of all P pairs; used by the
-    properties below"""
+    """Returns "keys", "rotated_keys", "relative_keys", "values" or "pair_scores" of all P pairs;
+    used by the properties below"""
 
     @property
     def num_candidates(self) -> int:
@@ -126,6 +126,11 @@ class HeldPairs:
     def values(self) -> Tensor:
         """Values, float32: (B, G, P, V)."""
         return self.gather("values")
+
+    @cached_property
+    def pair_scores(self) -> Tensor:
+        """What `RetentionPolicy.pair_score` returned, float32: (B, G, P)."""
+        return self.gather("pair_scores")
 
 
 class RetentionPolicy(ABC):
@@ -191,6 +196,22 @@ class RetentionPolicy(ABC):
     def fit(self, queries: QueryStatistics) -> dict[str, Tensor]:
         """Fit the tensors that `weight_shapes` names to the queries of a layer on some texts."""
         return {}
+
+    def pair_score(self, keys: Tensor, values: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Score pairs by what never changes: a part of `score` that is computed once a call.
+
+        With it, `score` uses `HeldPairs.pair_scores` instead of keys and values, whose gathering at
+        every block takes longer.
+
+        Args:
+            keys: Keys of all pairs of the call, without positions, float32: (B, G, n, D).
+            values: Their values, (B, G, n, V).
+            weights: The policy's fitted tensors of the layer.
+
+        Returns:
+            (B, G, n).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method pair_score")
 
     @abstractmethod
     def score(self, pairs: HeldPairs) -> Tensor:

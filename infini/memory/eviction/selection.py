@@ -21,8 +21,8 @@ Shapes: B batch, H query heads, G key-value heads, r = H / G, D key width, V val
 N blocks of C queries, K retained pairs, R = W + C - 2 recent ones, T new ones, P = K + R + T.
 """
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from infini.errors import InputError
 from infini.memory.eviction.block_layout import BlockLayout
-from infini.memory.eviction.head_budgets import best_of_layer
+from infini.memory.eviction.head_budgets import best_of_layer, num_empty
 from infini.memory.eviction.pinned import PinnedPairs
 from infini.memory.eviction.policy import HeldPairs, RetentionPolicy
 from infini.memory.eviction.query_statistics import Rotate
@@ -54,6 +54,8 @@ class CallPairs(NamedTuple):
     """Keys of the sinks with positions: (B, G, S, D)"""
     pinned: PinnedPairs | None = None
     """Pinned tokens; None: there are none"""
+    scores: Callable[[], Tensor] | None = None
+    """Returns `RetentionPolicy.pair_score` of the pairs, (B, G, P)"""
 
 
 class LayerPolicy(NamedTuple):
@@ -104,6 +106,7 @@ def select(
     Returns:
         The selection; it has no gradient.
     """
+    pairs = pairs._replace(scores=cache(partial(_pair_scores, pairs, layer_policy)))
     with torch.autocast(key_bias.device.type, enabled=False):
         weights = None
         if not isinstance(queries, tuple):
@@ -134,7 +137,9 @@ def _select(
     for block in range(layout.num_blocks):
         scored = layout.scored_queries(block, policy.last_queries)
         if weights is not None and (scored or weights.in_all_blocks):
-            received = weights.of_block(block, indices, valid, scored)
+            skip = num_empty(valid, policy.min_share)
+            received = weights.of_block(block, indices[..., skip:], valid[..., skip:], scored)
+            received = F.pad(received, (skip, 0)) if skip else received
             if policy.attention is not None and scored:
                 attention = _add_attention(policy, attention, received)
         is_end = layout.is_block_end(block)
@@ -162,6 +167,12 @@ def _select(
     policy_state, attention = _from_blocks(policy_state, attention, layout, policy, K)
     positions = positions.masked_fill(~valid, -1)
     return Selection(all_indices, all_valid, positions, policy_state, attention, state.counts)
+
+
+def _pair_scores(pairs: CallPairs, layer_policy: LayerPolicy) -> Tensor:
+    """Return the policy's scores of all pairs by what never changes: (B, G, P)."""
+    keys, values = pairs.keys.float(), pairs.values.float()
+    return layer_policy.policy.pair_score(keys, values, layer_policy.weights)
 
 
 def _held_pairs(
@@ -318,6 +329,9 @@ def _gather_held(
 
     place: the call's layout, and the block at whose end the policy scores.
     """
+    if name == "pair_scores":
+        assert pairs.scores is not None
+        return pairs.scores().gather(2, indices)
     (layout, block), has_positions = place, name in ("rotated_keys", "relative_keys")
     x: Tensor = getattr(pairs, name.replace("relative", "rotated"))
     index = indices[..., None].expand(-1, -1, -1, x.shape[3])
@@ -355,12 +369,12 @@ class BlockWeights(Protocol):
 
         Args:
             block: Block, from 0.
-            indices: Pairs retained during the block, (B, G, K).
-            valid: Where there is one, (B, G, K).
+            indices: Pairs retained during the block, (B, G, n), n up to K.
+            valid: Where there is one, (B, G, n).
             queries: New queries, by their index in the block; it may be empty.
 
         Returns:
-            The weights, (B, G, r, len(queries), K + W - 1 + C), float32.
+            The weights, (B, G, r, len(queries), n + W - 1 + C), float32.
         """
 
 
