@@ -335,10 +335,10 @@ class Learned(AdaKV):
 
 
 class LearnedNoAttention(Learned):
-    """The same without the score."""
+    """Linear in key, value, age and key at its distance."""
 
     def features(self, j: int, start: int) -> Vector:
-        return super().features(j, start)[:-2]
+        return [*super().features(j, start)[:-2], *self.rotated_key(j, start)]
 
 
 class DecayedAttention(ReferenceCache):

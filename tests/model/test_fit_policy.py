@@ -108,6 +108,7 @@ class Spy(A2SF):
     def score(self, pairs: HeldPairs) -> Tensor:
         scores = super().score(pairs)
         assert pairs.keys is pairs.keys  # gathered now, and kept
+        assert pairs.relative_keys is pairs.relative_keys
         assert pairs.values is pairs.values
         self.seen.append((pairs, pairs.state["score"]))
         return scores
@@ -146,11 +147,12 @@ def test_learned_is_ridge_regression_to_the_attention_to_come(use_attention: boo
                     token = int(pairs.positions[0, g, i])
                     age = torch.tensor(float(pairs.block_end - token)).log()
                     log_score = scores[0, g, i].clamp(min=1e-4).log()
-                    vectors = (pairs.keys, pairs.values)
-                    scalars = [torch.tensor(1.0), age, log_score, log_score * age]
+                    last = torch.stack([log_score, log_score * age])
+                    if not use_attention:
+                        last = pairs.relative_keys[0, g, i]
                     features = torch.cat([
-                        *(x[0, g, i] for x in vectors),
-                        torch.stack(scalars[: 4 if use_attention else 2]),
+                        pairs.keys[0, g, i], pairs.values[0, g, i],
+                        torch.stack([torch.tensor(1.0), age]), last,
                     ])  # fmt: skip
                     layer, end = pairs.layer_index, pairs.block_end
                     target = attention_to_come(weights[layer][0], 2, (g, token), end)

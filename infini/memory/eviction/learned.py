@@ -1,12 +1,13 @@
 """Retention policies `learned` and `learned_no_attention`: linear scores, fitted to texts.
 
-    score = w · [1, k, v, log s, log age, log s · log age]
+    learned:               score = w · [k, v, 1, log age, log s, log s · log age]
+    learned_no_attention:  score = w · [k, v, 1, log age, k at its distance]
 
 with k without position, s the score of `a2sf` and age the pair's distance from the end of the
 block. Of each key-value head, w is the ridge regression to the square root of what the oracle says
 of other texts (`FutureRegression`), the squared attention that the next blocks pay to the pair. No
 gradient, and no state beside s. The heads of a layer share their pairs, as with `adakv`.
-`learned_no_attention` leaves out s: it needs no attention weights and has no state.
+`learned_no_attention` needs no attention weights and has no state.
 
 Learned scores of whole prompts are prior art: Locret (arXiv 2410.01805), KVzap (arXiv 2601.07891).
 """
@@ -49,21 +50,22 @@ class Learned(RetentionPolicy):
             self.attention, self.state, self.state_covers_window = "sum", ("score",), True
 
     def weight_shapes(self, size: LayerSize) -> dict[str, tuple[int, ...]]:
-        width = size.key_width + size.value_width + (4 if self.use_attention else 2)
+        width = size.key_width + size.value_width + 2
+        width += 2 if self.use_attention else size.key_width
         return {"weights": (size.kv_heads, width)}
 
-    def scalars(self, pairs: HeldPairs) -> Tensor:
-        """Return the features beside key and value, (B, G, P, 2 or 4); s is the pairs' state."""
+    def changing_features(self, pairs: HeldPairs) -> Tensor:
+        """Return the features that change from block to block, (B, G, P, ·); s is a state."""
         log_age = (pairs.block_end - pairs.positions).clamp(min=1).float().log()
         scalars = [torch.ones_like(log_age), log_age]
-        if self.use_attention:
-            log_score = pairs.state["score"].clamp(min=SMALLEST_SCORE).log()
-            scalars += [log_score, log_score * log_age]
-        return torch.stack(scalars, -1)
+        if not self.use_attention:
+            return torch.cat([torch.stack(scalars, -1), pairs.relative_keys], -1)
+        log_score = pairs.state["score"].clamp(min=SMALLEST_SCORE).log()
+        return torch.stack([*scalars, log_score, log_score * log_age], -1)
 
     def features(self, pairs: HeldPairs) -> Tensor:
         """Return all features, (B, G, P, F)."""
-        return torch.cat([pairs.keys, pairs.values, self.scalars(pairs)], -1)
+        return torch.cat([pairs.keys, pairs.values, self.changing_features(pairs)], -1)
 
     def pair_score(self, keys: Tensor, values: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         D, V = keys.shape[3], values.shape[3]
@@ -73,9 +75,9 @@ class Learned(RetentionPolicy):
     def score(self, pairs: HeldPairs) -> Tensor:
         if self.use_attention:
             A2SF().score(pairs)  # updates the state
-        scalars = self.scalars(pairs)
-        of_scalars = pairs.weights["weights"][:, -scalars.shape[3] :, None]  # (G, 2 or 4, 1)
-        return pairs.pair_scores + (scalars @ of_scalars)[..., 0]
+        changing = self.changing_features(pairs)
+        w = pairs.weights["weights"][:, -changing.shape[3] :, None]  # (G, ·, 1)
+        return pairs.pair_scores + (changing @ w)[..., 0]
 
 
 register_policy("learned_no_attention", partial(Learned, use_attention=False))
