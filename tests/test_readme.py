@@ -1,7 +1,6 @@
 """Commands of README.md and docs/pipeline.md run as written, one after the other."""
 
 import re
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -76,13 +75,8 @@ def test_experiment_with_own_text_and_base(clone: Clone, tmp_path: Path) -> None
         clone.run("git restore . && rm -r my-text my-base")
 
 
-def test_queue_runs_a_grid(clone: Clone) -> None:
-    queue = blocks(PIPELINE, "## Your own variant")[2]
-    *start, table = queue.splitlines()
-    clone.run("\n".join(start))
-    while re.search(r"Queued|Running", clone.run("dvc queue status")):
-        time.sleep(2)
-    clone.run(table)
+def test_grid_of_experiments(clone: Clone) -> None:
+    clone.run(blocks(PIPELINE, "## Your own variant")[2])
     sweep = pd.read_csv(clone.folder / "sweep.csv")
     rows = sweep.dropna(subset=["Experiment"])  # other tests' too
     grid = rows.filter(regex=r"v5\.layer\.(update|window)$")
