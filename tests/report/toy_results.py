@@ -86,7 +86,7 @@ def replacement(epochs: int) -> Replacement:
 
 V3 = ParallelAdapter.model_validate(
     {
-        "method": "parallel", "control": True, "alpha": 0.0, "epochs": 5, "lr": 0.01,
+        "method": "parallel", "control": True, "alpha": {"init": 0.0}, "epochs": 5, "lr": 0.01,
         "layer": {"layers": [0], "update": "linear", "local": "softmax", "position": "none"},
         "gate_lr": 0.01, "batch_size": 1, "hold_out": True, "patience": 3, "documents": None,
         "update": "document", "bptt_segments": None,

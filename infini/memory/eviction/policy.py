@@ -129,7 +129,7 @@ class HeldPairs:
 
     @cached_property
     def pair_scores(self) -> Tensor:
-        """What `RetentionPolicy.pair_score` returned, float32: (B, G, P)."""
+        """Scores by `RetentionPolicy.pair_score`, float32: (B, G, P)."""
         return self.gather("pair_scores")
 
 
