@@ -51,10 +51,15 @@ def infini_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 def trained_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """Return the parameters of `infini_parameters` that training changes.
 
-    Not those that `infini.fit_policy` fits, and no other one without a gradient.
+    The others are fitted once, by `infini.fit_policy`.
     """
+    fitted = {
+        id(parameter)
+        for retained in retained_modules(model).values()
+        for parameter in retained.policy_weights.values()
+    }
     own = infini_parameters(model).items()
-    return {name: parameter for name, parameter in own if parameter.requires_grad}
+    return {name: parameter for name, parameter in own if id(parameter) not in fitted}
 
 
 def parameter_groups(

@@ -108,6 +108,7 @@ def retrofit(
 def retrofit_known(
     model: PreTrainedModel,
     base: dict[str, Any] | None,
+    /,
     method: Method,
     layers: Sequence[int] | None = None,
     **options: Any,

@@ -109,6 +109,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     for key in RECORDED_KEYS:
         if not isinstance(base, dict) or key not in base:
             raise InputError(f"{file}: incomplete: no base.{key}")
+    if "method" not in config:
+        raise InputError(f"{file}: incomplete: no method")
     return config
 
 
