@@ -128,7 +128,10 @@ def _fit_to_future(
     """Return a policy's tensors by layer, fitted to the attention that pairs get afterwards."""
     regression = FutureRegression(policy)
     for piece in progress(pieces, "fit policy"):
-        read_with_future(model, regression, piece)
+        tokens = piece[None].to(model.device)
+        regression.oracle = Oracle(future_attention(model, tokens))
+        with policy_override(model, regression):
+            model.get_decoder()(input_ids=tokens, use_cache=False)
     if not regression.sums:
         longest = max(map(len, pieces))
         raise InputError(
@@ -136,21 +139,6 @@ def _fit_to_future(
             f"longest has {longest} tokens"
         )
     return {layer: regression.weights(layer) for layer in retained_modules(model)}
-
-
-@torch.no_grad()
-def read_with_future(model: PreTrainedModel, regression: FutureRegression, tokens: Tensor) -> None:
-    """Read a text through a model's window, and add its pairs to a regression.
-
-    Args:
-        model: A model with retained pairs.
-        regression: What its policy is fitted by.
-        tokens: (T,), T at most the base's context.
-    """
-    tokens = tokens[None].to(model.device)
-    regression.oracle = Oracle(future_attention(model, tokens))
-    with policy_override(model, regression):
-        model.get_decoder()(input_ids=tokens, use_cache=False)
 
 
 def _pieces(

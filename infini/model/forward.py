@@ -78,12 +78,9 @@ def window_override(model: PreTrainedModel, window: int | None) -> Iterator[None
         yield
         return
     decoder = model.get_decoder()
-    own = decoder.retrofit_config
-    decoder.retrofit_config = replace(own, window=window)
-    try:
+    config = replace(decoder.retrofit_config, window=window)
+    with _attribute([decoder], "retrofit_config", config):
         yield
-    finally:
-        decoder.retrofit_config = own
 
 
 @contextmanager
