@@ -13,6 +13,7 @@ from infini.files import flatten
 from infini.model.config import Base
 from infini.paths import PAGE, PLOTS, REPORTS
 from infini.report.page import render_html, render_markdown, save_plots
+from infini.report.policies import summarize_policies
 from infini.report.provenance import costs_are_stale, run_provenance
 from infini.report.results import Setup, read_results, read_times, stale_files
 from infini.report.sections import build_report
@@ -39,6 +40,8 @@ def main() -> None:
     save_plots(report, PLOTS)
     for step, curves in results.training.items():
         curves.to_csv(PLOTS / f"{step}.csv", index=False)
+    if results.policies:
+        summarize_policies(results.policies).to_csv(PLOTS / "policy_curves.csv", index=False)
     rows = {name: flatten(tree) for name, tree in results.metrics.items()}
     pd.DataFrame(rows).T.rename_axis("version").to_csv(REPORTS / "compare.csv")
     (REPORTS / "compare.md").write_text(render_markdown(report, "plots"))

@@ -5,9 +5,8 @@ from itertools import cycle
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from infini.report.plots import add_legend_below, new_figure
+from infini.report.plots import add_legend_below, new_figure, scale_bytes
 
 
 def bench_plot(table: pd.DataFrame, saved: list[str]) -> Figure:
@@ -32,10 +31,7 @@ def bench_plot(table: pd.DataFrame, saved: list[str]) -> Figure:
         axes.errorbar(x, y, rows["gain_se"], label=name, linestyle=line, **style)
     full = table.loc[table["policy"] == "full", "nats"].iloc[0]
     axes.axhline(full, color="black", linestyle=":", label="full attention")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(EngFormatter("B"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    scale_bytes(axes)
     axes.margins(y=0.1)
     axes.set(xlabel="state bytes", ylabel="nats per token")
     add_legend_below(figure)

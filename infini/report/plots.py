@@ -18,6 +18,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from infini.evaluation.config import PLAIN_WINDOW
 from infini.evaluation.estimates import Estimate
 from infini.report import tables
+from infini.report.policies import summarize_policies
 from infini.report.results import Figures, Results
 from infini.report.tables import COST_LABELS, FULL, base_windows
 
@@ -68,10 +69,7 @@ def state_bytes_plot(results: Results, styles: dict[str, Style]) -> Figure:
     if any("control.nats" in version_figures for version_figures in figures.values()):
         hollow = {"color": "gray", "markerfacecolor": "none", "markersize": 9}
         axes.plot([], [], "o", label="shuffled-memory control", **hollow)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(EngFormatter("B"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    scale_bytes(axes)
     axes.margins(y=0.1)
     axes.set(xlabel="state bytes", ylabel="nats per token")
     _plot_far(axes, far, styles)
@@ -116,6 +114,47 @@ def policy_gains_plot(results: Results) -> Figure:
     axes.set(xlabel="nats per token below the plain window of equal state bytes")
     add_legend_below(figure)
     return figure
+
+
+def policy_curves_plot(results: Results) -> Figure:
+    """Plot nats per token against state bytes: policies as lines, trained versions as points.
+
+    A colour a policy, a line style a window of the policies. Versions above all policies are left
+    out.
+    """
+    figure, axes = new_figure(4.2)
+    table = summarize_policies(results.policies)
+    is_window = table["policy"] == PLAIN_WINDOW
+    window = table[is_window].drop_duplicates("state_bytes")
+    axes.plot(window["state_bytes"], window["test_nats"], ".-", color="black", label="plain window")
+    colors = cycle(matplotlib.colormaps["tab20"].colors)  # type: ignore[attr-defined]
+    for name, of_policy in table[~is_window].groupby("policy"):
+        color, styles = next(colors), cycle(("-", "--", ":", "-."))
+        for size, rows in of_policy.groupby("policy_window"):
+            style = {"color": color, "linestyle": next(styles), "label": f"{name}, window {size}"}
+            axes.plot(rows["state_bytes"], rows["test_nats"], marker=".", linewidth=1, **style)
+    for name, style in version_styles(results).items():
+        figures = results.figures.get(name, {})
+        if name == "base" or not figures:
+            continue
+        x, y = figures["state_bytes.total"].value, figures["documents.nats"].value
+        if y <= table["test_nats"].max():
+            axes.plot(x, y, style["marker"], color=style["color"], label=f"{name} (trained)")
+    if "base" in results.figures:
+        full = results.figures["base"]["full.nats"].value
+        axes.axhline(full, color="black", linestyle=":", label="full attention")
+    scale_bytes(axes)
+    axes.set(xlabel="state bytes", ylabel="nats per token")
+    add_legend_below(figure)
+    return figure
+
+
+def scale_bytes(axes: Axes) -> None:
+    """Make x a logarithmic scale of bytes."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter("B"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _errors(curves: pd.DataFrame) -> dict[str, float]:

@@ -80,6 +80,32 @@ def read_ruler() -> dict[str, pd.DataFrame]:
     return tables
 
 
+def summarize_policies(policies: list[ScoredPolicy]) -> pd.DataFrame:
+    """Return a row a policy and budget, with nats per token and their standard error on test."""
+    rows = []
+    for policy in policies:
+        test = policy.nats("test")
+        rows.append(
+            {
+                "policy": policy.name,
+                "policy_window": policy.window,
+                "window_size": policy.window_size,
+                "retained": policy.retained,
+                "state_bytes": policy.state_bytes,
+                "val_nats": policy.nats("val").value,
+                "test_nats": test.value,
+                "test_nats_se": test.error,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def have_curves(policies: list[ScoredPolicy]) -> bool:
+    """Return whether a policy was scored at several state bytes with the same window."""
+    places = [(policy.name, policy.window) for policy in policies if policy.name != PLAIN_WINDOW]
+    return len(set(places)) < len(places)
+
+
 def best_policy(policies: list[ScoredPolicy], window_size: int) -> ScoredPolicy | None:
     """Return the policy of these state bytes that is best on validation documents; None: no such.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from infini.report import plots, tables
 from infini.report.cells import LEGEND
 from infini.report.page import Report, ReportPart, ReportPlot, ReportSection, ReportTable
+from infini.report.policies import have_curves
 from infini.report.provenance import COSTS_PIPELINE
 from infini.report.results import Results
 from infini.report.verdict import beats_both, verdict
@@ -127,6 +128,9 @@ def _policies(results: Results) -> ReportSection:
         plot = plots.policy_gains_plot(results)
         caption = "Gains over the plain window of equal state bytes; ± one standard error"
         parts.insert(0, ReportPlot("policies", plot, caption))
+    if have_curves(results.policies):
+        caption = "Nats per token of policies by state bytes (`plots/policy_curves.csv`)"
+        parts.insert(1, ReportPlot("policy_curves", plots.policy_curves_plot(results), caption))
     for figure, caption in RULER_FIGURES.items():
         if results.ruler:
             table = tables.ruler_table(results.ruler, figure)

@@ -8,7 +8,7 @@ import pytest
 from infini.evaluation.estimates import Estimate
 from infini.files import write_json
 from infini.paths import POLICIES, Version
-from infini.report.plots import policy_gains_plot
+from infini.report.plots import policy_curves_plot, policy_gains_plot
 from infini.report.policies import best_policy, gain_over_policy, read_policies
 from infini.report.results import read_results
 from infini.report.sections import build_report
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, splits in NATS.items():
         rows = [
             {"split": split, "piece": i, "text": i, "tokens": 100 + 200 * i, "bytes": 1000,
-             "retained": 7, "state_bytes": 68000, "nats": nats}
+             "retained": 7, "state_bytes": 270000 if "-256-" in name else 68000, "nats": nats}
             for split, documents in zip(("val", "test"), splits, strict=True)
             for i, nats in enumerate(documents)
         ]  # fmt: skip
@@ -72,6 +72,24 @@ def test_policy_gains_plot_has_a_row_a_policy_and_version(folder: Path) -> None:
     found = dict(points.lines[0].get_xydata()[:, ::-1].tolist())
     assert found[names.index("snapkv")] == pytest.approx((300 * 0.1 - 100 * 0.1) / 400)
     assert found[names.index("v3 (trained)")] == 0.05
+
+
+def test_policy_curves_plot_has_a_line_a_policy_and_window(folder: Path) -> None:
+    figure = policy_curves_plot(read_results(SETUP))
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert lines["tova, window 16"] == [[68000, 2.75], [270000, 0.5]], "state bytes, nats on test"
+    assert lines["oracle, window 16"] == [[68000, 1.0]]
+    assert lines["plain window"] == [[68000, 3.75]]
+    version = METRICS_BY_VERSION["v3"]
+    place = [version["state_bytes"]["total"], version["documents"]["nats"]]
+    assert lines["v3 (trained)"] == [place]
+    full = METRICS_BY_VERSION["base"]["full"]["nats"]
+    assert [y for _, y in lines["full attention"]] == [full, full]
+    section = build_report(read_results(SETUP), {}, {}).sections
+    assert "policy_curves" in {getattr(part, "name", "") for s in section for part in s.parts}
+    (POLICIES / "tova-256-16.csv").unlink()
+    section = build_report(read_results(SETUP), {}, {}).sections
+    assert "policy_curves" not in {getattr(part, "name", "") for s in section for part in s.parts}
 
 
 def test_gain_over_policy_is_paired_by_document(folder: Path) -> None:
