@@ -107,99 +107,138 @@ def select(
         The selection; it has no gradient.
     """
     pairs = pairs._replace(scores=cache(partial(_pair_scores, pairs, layer_policy)))
+    K = state.positions.shape[2]
     with torch.autocast(key_bias.device.type, enabled=False):
         weights = None
         if not isinstance(queries, tuple):
             weights = queries
         elif layer_policy.policy.attention is not None:
-            weights = _AttentionWeights(queries, pairs, layout, state.positions.shape[2])
-        return _select(weights, pairs, key_bias, state, layout, layer_policy)
+            weights = _AttentionWeights(queries, pairs, layout, K)
+        selector = _BlockSelector(weights, pairs, key_bias, state, layout, layer_policy)
+        selected = [selector.slots]
+        for block in range(layout.num_blocks):
+            selector.read(block)
+            selector.end(block)
+            selected.append(selector.slots)
+    positions = selector.slots.positions.masked_fill(~selector.slots.valid, -1)
+    return Selection(
+        torch.stack([slots.indices for slots in selected], 2),
+        torch.stack([slots.valid for slots in selected], 2),
+        positions,
+        *_from_blocks(selector.policy_state, selector.attention, layout, layer_policy.policy, K),
+        state.counts,
+    )
 
 
-def _select(
-    weights: "BlockWeights | None",
-    pairs: CallPairs,
-    key_bias: Tensor,
-    state: RetainedState,
-    layout: BlockLayout,
-    layer_policy: LayerPolicy,
-) -> Selection:
-    """Select without autocast."""
-    policy, pinned = layer_policy.policy, pairs.pinned
-    (B, G, K), P, device = state.positions.shape, key_bias.shape[2], key_bias.device
-    C = layout.block_size
-    rank_bias = (key_bias.float() - BIAS_THRESHOLD).clamp(min=0)  # (B, G, P)
-    indices = torch.arange(K, device=device).expand(B, G, -1)
-    positions, valid = state.positions, _are_pairs(state, pinned)
-    # One entry per retained pair and token of the block's window: (B, G, n, K + W - 1 + C)
-    policy_state, attention = _to_blocks(state, layout, policy)
-    selected = [(indices, valid)]
-    for block in range(layout.num_blocks):
-        scored = layout.scored_queries(block, policy.last_queries)
-        if weights is not None and (scored or weights.in_all_blocks):
-            skip = num_empty(valid, policy.min_share)
-            received = weights.of_block(block, indices[..., skip:], valid[..., skip:], scored)
+class _Slots(NamedTuple):
+    """Slots of every head: the retained pairs, at the end of a block followed by its window."""
+
+    positions: Tensor  # token positions: (B, G, K) or (B, G, K + W - 1 + C), like the rest
+    indices: Tensor  # among the P pairs of the call
+    valid: Tensor  # whether there is a pair
+
+
+class _BlockSelector:
+    """Selects pairs block by block: `read` a block, then `end` it.
+
+    Args:
+        weights: Attention weights; None: neither the policy nor the caller needs them.
+        pairs: All pairs of the call.
+        key_bias: Learned bias of every pair, (B, G, P).
+        state: State before the call.
+        layout: Blocks of the new tokens.
+        layer_policy: Scores the pairs.
+    """
+
+    def __init__(
+        self,
+        weights: "BlockWeights | None",
+        pairs: CallPairs,
+        key_bias: Tensor,
+        state: RetainedState,
+        layout: BlockLayout,
+        layer_policy: LayerPolicy,
+    ):
+        self.weights, self.pairs, self.layout = weights, pairs, layout
+        self.layer_policy, self.policy = layer_policy, layer_policy.policy
+        self.rank_bias = (key_bias.float() - BIAS_THRESHOLD).clamp(min=0)  # (B, G, P)
+        indices = torch.arange(state.positions.shape[2], device=key_bias.device)
+        indices = indices.expand(state.positions.shape)
+        self.slots = _Slots(state.positions, indices, _are_pairs(state, pairs.pinned))
+        # The policy's floats, and the attention received so far in the block. One entry per
+        # retained pair and token of the block's window: (B, G, n, K + W - 1 + C)
+        self.policy_state, self.attention = _to_blocks(state, layout, self.policy)
+
+    def read(self, block: int) -> None:
+        """Compute what the block's queries pay to the pairs, if anybody asks for it."""
+        queries = self.layout.scored_queries(block, self.policy.last_queries)
+        if self.weights is None or not (queries or self.weights.in_all_blocks):
+            return
+        _, indices, valid = self.slots
+        skip = num_empty(valid, self.policy.min_share)
+        received = self.weights.of_block(block, indices[..., skip:], valid[..., skip:], queries)
+        if self.policy.attention is not None and queries:
             received = F.pad(received, (skip, 0)) if skip else received
-            if policy.attention is not None and scored:
-                attention = _add_attention(policy, attention, received)
-        is_end = layout.is_block_end(block)
-        if is_end or (pinned is not None and layout.fills_window(block)):
-            window = torch.arange(layout.window_width, device=device).expand(B, G, -1)
-            window = window + layout.block_start(block) - layout.window + 1
-            positions = torch.cat([positions, window], 2)  # (B, G, K + W - 1 + C)
-            indices = torch.cat([indices, window + P - layout.end], 2)
-            valid = torch.cat([valid, window >= layout.sinks], 2)
-            held = _held_pairs(pairs, (positions, indices, valid), layout, block, layer_policy)
-            held.state = dict(zip(policy.state, policy_state.unbind(2), strict=True))
-            held.block_attention = None if policy.attention is None else attention
-            ranks = _scores(policy, held, is_end) + rank_bias.gather(2, indices)
-            candidates = (x[..., : K + C] for x in (ranks, positions, indices, valid))
-            ranks, positions, indices, valid = candidates
-            first = layout.first_reachable(block + 1)
-            ranks = _limit_ranks(ranks, positions, valid, first, pinned)
-            order, valid = _best(ranks, K, layer_policy)
-            positions, indices = positions.gather(2, order), indices.gather(2, order)
-            if is_end:
-                policy_state = _next_state(policy, held, order, valid)
-            attention = torch.zeros_like(attention)
-        selected.append((indices, valid))
-    all_indices, all_valid = (torch.stack(x, 2) for x in zip(*selected, strict=True))
-    policy_state, attention = _from_blocks(policy_state, attention, layout, policy, K)
-    positions = positions.masked_fill(~valid, -1)
-    return Selection(all_indices, all_valid, positions, policy_state, attention, state.counts)
+            self.attention = _add_attention(self.policy, self.attention, received)
+
+    def end(self, block: int) -> None:
+        """Keep the best pairs, if the call has the block's last token."""
+        layout, pinned, is_end = self.layout, self.pairs.pinned, self.layout.is_block_end(block)
+        if not is_end and (pinned is None or not layout.fills_window(block)):
+            return
+        slots = self._with_window(block)
+        held = self._held_pairs(slots, block)
+        scores = torch.full(slots.positions.shape, -torch.inf, device=slots.positions.device)
+        if is_end:
+            scores = _scores(self.policy, held)
+        ranks = scores + self.rank_bias.gather(2, slots.indices)
+        candidates = _Slots(*(x[..., : held.num_candidates] for x in slots))
+        first = layout.first_reachable(block + 1)
+        ranks = _limit_ranks(ranks[..., : held.num_candidates], candidates, first, pinned)
+        order, valid = _best(ranks, self.slots.valid.shape[2], self.layer_policy)
+        positions, indices = (x.gather(2, order) for x in candidates[:2])
+        self.slots = _Slots(positions, indices, valid)
+        if is_end:
+            self.policy_state = _next_state(self.policy, held, order, valid)
+        self.attention = torch.zeros_like(self.attention)
+
+    def _with_window(self, block: int) -> _Slots:
+        """Return the slots followed by the window of a block."""
+        layout, (positions, indices, valid) = self.layout, self.slots
+        window = torch.arange(layout.window_width, device=positions.device)
+        window = window + layout.block_start(block) - layout.window + 1  # positions
+        window = window.expand(*positions.shape[:2], -1)
+        first = self.rank_bias.shape[2] - layout.end  # index of position 0
+        return _Slots(
+            torch.cat([positions, window], 2),
+            torch.cat([indices, window + first], 2),
+            torch.cat([valid, window >= layout.sinks], 2),
+        )
+
+    def _held_pairs(self, slots: _Slots, block: int) -> HeldPairs:
+        """Return what the policy sees at the end of a block."""
+        layout, policy = self.layout, self.policy
+        place = layout, block
+        rotate = self.layer_policy.rotate
+        return HeldPairs(
+            positions=slots.positions.masked_fill(~slots.valid, -1),
+            valid=slots.valid,
+            layer_index=self.layer_policy.layer_index,
+            num_retained=self.slots.valid.shape[2],
+            block_start=layout.block_start(block),
+            block_size=layout.block_size,
+            scoring_start=layout.window + layout.sinks,
+            block_attention=None if policy.attention is None else self.attention,
+            state=dict(zip(policy.state, self.policy_state.unbind(2), strict=True)),
+            weights=self.layer_policy.weights,
+            gather=partial(_gather_held, self.pairs, slots, rotate, place),
+        )
 
 
 def _pair_scores(pairs: CallPairs, layer_policy: LayerPolicy) -> Tensor:
     """Return the policy's scores of all pairs by what never changes: (B, G, P)."""
     keys, values = pairs.keys.float(), pairs.values.float()
     return layer_policy.policy.pair_score(keys, values, layer_policy.weights)
-
-
-def _held_pairs(
-    pairs: CallPairs,
-    held: tuple[Tensor, Tensor, Tensor],
-    layout: BlockLayout,
-    block: int,
-    layer_policy: LayerPolicy,
-) -> HeldPairs:
-    """Return what a policy sees at the end of a block, yet without state and attention.
-
-    held: positions, indices among the P pairs, and whether there is one, (B, G, K + W - 1 + C).
-    """
-    positions, indices, valid = held
-    return HeldPairs(
-        positions=positions.masked_fill(~valid, -1),
-        valid=valid,
-        layer_index=layer_policy.layer_index,
-        num_retained=positions.shape[2] - layout.window_width,
-        block_start=layout.block_start(block),
-        block_size=layout.block_size,
-        scoring_start=layout.window + layout.sinks,
-        block_attention=None,
-        state={},
-        weights=layer_policy.weights,
-        gather=partial(_gather_held, pairs, indices, valid, layer_policy.rotate, (layout, block)),
-    )
 
 
 def _are_pairs(state: RetainedState, pinned: PinnedPairs | None) -> Tensor:
@@ -213,20 +252,19 @@ def _are_pairs(state: RetainedState, pinned: PinnedPairs | None) -> Tensor:
 
 def _limit_ranks(
     ranks: Tensor,
-    positions: Tensor,
-    valid: Tensor,
+    candidates: _Slots,
     first_position: int | None,
     pinned: PinnedPairs | None,
 ) -> Tensor:
     """Return the ranks of the candidates, -inf where none is within reach, inf for pinned ones.
 
     Args:
-        ranks: (B, G, K + C), like the rest.
-        positions: Positions of the candidates.
-        valid: Whether there is one.
+        ranks: (B, G, K + C).
+        candidates: Retained pairs, and those that have left the window.
         first_position: Candidates before it are out of reach; None: none are.
         pinned: Pinned tokens; None: there are none.
     """
+    positions, _, valid = candidates
     within = valid if first_position is None else valid & (positions >= first_position)
     ranks = ranks.where(within, -torch.inf)
     if pinned is None:
@@ -282,14 +320,12 @@ def _from_blocks(
     return policy_state[..., :K].clone(), attention  # not a view of all
 
 
-def _scores(policy: RetentionPolicy, held: HeldPairs, is_end: bool) -> Tensor:
-    """Return the policy's scores, (B, G, K + W - 1 + C); -inf before the first that it gives.
+def _scores(policy: RetentionPolicy, held: HeldPairs) -> Tensor:
+    """Return the policy's scores, (B, G, K + W - 1 + C).
 
     Raises:
         InputError: They have another shape, or the policy's tensors have not been fitted.
     """
-    if not is_end:
-        return torch.full(held.positions.shape, -torch.inf, device=held.positions.device)
     if policy.is_fitted and not any(x.any() for x in held.weights.values()):
         raise InputError(
             f"policy {policy.name!r} must be fitted to texts first: infini.fit_policy(model, texts)"
@@ -319,8 +355,7 @@ def _next_state(policy: RetentionPolicy, held: HeldPairs, order: Tensor, valid: 
 
 def _gather_held(
     pairs: CallPairs,
-    indices: Tensor,
-    valid: Tensor,
+    slots: _Slots,
     rotate: Rotate | None,
     place: tuple[BlockLayout, int],
     name: str,
@@ -329,6 +364,7 @@ def _gather_held(
 
     place: the call's layout, and the block at whose end the policy scores.
     """
+    _, indices, valid = slots
     if name == "pair_scores":
         assert pairs.scores is not None
         return pairs.scores().gather(2, indices)
