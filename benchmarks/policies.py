@@ -37,7 +37,8 @@ def readings(
         yield f"window of {WINDOW + retained}", model
     for name in policies:
         with retained_pairs(base, name, WINDOW, SINKS, retained) as model:
-            infini.fit_policy(model, [torch.arange(FIT_TOKENS)])
+            if policy_by_name(name).needs_fit:
+                infini.fit_policy(model, [torch.arange(FIT_TOKENS)])
             yield name, model
 
 

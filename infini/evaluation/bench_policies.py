@@ -267,7 +267,7 @@ class _Opponents:
         """Return a policy with as many pairs as a budget pays for, fitted if it has to be."""
         retained, window, name = size.retained_within(budget), self.window_of(budget), policy.name
         tensors: Fitted = {}
-        if policy.is_fitted:
+        if policy.needs_fit:
             with retained_pairs(self.base, policy, window, self.sinks, retained) as model:
                 fit_policy(model, self.fit_tokens)
                 layers = retained_modules(model).items()
@@ -386,7 +386,7 @@ def _as_policies(
     if isinstance(policies, str):
         policies = policy_names() if policies == "all" else [policies]
     by_name = {policy.name: policy for policy in map(as_policy, policies)}
-    unfitted = [name for name, policy in by_name.items() if policy.is_fitted]
+    unfitted = [name for name, policy in by_name.items() if policy.needs_fit]
     if unfitted and not fitted:
         log.warning(
             "%s must be fitted, and fit_texts (--fit-text) is not given: left out",

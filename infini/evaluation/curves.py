@@ -6,7 +6,7 @@ Columns: curve, x, series, value, se (empty where no error is known).
 |---|---|---|
 | ppl_by_segment, ppl_by_distance | segment; tokens since the start | protocol |
 | nats_vs_segmented_by_segment, …_by_distance | the same | protocol |
-| nats_by_document | test document, from 0 | protocol |
+| nats_by_document | test document, from 0 | protocol; of several seeds "<protocol> seed <n>" |
 | nats_vs_full_by_state_bytes | bytes from one token to the next | protocol |
 | passkey_exact_by_distance, recall_exact_by_distance | tokens from fact to answer | protocol |
 | recall_exact_by_pairs | facts in the text | protocol |
@@ -61,9 +61,10 @@ def curve_table(
     Returns:
         The table, with `COLUMNS`.
     """
+    documents = _documents(losses)
     losses = mean_over_seeds(losses)
     base = losses if base_losses is None else base_losses
-    rows = [*_loss_curves(losses, base), *_documents(losses), *_state_bytes(metrics, losses, base)]
+    rows = [*_loss_curves(losses, base), *documents, *_state_bytes(metrics, losses, base)]
     rows += [*_retrieval_curves(questions, base_losses is None), *_gate_curve(gates)]
     return pd.DataFrame(
         [(*row[:3], row[3].value, row[3].error) for row in rows], columns=COLUMNS
@@ -84,11 +85,13 @@ def _loss_curves(losses: pd.DataFrame, base: pd.DataFrame) -> Iterator[Row]:
 
 def _documents(losses: pd.DataFrame) -> Iterator[Row]:
     """Yield nats per token of every test document, by which other readings are paired."""
-    for protocol in losses["protocol"].unique():
+    several = losses["seed"].nunique() > 1
+    for (protocol, seed), rows in losses.groupby(["protocol", "seed"], sort=False):
         if protocol == "full" or protocol.startswith("documents"):
-            pieces = by_piece(rows_of_protocol(losses, protocol))
+            series = f"{protocol} seed {seed}" if several else protocol
+            pieces = by_piece(rows)
             for piece, nats in (pieces["nats"] / pieces["tokens"]).items():
-                yield NATS_BY_DOCUMENT, piece, protocol, Estimate(nats)
+                yield NATS_BY_DOCUMENT, piece, series, Estimate(nats)
 
 
 def _state_bytes(metrics: Metrics, losses: pd.DataFrame, base: pd.DataFrame) -> Iterator[Row]:

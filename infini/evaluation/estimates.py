@@ -204,6 +204,17 @@ def estimates_of(metrics: Metrics) -> dict[str, Estimate]:
     }
 
 
+def mean_of_seeds(estimates: list[Estimate]) -> Estimate:
+    """Average a figure over seeds; its error joins the error over texts and the spread."""
+    if len(estimates) == 1:
+        return estimates[0]
+    values = [estimate.value for estimate in estimates]
+    errors = [estimate.error for estimate in estimates if estimate.error is not None]
+    spread = float(np.std(values, ddof=1))
+    error = math.hypot(float(np.mean(errors)), spread) if errors else None
+    return Estimate(float(np.mean(values)), error, estimates[0].difference)
+
+
 def mean_and_spread(runs: list[Metrics]) -> Metrics:
     """Average metrics over seeds.
 
@@ -211,13 +222,14 @@ def mean_and_spread(runs: list[Metrics]) -> Metrics:
         runs: The same metrics of each seed. A figure that only some have is averaged over those.
 
     Returns:
-        The means; under `spread` the standard deviations, except of standard errors and of
-        figures that are the same in all runs. One run is returned as it is.
+        The means, `seeds` (the number of runs), and under `spread` the standard deviations,
+        except of standard errors and of figures that are the same in all runs. One run is returned
+        as it is.
     """
     if len(runs) == 1:
         return runs[0]
     mean, spread = _merge(runs)
-    return mean | {"spread": spread}
+    return mean | {"seeds": len(runs), "spread": spread}
 
 
 def _merge(runs: list[Metrics]) -> tuple[Metrics, Metrics]:

@@ -114,7 +114,7 @@ def named_texts(texts: str | Sequence[str] | Mapping[str, str]) -> dict[str, str
     """Return the texts by name, "text 1" and so on where they have none.
 
     Raises:
-        InputError: There is none, or one is no text.
+        InputError: There is none, one is no text, or two are equal.
     """
     if isinstance(texts, str):
         texts = [texts]
@@ -127,6 +127,10 @@ def named_texts(texts: str | Sequence[str] | Mapping[str, str]) -> dict[str, str
     for name, text in texts.items():
         if not isinstance(text, str):
             raise InputError(f"{name}: must be a text, got {shown(text)}")
+    first_with: dict[str, str] = {}
+    for name, text in texts.items():
+        if (first := first_with.setdefault(text, name)) != name:
+            raise InputError(f"{name}: the same text as {first}: give every text once")
     return dict(texts)
 
 

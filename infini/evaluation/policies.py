@@ -21,7 +21,7 @@ from infini.evaluation.estimates import by_piece
 from infini.evaluation.perplexity import score_documents
 from infini.evaluation.rounding import write_rounded_csv
 from infini.evaluation.score import Score
-from infini.memory.eviction import Oracle
+from infini.memory.eviction import Oracle, as_policy
 from infini.model.fit_policy import FIT_DOCUMENTS, fit_policy
 from infini.model.forward import policy_override
 from infini.model.future_attention import future_attention
@@ -123,7 +123,8 @@ def policy_reading(
                 f"for no retained pair beside policy_window {window}: lower policy_window"
             )
         with retained_pairs(base, policy, window, sinks, retained) as model:
-            fit_policy(model, train.first(FIT_DOCUMENTS).unpadded())
+            if as_policy(policy).needs_fit:
+                fit_policy(model, train.first(FIT_DOCUMENTS).unpadded())
             yield PolicyReading(model, retained, size.of(retained))
 
 

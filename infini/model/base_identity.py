@@ -218,11 +218,13 @@ class RetrofittedBase:
     def fingerprint(self) -> str | None:
         """Return the recorded fingerprint; None: the base has changed since."""
         model = self._model()
-        if model is not None and not self._has_changed and not self.is_known():
-            if is_same_base(model.infini_config["base"], model):  # moved, cast or copied
-                self.accept()
-            else:
-                self._has_changed = True  # not hashed again while it is trained
+        if model is None:  # the decoder is used alone
+            return None if self._has_changed else self._fingerprint
+        state = self._current_state(model)
+        is_trained = self._has_changed and model.training  # not hashed again at every step
+        if state != self._state and not is_trained:
+            self._state = state
+            self._has_changed = not is_same_base(model.infini_config["base"], model)
         return None if self._has_changed else self._fingerprint
 
     def _current_state(self, model: PreTrainedModel) -> Any:

@@ -21,6 +21,8 @@ from infini.model.token_history import TokenHistory
 HISTORIES = ("text", "sequence")
 # Fingerprint of memory layers whose base has changed since the retrofit
 CHANGED_BASE = "changed base"
+# Fingerprint of a cache that two different models have read
+MIXED = "mixed"
 
 
 class MemoryCache(Cache):  # type: ignore[misc]
@@ -42,6 +44,8 @@ class MemoryCache(Cache):  # type: ignore[misc]
         self.fingerprint = fingerprint
         # Type of the weights that wrote it, as "float32"; None: not known
         self.dtype = dtype
+        # What the weights were at the last pass (`StatefulDecoder.weights_version`)
+        self.weights_version: Any = None
         # Config of the retrofit that created or adopted the cache; None: loaded, not adopted yet
         self.owner: ref[RetrofitConfig] | None = None
         # Which cached columns are tokens, not padding: (B, C) bool, on the CPU
@@ -105,7 +109,7 @@ class MemoryCache(Cache):  # type: ignore[misc]
             raise InputError(
                 f"attention_mask differs from the cache's on the {past.shape[1]} tokens that it "
                 "has read, which a memory cannot hide: give it unchanged, or for the new tokens "
-                "alone"
+                "alone (where none is given, generate hides every pad token)"
             )
 
     def initialize(self, batch: int) -> None:
@@ -186,11 +190,12 @@ class MemoryCache(Cache):  # type: ignore[misc]
         self.text = self.text.append(inputs, token_mask)
         self.sequence = self.text if same else self.sequence.append(inputs, token_mask)
 
-    def start_or_continue(self, input_ids: Tensor) -> bool:
+    def start_or_continue(self, input_ids: Tensor, token_mask: Tensor) -> bool:
         """Start a new sequence unless the prompt continues what was read.
 
         Args:
             input_ids: the prompt, (B, T).
+            token_mask: which of its tokens are no padding, (B, T) bool, on the CPU.
 
         Returns:
             Whether the prompt starts a new sequence.
@@ -200,15 +205,16 @@ class MemoryCache(Cache):  # type: ignore[misc]
         """
         if self.sequence.length:
             for history in (self.sequence, self.text):
-                if history.is_continued_by(input_ids):
+                if history.is_continued_by(input_ids, token_mask):
                     self.sequence = history
                     return False
-                if history.is_changed_in(input_ids):
+            for history in (self.sequence, self.text):
+                if history.is_changed_in(input_ids, token_mask):
                     raise InputError(
                         f"the prompt repeats some of the {history.length} tokens that {CACHE} has "
                         "read, but does not begin with all of them and go on: give the whole text "
-                        f"unchanged, or new tokens alone (after {CACHE}.reset_sequence(), whatever "
-                        "they are)"
+                        "unchanged, padding too, or new tokens alone (after "
+                        f"{CACHE}.reset_sequence(), whatever they are)"
                     )
         self.reset_sequence()
         return True

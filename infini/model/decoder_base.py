@@ -5,15 +5,21 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from infini.errors import InputError
 from infini.model.architectures import CACHE, take_cache
-from infini.model.cache import CHANGED_BASE, MemoryCache
-from infini.model.peft_adapters import adapter_tensors
+from infini.model.cache import CHANGED_BASE, MIXED, MemoryCache
+from infini.model.peft_adapters import adapter_layers, adapter_tensors
 from infini.model.retrofit_config import RetrofitConfig
 from infini.model.tensor_files import tensors_state, values_hash
 
 TOKEN_TYPES = (torch.int64, torch.int32)  # that an embedding takes
+# Why a cache belongs to no model
+MIXED_MEMORY = (
+    "the weights or the active adapter changed while the memory read its text, so no model can "
+    "continue it elsewhere: read the text again"
+)
 # Why a model pins no tokens
 NO_PINNED = (
     "pinned needs a model with retained pairs: "
@@ -47,7 +53,7 @@ class StatefulDecoder(nn.Module):
         """Return an empty cache of this retrofit."""
         cache = self.create_cache()
         cache.dtype = self._dtype_name()
-        cache.owner = ref(self.retrofit_config)
+        cache.owner, cache.weights_version = ref(self.retrofit_config), self.weights_version()
         return cache
 
     def memory_parameters(self) -> dict[str, nn.Parameter]:
@@ -85,7 +91,7 @@ class StatefulDecoder(nn.Module):
             self.validate_cache(given)
             if not keeps_cache:
                 raise InputError(f"{CACHE} needs use_cache, without gradient checkpointing")
-        self._check_vocabulary(inputs)
+        self.check_vocabulary(inputs)
         columns = inputs.shape[1] + (0 if given is None else given.max_mask_columns)
         if attention_mask is not None and attention_mask.shape[1] > columns:
             raise InputError(
@@ -110,13 +116,22 @@ class StatefulDecoder(nn.Module):
                 "never read, is not supported)"
             )
         self._check_dtype(cache)
-        # A cache of this retrofit stays valid while training changes the weights
         if cache.owner is None or cache.owner() is not self.retrofit_config:
             self.adopt_cache(cache)
+            return
+        # A cache of this retrofit stays valid while training changes the weights, but cannot be
+        # saved any more: no model would continue it
+        version, cache.weights_version = cache.weights_version, self.weights_version()
+        if cache.weights_version != version and cache.fingerprint != MIXED:
+            own = self.fingerprint()
+            if own != cache.fingerprint:
+                cache.fingerprint = MIXED if cache.text.length else own
 
     def adopt_cache(self, cache: Any) -> None:
         """Become the owner of a cache; InputError if other memory layers wrote it."""
         self._check_dtype(cache)
+        if cache.fingerprint == MIXED:
+            raise InputError(MIXED_MEMORY)
         if (own := self.fingerprint()) == CHANGED_BASE:
             raise InputError(
                 "the base has changed since retrofit, the memory was written with another one: "
@@ -129,7 +144,15 @@ class StatefulDecoder(nn.Module):
                 f"this model's is {own}): load the model that wrote it, or give "
                 "this one its settings"
             )
-        cache.to(next(self.parameters()).device).owner = ref(self.retrofit_config)
+        cache.to(next(self.parameters()).device)
+        cache.owner, cache.weights_version = ref(self.retrofit_config), self.weights_version()
+
+    def weights_version(self) -> tuple[Any, ...]:
+        """Return what differs once weights or active adapters have changed; no weight is read."""
+        active = [
+            (layer.disable_adapters, *layer.active_adapters) for layer in adapter_layers(self)
+        ]
+        return active, [(id(x), x._version) for x in self.parameters()]
 
     def pinned_positions(
         self, pinned: Any, token_mask: Tensor, cache: MemoryCache | None
@@ -180,7 +203,7 @@ class StatefulDecoder(nn.Module):
             self._fingerprint = key, fingerprint
         return fingerprint
 
-    def _check_vocabulary(self, inputs: Tensor) -> None:
+    def check_vocabulary(self, inputs: Tensor) -> None:
         """Raise InputError for tokens outside the vocabulary, before any advances a cache.
 
         Skipped on other devices, where the check would wait for all pending work.
@@ -205,7 +228,7 @@ def select_inputs(
     Args:
         input_ids: as the call's.
         inputs_embeds: as the call's; exactly one of the two is needed.
-        kwargs: the call's further arguments; `return_dict` is removed.
+        kwargs: the call's further arguments.
 
     Raises:
         InputError: no tokens, both arguments, wrong shapes or types, or `output_attentions`.
@@ -223,8 +246,12 @@ def select_inputs(
         raise InputError("output_attentions is not supported by a model with a memory")
     if inputs.is_meta:
         raise InputError("input_ids or inputs_embeds must have values, got the meta device")
-    kwargs.pop("return_dict", None)
     return inputs
+
+
+def as_tuple(out: ModelOutput) -> tuple[Any, ...]:
+    """Return an output as a tuple, in the order of its fields."""
+    return type(out)(**out).to_tuple()
 
 
 def _check_tensor(inputs: Any, name: str, dims: int) -> None:

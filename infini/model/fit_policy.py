@@ -18,6 +18,8 @@ from infini.memory.eviction import (
     QueryStatistics,
     RetentionPolicy,
     Rotate,
+    policy_by_name,
+    policy_names,
 )
 from infini.model.architectures import context_length
 from infini.model.base import tokenizer_of
@@ -77,11 +79,12 @@ def fit_policy(
         tokenizer: The base's; None: it is loaded from where the base was.
 
     Returns:
-        `model` itself; with a policy that has no tensors to fit it stays as it is.
+        `model` itself.
 
     Raises:
-        InputError: The model has no retained pairs, there is no text, or for a learned policy none
-            that is longer than window, sinks and a block of tokens.
+        InputError: The model has no retained pairs, its policy has nothing to fit, there is no
+            text, or for a learned policy none that is longer than window, sinks and a block of
+            tokens.
 
     Examples:
         >>> infini.retrofit(model, "window", retained=128, policy="learned")
@@ -96,8 +99,11 @@ def fit_policy(
     if isinstance(texts, str) or not len(texts):
         raise InputError("texts must be a list of ≥ 1 text")
     policy = next(iter(layers.values())).policy
-    if not policy.is_fitted:
-        return model
+    if not policy.needs_fit:
+        names = [name for name in policy_names() if policy_by_name(name).needs_fit]
+        raise InputError(
+            f"policy {policy.name!r} has nothing to fit; these have: {', '.join(names)}"
+        )
     pieces = _pieces(model, texts, tokenizer)
     scored_by = policy.policy if isinstance(policy, AdaKV) else policy
     with evaluation_mode(model), torch.autocast(model.device.type, enabled=False):
@@ -106,6 +112,11 @@ def fit_policy(
         else:
             tensors = _fit_to_queries(model, policy, pieces)
     for index, retained in layers.items():
+        if tensors[index].keys() != retained.policy_weights.keys():
+            raise InputError(
+                f"policy {policy.name!r}: fit must return the tensors of weight_shapes "
+                f"({', '.join(retained.policy_weights)}), got {', '.join(tensors[index]) or 'none'}"
+            )
         for name, tensor in tensors[index].items():
             retained.policy_weights[name].copy_(tensor)
     return model
@@ -153,5 +164,8 @@ def _pieces(
             text = torch.tensor(tokenizer.encode(text), dtype=torch.int64)
         if not isinstance(text, Tensor) or text.ndim != 1 or not len(text):
             raise InputError(f"text {number}: must be a text, or its tokens, (T,)")
+        if text.is_floating_point() or text.is_complex():
+            raise InputError(f"text {number}: tokens must be integers, got {text.dtype}")
+        model.get_decoder().check_vocabulary(text)
         pieces += text.split(size)
     return pieces

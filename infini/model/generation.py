@@ -186,7 +186,7 @@ class RetrofittedModel:
             cache.stop_recording()
         if columns > tokens:  # of past and new tokens: these are new
             cache.reset_sequence()
-        elif not cache.start_or_continue(input_ids):
+        elif not cache.start_or_continue(input_ids, as_token_mask(mask, *input_ids.shape)):
             return
         if mask is not None:  # drop columns of what the cache has read
             model_kwargs["attention_mask"] = mask_of_new_tokens(mask, tokens)

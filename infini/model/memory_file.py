@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from infini.errors import InputError
-from infini.model.cache import CHANGED_BASE
+from infini.model.cache import CHANGED_BASE, MIXED
+from infini.model.decoder_base import MIXED_MEMORY
 from infini.model.segmented.cache import SegmentedCache
 from infini.model.tensor_files import check_tensors_finite, read_tensors, write_tensors
 from infini.model.window.cache import WindowCache
@@ -21,7 +22,7 @@ def save_memory(state: SegmentedCache | WindowCache, path: str | Path) -> None:
 
     Raises:
         InputError: If `state` is no such cache or cannot be read back, the base had changed since
-            the retrofit, or the file cannot be written.
+            the retrofit, weights changed while it was read, or the file cannot be written.
 
     Examples:
         >>> output = model(input_ids)
@@ -37,6 +38,8 @@ def save_memory(state: SegmentedCache | WindowCache, path: str | Path) -> None:
             f"{path}: the base had changed since retrofit, and `load` would not find it: save it "
             "(model.save_pretrained(folder, save_base=BASE_FOLDER)) and read the text again"
         )
+    if state.fingerprint == MIXED:
+        raise InputError(f"{path}: {MIXED_MEMORY}")
     metadata = {
         "format": state.file_format,
         "fingerprint": state.fingerprint,

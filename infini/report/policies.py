@@ -117,26 +117,28 @@ def best_policy(policies: list[ScoredPolicy], window_size: int) -> ScoredPolicy 
     return min(candidates, key=lambda policy: policy.nats("val").value, default=None)
 
 
-def gain_over_policy(curves: pd.DataFrame, policy: ScoredPolicy, protocol: str) -> Estimate | None:
+def gains_over_policy(curves: pd.DataFrame, policy: ScoredPolicy, protocol: str) -> list[Estimate]:
     """Compare a version with a policy on the same test documents.
 
     Args:
-        curves: The version's curves, nats by document among them, mean over seeds.
+        curves: The version's curves, nats by document among them.
         policy: Its opponent.
         protocol: Protocol of the version, such as documents.
 
     Returns:
-        Nats per token below the policy; None: the version has no nats by document.
+        Nats per token below the policy, for every seed that has nats by document.
     """
-    is_wanted = (curves["curve"] == NATS_BY_DOCUMENT) & (curves["series"] == protocol)
-    nats = curves[is_wanted].set_index("x")["value"]
-    nats.index = nats.index.astype(int)
     own = policy.table[policy.table["split"] == "test"].set_index("piece", drop=False)
-    own = own.assign(nats=nats).dropna(subset="nats")
-    if own.empty:
-        return None
-    gain = difference(policy.losses("test"), _as_losses(own.reset_index(drop=True)))
-    return gain._replace(difference=True)
+    series = curves["series"].where(curves["curve"] == NATS_BY_DOCUMENT, "").astype(str)
+    gains = []
+    for _, rows in curves[series.str.fullmatch(rf"{protocol}( seed \d+)?")].groupby("series"):
+        nats = rows.set_index("x")["value"]
+        nats.index = nats.index.astype(int)
+        scored = own.assign(nats=nats).dropna(subset="nats").reset_index(drop=True)
+        if len(scored):
+            gain = difference(policy.losses("test"), _as_losses(scored))
+            gains.append(gain._replace(difference=True))
+    return gains
 
 
 def _as_losses(table: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import pandas as pd
 from infini.corpus.config import Data
 from infini.errors import InputError
 from infini.evaluation.config import FullProtocol
-from infini.evaluation.estimates import DIFFERENCES, Estimate, estimates_of
+from infini.evaluation.estimates import DIFFERENCES, Estimate, estimates_of, mean_of_seeds
 from infini.files import flatten, read_json, read_table
 from infini.model.config import Base
 from infini.paths import (
@@ -33,7 +33,7 @@ from infini.paths import (
 from infini.report.policies import (
     ScoredPolicy,
     best_policy,
-    gain_over_policy,
+    gains_over_policy,
     read_policies,
     read_ruler,
 )
@@ -116,13 +116,16 @@ class Results:
         policy = self.baseline(version, window)
         if policy is None:
             return
-        gain = gain_over_policy(self.curves[version], policy, f"documents{suffix}")
-        if gain is None:
+        gains = gains_over_policy(self.curves[version], policy, f"documents{suffix}")
+        if not gains:
             return
+        seeds = self.metrics[version].get("seeds", 1)
         figures[f"{prefix}window.gain"] = figures[f"{prefix}baseline.gain"]
-        figures[f"{prefix}baseline.gain"] = gain
-        beats = figures[f"{prefix}beats_both"].value == 1 and gain.is_gain
-        figures[f"{prefix}beats_both"] = Estimate(int(beats))
+        figures[f"{prefix}baseline.gain"] = mean_of_seeds(gains)
+        figures[f"{prefix}baseline.seeds"] = Estimate(len(gains))
+        beats = [figures[f"{prefix}beats_both"].value == 1, len(gains) >= seeds]
+        beats += [gain.is_gain for gain in gains]
+        figures[f"{prefix}beats_both"] = Estimate(int(all(beats)))
 
     @property
     def missing(self) -> list[str]:

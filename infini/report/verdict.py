@@ -28,6 +28,9 @@ def verdict(version: str, figures: Figures, policy: ScoredPolicy | None = None) 
         else f", {_distance(control)} its shuffled-memory control"
     )
     opponent = "the sliding window" if policy is None else f"the best policy ({policy.label})"
+    seeds, scored = figures.get("seeds"), figures.get("baseline.seeds")
+    if seeds is not None and scored is not None and scored.value < seeds.value:
+        second += f"; {scored.value:.0f} of {seeds.value:.0f} seeds is compared with that policy"
     return f"**{version} {answer}**: {baseline} {opponent} of equal state bytes{second}."
 
 

@@ -219,7 +219,7 @@ def fit_retention_policy(
     retains what may be asked for.
     """
     policies = [retained.policy for retained in retained_modules(model).values()]
-    if not any(policy.is_fitted for policy in policies):
+    if not any(policy.needs_fit for policy in policies):
         return
     train = Pieces.load(DOCUMENTS / "train.parquet").unpadded()
     texts = train[:FIT_DOCUMENTS]

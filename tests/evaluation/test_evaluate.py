@@ -269,6 +269,7 @@ def test_write_evaluations_joins_seeds(model: PreTrainedModel, text: HeldOutText
     write_evaluations(Version("v9"), {4: one, 7: other})
     metrics = written("v9")
     assert metrics.pop("spread") == {"alpha": {"layer0": 1.41}}
+    assert metrics.pop("seeds") == 2
     alpha = metrics["alpha"].pop("layer0")
     assert alpha == pytest.approx(one.metrics["alpha"]["layer0"] + 1.0, abs=0.006)
     assert metrics == round_metrics(one.metrics, {}) | {"alpha": {}}
@@ -284,5 +285,15 @@ def test_write_evaluations_joins_seeds(model: PreTrainedModel, text: HeldOutText
     assert both[is_gate]["se"].tolist() == pytest.approx(
         [0.2 / math.sqrt(2)] * len(gates), abs=1e-3
     )
-    shares = both["curve"].str.contains("_exact_|_gain_")
-    pd.testing.assert_frame_equal(both[~is_gate & ~shares], single[~is_gate & ~shares])
+    columns = ["curve", "x", "series"]
+    nats = single[single["curve"] == "nats_by_document"]
+    for seed in (4, 7):
+        of_seed = nats.assign(series=nats["series"] + f" seed {seed}")
+        found = both.merge(of_seed, on=columns, suffixes=("", "_one"))
+        assert len(found) == len(nats) > 0
+        assert found["value"].tolist() == found["value_one"].tolist()
+    same, alone = (
+        table[~table["curve"].str.contains("_exact_|_gain_|gate|nats_by_document")]
+        for table in (both, single)
+    )
+    pd.testing.assert_frame_equal(same.reset_index(drop=True), alone.reset_index(drop=True))

@@ -264,6 +264,7 @@ def test_chunks_have_the_losses_of_whole_documents(model: PreTrainedModel, chunk
         (b"abc", {}, r"^texts must be a list of texts, got b'abc'"),
         (["union", None], {}, r"^text 2: must be a text, got None"),
         ({"a": "the union", "b": " \n"}, {}, r"^b: empty, must have ≥ 2 tokens"),
+        (["union", "a", "union"], {}, r"^text 3: the same text as text 1: give every text once"),
         (["u"], {}, r"^text 1: must have ≥ 2 tokens, got 1"),
         (["union \ud800"], {}, r"^text 1: half a surrogate pair"),
         (TEXTS, {"window": 0}, r"^window must be ≥ 1, got 0"),

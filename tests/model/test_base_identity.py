@@ -254,6 +254,35 @@ def test_memory_of_a_base_changed_after_retrofit_is_refused_until_the_base_is_sa
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("part", ["base", "memory"])
+@torch.no_grad()
+def test_memory_whose_weights_changed_while_it_was_read_is_not_saved(
+    method: str, part: str, llama: Path, tmp_path: Path
+) -> None:
+    model, book, more = infini.retrofit(load_base(str(llama)), **METHODS[method]), *BOOK
+    original = copy.deepcopy(model)
+    cache = cache_of(model(book))
+    own = infini_parameters(model) if part == "memory" else dict(model.model.named_parameters())
+    next(iter(own.values())).add_(1)
+    cache = cache_of(model(more, **{CACHE: cache}))  # training goes on with it
+    with pytest.raises(InputError, match="memory: the weights or the active adapter changed while"):
+        infini.save_memory(cache, tmp_path / "memory")
+    with pytest.raises(InputError, match="the weights or the active adapter changed while"):
+        original(more, **{CACHE: copy.deepcopy(cache)})
+
+
+@torch.no_grad()
+def test_base_that_is_again_as_it_was_is_known_again(llama: Path) -> None:
+    model = infini.retrofit(load_base(str(llama)), "window", window=7).eval()
+    own, weight = model.get_decoder().fingerprint(), model.get_input_embeddings().weight
+    before = weight.clone()
+    weight.add_(1)
+    assert model.get_decoder().known_base.fingerprint() is None
+    weight.copy_(before)
+    assert model.get_decoder().fingerprint() == own
+
+
+@pytest.mark.parametrize("method", METHODS)
 @torch.no_grad()
 def test_base_is_known_after_it_was_moved_cast_or_copied(
     method: str, llama: Path, monkeypatch: pytest.MonkeyPatch

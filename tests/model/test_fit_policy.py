@@ -262,9 +262,13 @@ def test_what_cannot_be_fitted() -> None:
     for texts in ([torch.zeros(2, 2)], [torch.zeros(0)]):
         with pytest.raises(InputError, match=r"text 1: must be a text, or its tokens, \(T,\)"):
             infini.fit_policy(model, texts)
+    with pytest.raises(InputError, match=r"text 1: tokens must be integers, got torch.float32"):
+        infini.fit_policy(model, [torch.randn(9)])
+    with pytest.raises(InputError, match=r"input_ids must be between 0 and \d+, got 5000"):
+        infini.fit_policy(model, [torch.tensor([1, 5000])])
     assert not any(tensor.any() for tensor in fitted_tensors(model).values())
     without = infini.retrofit(tiny("llama"), "window", window=7)
     with pytest.raises(InputError, match="fit_policy needs a model with retained pairs"):
         infini.fit_policy(without, [text(1, 9)[0]])
-    nothing_to_fit = retrofitted("llama", "h2o")
-    assert infini.fit_policy(nothing_to_fit, [text(1, 9)[0]]) is nothing_to_fit
+    with pytest.raises(InputError, match=r"policy 'h2o' has nothing to fit; these have: .*learned"):
+        infini.fit_policy(retrofitted("llama", "h2o"), [text(1, 9)[0]])

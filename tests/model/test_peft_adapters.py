@@ -179,6 +179,30 @@ def test_memory_read_with_lora_is_not_loaded_without_it(base: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_memory_read_with_two_adapters_is_not_saved(method: str, base: str, tmp_path: Path) -> None:
+    config, tokens = lora(method, modules_to_save=None), text(2, 40)
+    tuned = get_peft_model(retrofitted(base, method), config).eval()
+    tuned.add_adapter("two", config)
+    for name, parameter in tuned.named_parameters():
+        if "lora_B.two" in name:
+            parameter.normal_()
+    _, memory = read(tuned, tokens)
+    _, memory = read(tuned, tokens, memory)
+    infini.save_memory(memory, tmp_path / "book")
+    tuned.set_adapter("two")
+    _, memory = read(tuned, tokens, memory)
+    with pytest.raises(InputError, match="the weights or the active adapter changed while"):
+        infini.save_memory(memory, tmp_path / "book")
+    tuned.set_adapter("default")
+    _, memory = read(tuned, tokens, infini.load_memory(tmp_path / "book", tuned))
+    with tuned.disable_adapter():
+        _, memory = read(tuned, tokens, memory)
+    with pytest.raises(InputError, match="the weights or the active adapter changed while"):
+        infini.save_memory(memory, tmp_path / "book")
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_memory_read_with_a_copied_embedding_is_not_loaded_without_it(
     method: str, base: str, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from infini.evaluation.estimates import Estimate
 from infini.files import write_json
 from infini.paths import POLICIES, Version
 from infini.report.plots import policy_curves_plot, policy_gains_plot
-from infini.report.policies import best_policy, gain_over_policy, read_policies
+from infini.report.policies import best_policy, gains_over_policy, read_policies
 from infini.report.results import read_results
 from infini.report.sections import build_report
 from infini.report.tables import headline_table, policies_table
@@ -95,12 +95,35 @@ def test_policy_curves_plot_has_a_line_a_policy_and_window(folder: Path) -> None
 def test_gain_over_policy_is_paired_by_document(folder: Path) -> None:
     policy = best_policy(read_policies(), 64)
     assert policy is not None
-    gain = gain_over_policy(documents(3.0, 3.8), policy, "documents")
+    [gain] = gains_over_policy(documents(3.0, 3.8), policy, "documents")
     assert gain == Estimate(pytest.approx(0.1), pytest.approx(0.0, abs=1e-9), difference=True)
-    gain = gain_over_policy(documents(3.1, 3.8), policy, "documents")
-    assert gain is not None
+    [gain] = gains_over_policy(documents(3.1, 3.8), policy, "documents")
     assert gain.value == pytest.approx(0.075)
-    assert gain_over_policy(documents(3.1, 3.8), policy, "documents_at_window_9") is None
+    assert gains_over_policy(documents(3.1, 3.8), policy, "documents_at_window_9") == []
+
+
+def test_version_beats_the_best_policy_only_with_every_seed(folder: Path) -> None:
+    metrics = METRICS_BY_VERSION["v3"] | {"beats_both": 1, "seeds": 2}
+    write_json(Version("v3").metrics, metrics)
+    curves = pd.read_csv(Version("v3").curves)
+    first = documents(3.0, 3.8).assign(series="documents seed 0")
+    pd.concat([curves, first]).to_csv(Version("v3").curves, index=False)
+    results = read_results(SETUP)
+    assert results.figures["v3"]["baseline.gain"].value == pytest.approx(0.1)
+    assert results.figures["v3"]["beats_both"].value == 0, "one of two seeds"
+    [line] = [text for text, _ in build_report(results, {}, {}).verdicts if "v3" in text]
+    assert line.startswith("**v3 does not beat both**: 0.1")
+    assert "; 1 of 2 seeds is compared with that policy." in line
+    second = documents(2.9, 3.8).assign(series="documents seed 1")
+    pd.concat([curves, first, second]).to_csv(Version("v3").curves, index=False)
+    figures = read_results(SETUP).figures["v3"]
+    gains = [0.1, (100 * 0.2 + 300 * 0.1) / 400]
+    assert figures["baseline.gain"].value == pytest.approx(sum(gains) / 2)
+    assert figures["baseline.gain"].error >= (gains[1] - gains[0]) / 2**0.5
+    assert figures["beats_both"].value == 1
+    second = documents(3.1, 3.9).assign(series="documents seed 1")
+    pd.concat([curves, first, second]).to_csv(Version("v3").curves, index=False)
+    assert read_results(SETUP).figures["v3"]["beats_both"].value == 0, "the second seed does not"
 
 
 def test_figures_replace_the_gain_over_the_window_by_that_over_the_best_policy(

@@ -179,8 +179,8 @@ class RetentionPolicy(ABC):
         return self.attention is not None and self.last_queries != 1
 
     @property
-    def is_fitted(self) -> bool:
-        """Whether the policy has tensors that `infini.fit_policy` fits to texts."""
+    def needs_fit(self) -> bool:
+        """Whether the policy has tensors that `infini.fit_policy` must fit before it can score."""
         return bool(self.weight_shapes(LayerSize(1, 1, 2, 2)))
 
     def weight_shapes(self, size: LayerSize) -> dict[str, tuple[int, ...]]:

@@ -326,7 +326,7 @@ def _scores(policy: RetentionPolicy, held: HeldPairs) -> Tensor:
     Raises:
         InputError: They have another shape, or the policy's tensors have not been fitted.
     """
-    if policy.is_fitted and not any(x.any() for x in held.weights.values()):
+    if policy.needs_fit and not any(x.any() for x in held.weights.values()):
         raise InputError(
             f"policy {policy.name!r} must be fitted to texts first: infini.fit_policy(model, texts)"
         )

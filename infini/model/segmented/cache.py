@@ -22,7 +22,7 @@ COUNTS = ("pending", "token_mask", "token_counts")  # tensors that no layer has
 class SegmentedCache(MemoryCache):
     """Cache of a segmented model; every call that it is given to advances it in place."""
 
-    file_format = "infini-segmented-3"
+    file_format = "infini-segmented-4"
 
     def __init__(
         self, fingerprint: str, dtype: str | None = None, base: DynamicCache | None = None

@@ -12,6 +12,7 @@ from infini.model.architectures import CACHE
 from infini.model.decoder_base import (
     StatefulDecoder,
     as_token_mask,
+    as_tuple,
     input_kwargs,
     mask_of_new_tokens,
     select_inputs,
@@ -71,6 +72,7 @@ class SegmentedDecoder(StatefulDecoder):
         if RUN in kwargs:  # called by `run_decoder`
             with use_run(kwargs.pop(RUN)):
                 return super().forward(**given, use_cache=use_cache, **kwargs)
+        return_dict = kwargs.pop("return_dict", None)
         inputs = select_inputs(input_ids, inputs_embeds, kwargs)
         batch, tokens = inputs.shape[:2]
         mask = mask_of_new_tokens(attention_mask, tokens)
@@ -84,7 +86,7 @@ class SegmentedDecoder(StatefulDecoder):
         if cache is not None:
             cache.append(inputs, as_token_mask(mask, batch, tokens))
         setattr(out, CACHE, cache)
-        return out
+        return out if return_dict is not False else as_tuple(out)
 
     def _read_with_full_attention(
         self, packing: Packing, cache: SegmentedCache | None, given: dict[str, Any]

@@ -18,7 +18,7 @@ from infini.model.cache import MemoryCache
 class WindowCache(MemoryCache):
     """State of a window model between two calls; a call advances it in place."""
 
-    file_format = "infini-window-5"
+    file_format = "infini-window-6"
 
     def __init__(self, fingerprint: str, dtype: str | None = None):
         super().__init__(fingerprint, dtype)

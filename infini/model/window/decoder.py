@@ -15,6 +15,7 @@ from infini.model.decoder_base import (
     NO_PINNED,
     StatefulDecoder,
     as_token_mask,
+    as_tuple,
     check_pinned_mask,
     input_kwargs,
     mask_of_new_tokens,
@@ -83,6 +84,7 @@ class WindowDecoder(StatefulDecoder):
                 "the attention implementation was changed without the window: call "
                 "model.set_attn_implementation on the whole model"
             )
+        return_dict = kwargs.pop("return_dict", None)
         inputs = select_inputs(input_ids, inputs_embeds, kwargs)
         batch, tokens = inputs.shape[:2]
         mask = mask_of_new_tokens(attention_mask, tokens)
@@ -102,7 +104,7 @@ class WindowDecoder(StatefulDecoder):
             if all_pinned is not None:
                 cache.pinned = all_pinned
         setattr(out, CACHE, cache)
-        return out
+        return out if return_dict is not False else as_tuple(out)
 
     def _forward_base(
         self,
