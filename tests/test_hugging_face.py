@@ -1,6 +1,7 @@
 """Python of docs/hugging_face.md runs as written."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,33 @@ from conftest import ROOT
 from infini.model.modules import infini_parameters
 
 
-def test_hugging_face_code_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def run_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with the files that the page's code reads."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/base").symlink_to(ROOT / "data/base")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs/hugging_face.md").read_text(), re.S)
+    return tmp_path
+
+
+def snippets(language: str) -> list[str]:
+    text = (ROOT / "docs/hugging_face.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+@pytest.mark.skipif(not find_spec("torchao"), reason="torchao is not installed")
+def test_code_of_quantised_bases_runs(run_in: Path) -> None:
     names: dict[str, Any] = {}
-    for snippet in snippets:
+    exec("import infini, torch\nfrom transformers import AutoModelForCausalLM", names)
+    [snippet] = snippets("py")
+    exec(snippet, names)
+    assert names["model"].infini_config["base"]["quantization"] == "torchao"
+
+
+def test_hugging_face_code_runs(run_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for snippet in snippets("python"):
         exec(snippet, names)
     assert "The state of the Union" in capsys.readouterr().out
     assert names["cache"].seen_tokens == names["tokens"].shape[1] - 1 > 3 * 20

@@ -113,7 +113,8 @@ def _cell(row: "pd.Series[float]", name: str) -> str:
     if name == "budget":
         return show_bytes(int(value))
     if name in ("nats", "gain"):
-        return show(_estimate(row, name))
+        estimate = _estimate(row, name)
+        return show_estimate(estimate) if estimate.error is None else show(estimate)
     return show_number(round(value))
 
 

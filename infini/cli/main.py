@@ -124,14 +124,14 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         help="UTF-8 texts, or folders of .txt files",
     )  # fmt: skip
     add("--bytes", metavar="N,N", default="4M,8M,16M", help="sizes of a cache (4M,8M,16M)")
-    add("--policies", metavar="A,B", help="names of retention policies, or all (five)")
+    add("--policies", metavar="A,B", help="names of retention policies, or all; default: five")
     add("--saved", metavar="FOLDER", nargs="+", default=[], help="saved models over this base")
     add("--window", metavar="W", type=int, help="tokens of the window (by size of the cache)")
     add("--sinks", metavar="S", type=int, default=4, help="attention sinks (4)")
     add("--max-tokens", metavar="N", type=_count, default=2048, help="read of each text (2048)")
     add(
         "--fit-text", metavar="TEXT", type=Path, nargs="+", default=[],
-        help="texts that expected_attention and q_filter are fitted to",
+        help="texts to fit learned, learned_no_attention, expected_attention and q_filter to",
     )  # fmt: skip
     add("--out", metavar="FOLDER", type=Path, default=Path("bench"), help="results (bench)")
 

@@ -6,6 +6,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
@@ -33,6 +34,9 @@ REREAD_TOKENS = 16
 PINNED = "pinned"  # argument of `generate`
 # Kinds of assisted decoding that run parts of the model, without its memory
 UNSUPPORTED_ASSISTANTS = ("assistant_early_exit", "use_mtp", "speculation_type")
+
+# Types whose values == compares
+PLAIN_TYPES = (bool, int, float, complex, str, bytes, type(None), set, frozenset)
 
 
 class RetrofittedModel:
@@ -359,20 +363,33 @@ def _record_policy(model: Any) -> None:
     policies = [retained.policy for retained in retained_modules(model).values()]
     if not policies:
         return
-    name, cls = policies[0].name, type(policies[0]).__name__
-    if name not in policy_names() or _plain(policies[0]) != _plain(policy_by_name(name)):
+    policy = policies[0]
+    if policy.name not in policy_names() or not _is_equal(policy, policy_by_name(policy.name)):
+        cls = type(policy).__name__
         raise InputError(
-            f"policy {cls}: not registered as it is, so it could not be loaded again: "
-            f"infini.register_policy(name, {cls}) first, or a function that returns this policy"
+            f"policy {cls}: `load` could not make this object again: register what returns it, "
+            f'infini.register_policy("my_policy", lambda: {cls}(…)), and retrofit with '
+            'policy="my_policy"'
         )
-    model.infini_config["policy"] = name
+    model.infini_config["policy"] = policy.name
 
 
-def _plain(policy: RetentionPolicy) -> tuple[type, dict[str, Any]]:
-    """Return what tells two policies apart: their class, plain attributes and policies."""
-    plain = (int, float, str, bool, type(None))
-    own: dict[str, Any] = {
-        key: x for key, x in vars(policy).items() if isinstance(x, plain) and key != "name"
-    }
-    inner = {key: _plain(x) for key, x in vars(policy).items() if isinstance(x, RetentionPolicy)}
-    return type(policy), own | inner
+def _is_equal(one: Any, other: Any) -> bool:
+    """Return whether two policies, or values of their attributes, are certainly equal."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, RetentionPolicy):
+        return _is_equal(_attributes(one), _attributes(other))
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(
+            _is_equal(x, other[key]) for key, x in one.items()
+        )
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_is_equal, one, other))
+    return bool(one == other) if isinstance(one, PLAIN_TYPES) else one is other
+
+
+def _attributes(policy: RetentionPolicy) -> dict[str, Any]:
+    return {name: value for name, value in vars(policy).items() if name != "name"}

@@ -52,6 +52,8 @@ class RetrofitConfig:
             if name not in names:
                 match = get_close_matches(str(name), names, 1, 0.75)
                 hint = f", did you mean {match[0]}?" if match else ""
+                if not match and (others := _methods_with(str(name))):
+                    hint = f", but of method={' and '.join(map(repr, others))}"
                 raise InputError(
                     f"{name} is not an option of method={cls.method!r}{hint} "
                     f"(options: {', '.join(sorted(names))})"
@@ -61,3 +63,16 @@ class RetrofitConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the method's name and every option, as infini_config.json records them."""
         return {"method": self.method, **asdict(self)}
+
+
+def _methods_with(option: str) -> list[str]:
+    """Return the methods that have an option."""
+    classes = [RetrofitConfig]
+    for cls in classes:
+        classes += cls.__subclasses__()
+    found = {
+        cls.method
+        for cls in classes
+        if hasattr(cls, "method") and option in [field.name for field in fields(cls)]
+    }
+    return sorted(found)

@@ -10,13 +10,22 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from infini.errors import InputError
+from infini.evaluation.config import PLAIN_WINDOW
 from infini.evaluation.estimates import estimates_of
 from infini.files import read_json, read_yaml
 from infini.model.model_card import CARD_FILE, Release, render_card
 from infini.paths import Version
 from infini.report.cells import LEGEND
 from infini.report.page import ReportTable
-from infini.report.results import Figures, figures_at_windows, read_metrics
+from infini.report.policies import ScoredPolicy, read_policies
+from infini.report.results import (
+    Figures,
+    figures_at_windows,
+    figures_of,
+    opponent_of,
+    read_curves,
+    read_metrics,
+)
 from infini.report.tables import (
     HEADLINE,
     RETRIEVAL_COLUMNS,
@@ -30,7 +39,6 @@ FULL_COLUMNS = {"nats per token": "full.nats", "state bytes": "full.state_bytes"
 CARD_COLUMNS = {
     "nats per token": "documents.nats",
     "state bytes": "state_bytes.total",
-    "baseline, nats per token": "baseline.nats",
     **HEADLINE,
 }
 
@@ -57,8 +65,15 @@ def write_card(
     params = read_yaml(run / "params.yaml")
     block = {**params["replacements"], **params["adapters"]}[version]
     _check_settings(settings, params, block, folder / "infini_config.json")
-    figures = estimates_of(read_metrics(version, run))
-    measured = _measured(params, block, version, figures, estimates_of(read_metrics("base", run)))
+    metrics, policies = read_metrics(version, run), read_policies(run)
+    curves = run / Version(version).curves
+    figures = figures_of(metrics, read_curves(curves) if curves.is_file() else None, policies)
+    opponents = {
+        window: opponent_of(metrics, figures, policies, window)
+        for window in (None, *figures_at_windows(figures))
+    }
+    base_figures = estimates_of(read_metrics("base", run))
+    measured = _measured(params, block, version, figures, opponents, base_figures)
     about = _base_description(run, params)
     release = Release(licence, base, about, _training_data(params, block, figures), measured)
     (folder / CARD_FILE).write_text(render_card(settings, _count_parameters(folder), release))
@@ -105,22 +120,32 @@ def _training_data(params: dict[str, Any], block: dict[str, Any], figures: Figur
 
 
 def _measured(
-    params: dict[str, Any], block: dict[str, Any], version: str, figures: Figures, base: Figures
+    params: dict[str, Any],
+    block: dict[str, Any],
+    version: str,
+    figures: Figures,
+    opponents: dict[int | None, ScoredPolicy | None],
+    base: Figures,
 ) -> str:
-    """Return verdict, headline and retrieval of a version, in Markdown."""
+    """Return verdict, headline and retrieval of a version, in Markdown.
+
+    opponents: what its gains are over, by another window that it was evaluated with, None its own;
+    a policy, or None for the plain window.
+    """
     data, window = params["data"], block["layer"].get("window")
-    readings = {window: figures} | figures_at_windows(figures)
-    rows = {
-        version if size is None else f"{version}, window {size}": row_of_figures(
-            version_figures, CARD_COLUMNS
-        )
-        for size, version_figures in readings.items()
-    }
+    rows = {}
+    for other, version_figures in [(None, figures), *figures_at_windows(figures).items()]:
+        size = other or window
+        policy = opponents[other]
+        row = row_of_figures(version_figures, CARD_COLUMNS)
+        first = {name: row.pop(name) for name in FULL_COLUMNS}
+        baseline = {"baseline": PLAIN_WINDOW if policy is None else policy.name}
+        rows[version if size is None else f"{version}, window {size}"] = first | baseline | row
     rows["base, full attention"] = row_of_figures(base, FULL_COLUMNS)
     parts = [
         f"Held-out text: {params['evaluate']['documents']:,} documents of `{data['corpus']}`, up "
         f"to {data['document_length']:,} tokens each. {LEGEND}",
-        verdict(version, figures),
+        verdict(version, figures, opponents[None]),
         ReportTable(text_frame(rows), "version", "Headline").markdown(),
     ]
     if seeds := len(params["seeds"]) + len(block.get("seeds", [])):

@@ -5,6 +5,7 @@ documents is the version's baseline; gains over it are of test documents, paired
 """
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -57,10 +58,10 @@ class ScoredPolicy(NamedTuple):
         return gain._replace(difference=True)
 
 
-def read_policies() -> list[ScoredPolicy]:
-    """Read reports/policies: all scored policies, by budget and name."""
+def read_policies(root: Path = Path()) -> list[ScoredPolicy]:
+    """Read reports/policies of a run in folder `root`: all scored policies, by budget and name."""
     found = []
-    for file in sorted(POLICIES.glob("*.csv")):
+    for file in sorted((root / POLICIES).glob("*.csv")):
         if match := FILE_NAME.fullmatch(file.stem):
             table = read_table(
                 file, "split", "piece", "text", "tokens", "bytes", "retained", "nats"

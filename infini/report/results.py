@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from infini import params
 from infini.corpus.config import Data
 from infini.errors import InputError
 from infini.evaluation.config import FullProtocol
@@ -60,6 +61,17 @@ class Setup:
     replacements: dict[str, Replacement]
     adapters: dict[str, Adapter]
 
+    @classmethod
+    def read(cls) -> "Setup":
+        """Read them; InputError where params.yaml is invalid."""
+        return cls(
+            base=params.get("base", Base),
+            data=params.get("data", Data),
+            full=params.get("evaluate.full", FullProtocol),
+            replacements=params.get("replacements", dict[str, Replacement]),
+            adapters=params.get("adapters", dict[str, Adapter]),
+        )
+
     @property
     def versions(self) -> dict[str, VersionConfig]:
         """Replacements, then adapters, by name."""
@@ -82,22 +94,10 @@ class Results:
     @cached_property
     def figures(self) -> dict[str, Figures]:
         """Metrics as estimates, gains over the best retention policy among them."""
-        figures = {name: estimates_of(tree) for name, tree in self.metrics.items()}
-        for name in figures.keys() & self.curves.keys() - {"base"}:
-            for suffix in _protocol_suffixes(figures[name]):
-                self._compare_with_policy(name, figures[name], suffix)
-        return figures
-
-    def baseline(self, version: str, window: int | None = None) -> ScoredPolicy | None:
-        """Return a version's baseline: the best policy of its state bytes; None: none was scored.
-
-        Args:
-            version: Its name.
-            window: Another window that it was evaluated with; None: its own.
-        """
-        key = "baseline" if window is None else f"at_window_{window}.baseline"
-        size = flatten(self.metrics[version]).get(f"{key}.window")
-        return None if size is None else best_policy(self.policies, int(size))
+        return {
+            name: figures_of(tree, self.curves.get(name), self.policies)
+            for name, tree in self.metrics.items()
+        }
 
     def opponent(self, version: str, window: int | None = None) -> ScoredPolicy | None:
         """Return the policy that a version's gain is over; None: the plain window.
@@ -106,26 +106,7 @@ class Results:
             version: Its name.
             window: Another window that it was evaluated with; None: its own.
         """
-        key = "window.gain" if window is None else f"at_window_{window}.window.gain"
-        return self.baseline(version, window) if key in self.figures[version] else None
-
-    def _compare_with_policy(self, version: str, figures: Figures, suffix: str) -> None:
-        """Replace the gain over the plain window by that over the best policy, in place."""
-        prefix = suffix.removeprefix("_") + "." * bool(suffix)
-        window = int(suffix.rpartition("_")[2]) if suffix else None
-        policy = self.baseline(version, window)
-        if policy is None:
-            return
-        gains = gains_over_policy(self.curves[version], policy, f"documents{suffix}")
-        if not gains:
-            return
-        seeds = self.metrics[version].get("seeds", 1)
-        figures[f"{prefix}window.gain"] = figures[f"{prefix}baseline.gain"]
-        figures[f"{prefix}baseline.gain"] = mean_of_seeds(gains)
-        figures[f"{prefix}baseline.seeds"] = Estimate(len(gains))
-        beats = [figures[f"{prefix}beats_both"].value == 1, len(gains) >= seeds]
-        beats += [gain.is_gain for gain in gains]
-        figures[f"{prefix}beats_both"] = Estimate(int(all(beats)))
+        return opponent_of(self.metrics[version], self.figures[version], self.policies, window)
 
     @property
     def missing(self) -> list[str]:
@@ -133,10 +114,71 @@ class Results:
         return [name for name in ("base", *self.setup.versions) if name not in self.metrics]
 
 
-def _protocol_suffixes(figures: Figures) -> list[str]:
-    """Return "" and "_at_window_<size>" for every other window of a version."""
-    windows = {match[1] for key in figures if (match := AT_WINDOW.fullmatch(key))}
-    return ["", *(f"_at_window_{size}" for size in sorted(windows))]
+def figures_of(
+    metrics: dict[str, Any], curves: pd.DataFrame | None, policies: list[ScoredPolicy]
+) -> Figures:
+    """Return metrics as estimates, with gains over the best retention policy.
+
+    Args:
+        metrics: Content of a metrics file.
+        curves: Curves of the version, nats by document among them; None: there are none.
+        policies: Retention policies of the untouched base.
+    """
+    figures = estimates_of(metrics)
+    if curves is None or "baseline" not in metrics:
+        return figures
+    sizes = {match[1] for key in figures if (match := AT_WINDOW.fullmatch(key))}
+    for window in (None, *sorted(map(int, sizes))):
+        policy = _baseline(metrics, policies, window)
+        protocol = "documents" if window is None else f"documents_at_window_{window}"
+        gains = [] if policy is None else gains_over_policy(curves, policy, protocol)
+        if gains:
+            _set_baseline(figures, gains, metrics.get("seeds", 1), _prefix(window))
+    return figures
+
+
+def opponent_of(
+    metrics: dict[str, Any],
+    figures: Figures,
+    policies: list[ScoredPolicy],
+    window: int | None = None,
+) -> ScoredPolicy | None:
+    """Return the policy that a version's gain is over; None: the plain window.
+
+    Args:
+        metrics: Content of its metrics file.
+        figures: What `figures_of` returned.
+        policies: Retention policies of the untouched base.
+        window: Another window that it was evaluated with; None: its own.
+    """
+    compared = f"{_prefix(window)}window.gain" in figures
+    return _baseline(metrics, policies, window) if compared else None
+
+
+def _baseline(
+    metrics: dict[str, Any], policies: list[ScoredPolicy], window: int | None
+) -> ScoredPolicy | None:
+    """Return the best policy of a version's state bytes; None: none was scored."""
+    size = flatten(metrics).get(f"{_prefix(window)}baseline.window")
+    return None if size is None else best_policy(policies, int(size))
+
+
+def _prefix(window: int | None) -> str:
+    """Return what the keys of figures at another window begin with."""
+    return "" if window is None else f"at_window_{window}."
+
+
+def _set_baseline(figures: Figures, gains: list[Estimate], seeds: int, prefix: str) -> None:
+    """Replace the gain over the plain window by that over the best policy, in place.
+
+    gains: over that policy, of the seeds that were compared with it, of `seeds` in all.
+    """
+    figures[f"{prefix}window.gain"] = figures[f"{prefix}baseline.gain"]
+    figures[f"{prefix}baseline.gain"] = mean_of_seeds(gains)
+    figures[f"{prefix}baseline.seeds"] = Estimate(len(gains))
+    beats = figures[f"{prefix}beats_both"].value == 1 and len(gains) >= seeds
+    beats = beats and all(gain.is_gain for gain in gains)
+    figures[f"{prefix}beats_both"] = Estimate(int(beats))
 
 
 def read_results(setup: Setup) -> Results:
@@ -146,7 +188,7 @@ def read_results(setup: Setup) -> Results:
     return Results(
         setup,
         metrics={name: read_metrics(name) for name in names if Version(name).metrics.is_file()},
-        curves={name: _read_curves(file) for name, file in curves.items() if file.is_file()},
+        curves={name: read_curves(file) for name, file in curves.items() if file.is_file()},
         training={step: read_training(step, setup.versions) for step in TRAINING_STEPS},
         costs=_read_costs(names),
         prepared=read_json(PREPARED, "splits") if PREPARED.is_file() else {},
@@ -186,7 +228,8 @@ def _read_costs(names: tuple[str, ...]) -> pd.DataFrame:
     return table[table["version"].isin(names)]
 
 
-def _read_curves(file: Path) -> pd.DataFrame:
+def read_curves(file: Path) -> pd.DataFrame:
+    """Read the curves of a version, with columns curve, x, series, value, se."""
     table = read_table(file, "curve", "x", "series", "value")
     if table["value"].isna().any() or "se" not in table:
         raise InputError(f"{file}: a curve without values or column se; run stage evaluate_ppl")

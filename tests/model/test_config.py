@@ -66,7 +66,8 @@ def test_config_rejects_unknown_keys(config_class: type[RetrofitConfig]) -> None
          {"method": "window", "depth": 2}),
         ("alpha is not an option of method='replace'", {"method": "replace", "alpha": 0.5}),
         ("init is not an option of method='parallel'", {"init": "random"}),
-        ("retained is not an option of method='parallel'", {"retained": 4}),
+        ("retained is not an option of method='parallel', but of method='window' \\(options",
+         {"retained": 4}),
         ("alpha is not an option of method='window'", {"method": "window", "alpha": 0.5}),
         ("segment_length is not an option of method='window'",
          {"method": "window", "segment_length": 8}),
@@ -111,5 +112,5 @@ def test_retention_policy_of_a_user_is_saved_once_registered(tmp_path: Any) -> N
     assert torch.equal(infini.load(tmp_path, tiny("llama"))(tokens).logits, expected)
     infini.remove(model)
     infini.retrofit(model, "window", policy=SmallestKey(2.0), **options)
-    with pytest.raises(InputError, match="policy SmallestKey: not registered as it is"):
+    with pytest.raises(InputError, match="policy SmallestKey: `load` could not make this object"):
         model.save_pretrained(tmp_path)

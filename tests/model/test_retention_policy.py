@@ -80,7 +80,7 @@ def test_adakv_shares_the_pairs_of_a_layer(tmp_path: Path, monkeypatch: pytest.M
 
 def test_policy_within_a_policy_decides_whether_it_can_be_saved(tmp_path: Path) -> None:
     model = infini.retrofit(tiny("llama"), "window", **OPTIONS, policy=AdaKV("h2o"))
-    with pytest.raises(InputError, match="policy AdaKV: not registered as it is"):
+    with pytest.raises(InputError, match="policy AdaKV: `load` could not make this object"):
         model.save_pretrained(tmp_path)
     for layer in window_layers(model).values():
         layer.retained.policy = AdaKV("snapkv")

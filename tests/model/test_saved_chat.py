@@ -177,6 +177,49 @@ def test_changed_transcript_is_refused_before_it_is_read(
         assert cache.seen_tokens == seen + out.sequences.shape[1] - 1
 
 
+def left_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return rows of tokens as a batch padded on the left, and its mask."""
+    width = max(map(len, rows))
+    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.int64)
+    for sample, row in enumerate(rows):
+        ids[sample, width - len(row) :], mask[sample, width - len(row) :] = row, 1
+    return ids, mask
+
+
+def test_batch_of_transcripts_is_continued_or_refused(folder: Path) -> None:
+    model, draw = infini.load(folder), torch.Generator().manual_seed(0)
+    first = [torch.randint(1, 300, (length,), generator=draw) for length in (40, 50)]
+    more = [torch.randint(1, 300, (length,), generator=draw) for length in (30, 10)]
+    ids, mask = left_padded(first)
+    out = model.generate(ids, attention_mask=mask, **GREEDY)
+    answers = out.sequences[:, 50:]
+    whole = [torch.cat(parts) for parts in zip(first, answers, more, strict=True)]
+    ids, mask = left_padded(whole)  # padded anew: other columns
+    with pytest.raises(InputError, match="give the whole text unchanged, padding too, or new"):
+        model.generate(ids, attention_mask=mask, **{CACHE: cache_of(out)}, **GREEDY)
+    # The last answered token has not been read: it goes before the new ones
+    new, its_mask = left_padded(
+        [torch.cat([a[-1:], x]) for a, x in zip(answers, more, strict=True)]
+    )
+    continued = model.generate(new, attention_mask=its_mask, **{CACHE: cache_of(out)}, **GREEDY)
+    fresh = model.generate(ids, attention_mask=mask, **GREEDY)
+    assert torch.equal(continued.sequences[:, -6:], fresh.sequences[:, -6:])
+    logits, expected = (torch.stack(x.logits, 1) for x in (continued, fresh))
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
+    assert cache_of(continued).token_counts.tolist() == [40 + 6 + 30 + 5, 50 + 6 + 10 + 5]
+
+
+def test_batch_of_which_one_transcript_has_changed_is_refused(folder: Path) -> None:
+    model = infini.load(folder)
+    tokens = torch.randint(1, 300, (2, 100), generator=torch.Generator().manual_seed(0))
+    cache = cache_of(model(tokens))
+    prompt = torch.cat([tokens, tokens[:, :20]], 1)
+    prompt[0, 8:100] = prompt[0, 8:100].roll(1)
+    with pytest.raises(InputError, match="the prompt repeats some of the 100 tokens"):
+        model.generate(prompt, **{CACHE: cache}, **GREEDY)
+    assert cache.token_counts.tolist() == [100, 100]
+
+
 def test_mask_of_past_and_new_tokens_says_that_tokens_are_new(
     folder: Path, tokenizer: Tokenizer
 ) -> None:
@@ -198,3 +241,15 @@ def test_memory_of_another_format_is_refused(folder: Path, tmp_path: Path) -> No
     infini.save_memory(cache, tmp_path / "memory")
     with pytest.raises(InputError, match="saved by another version of infini"):
         infini.load_memory(tmp_path / "memory", model)
+
+
+@torch.no_grad()
+def test_decoder_returns_a_tuple_where_it_is_asked_to(folder: Path) -> None:
+    decoder = infini.load(folder).get_decoder()
+    tokens = torch.randint(1, 300, (1, 40), generator=torch.Generator().manual_seed(0))
+    options = {"use_cache": True, "output_hidden_states": True}
+    out = decoder(tokens, **options)
+    last, cache, hidden = decoder(tokens, return_dict=False, **options)
+    assert torch.equal(last, out.last_hidden_state)
+    assert cache.seen_tokens == 40
+    assert len(hidden) == len(out.hidden_states)

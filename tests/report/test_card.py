@@ -59,10 +59,10 @@ def test_card_has_the_figures_of_its_version(run: Path) -> None:
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in headline.splitlines()]
     cells = {row[0]: row[1:] for row in rows}
     assert cells["version"][:4] == [
-        "nats per token", "state bytes", "baseline, nats per token", "gain over the baseline",
+        "nats per token", "state bytes", "baseline", "gain over the baseline",
     ]  # fmt: skip
     assert cells["v7, window 64"][1:] == [
-        "60,000", "3.66 ± 0.10", "0.020 ± 0.010 ~", "0.0100 ± 0.0010", "10.0 ± 1.0", "no",
+        "60,000", "window", "0.020 ± 0.010 ~", "0.0100 ± 0.0010", "10.0 ± 1.0", "no",
     ]  # fmt: skip
     assert cells["v7, window 256"][3] == "0.070 ± 0.010"
     assert cells["base, full attention"][:2] == ["3.58 ± 0.10", "1,024,000"]

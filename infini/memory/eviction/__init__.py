@@ -12,11 +12,12 @@ from infini.memory.eviction.cascading import Cascading
 from infini.memory.eviction.curdkv import CurDKV
 from infini.memory.eviction.decayed_attention import DecayedAttention
 from infini.memory.eviction.expected_attention import ExpectedAttention
+from infini.memory.eviction.future_regression import FutureRegression
 from infini.memory.eviction.h2o import H2O
 from infini.memory.eviction.keydiff import KeyDiff
 from infini.memory.eviction.knorm import Knorm
 from infini.memory.eviction.lagkv import LagKV
-from infini.memory.eviction.learned import FutureRegression, Learned
+from infini.memory.eviction.learned import Learned
 from infini.memory.eviction.observed_attention import ObservedAttention
 from infini.memory.eviction.oracle import Oracle
 from infini.memory.eviction.pinned import PinnedPairs, append_pinned, rotate_pairs

@@ -69,7 +69,7 @@ class BlockLayout:
         return self.block_start(block) + self.block_size - self.max_distance
 
     def is_block_end(self, block: int) -> bool:
-        """Return whether the call completes the block, the text being longer than W + S by then.
+        """Return whether the block ends in this call, behind the first W + S tokens.
 
         A text of up to W + S tokens may have been read by the base itself, without scores: nothing
         is evicted.

@@ -4,10 +4,10 @@
     learned_no_attention:  score = w · [k, v, 1, log age, k at its distance]
 
 with k without position, s the score of `a2sf` and age the pair's distance from the end of the
-block. Of each key-value head, w is the ridge regression to the square root of what the oracle says
-of other texts (`FutureRegression`), the squared attention that the next blocks pay to the pair. No
-gradient, and no state beside s. The heads of a layer share their pairs, as with `adakv`.
-`learned_no_attention` needs no attention weights and has no state.
+block. Each key-value head has its own w: the ridge regression of √(oracle score) on these features,
+over texts (`future_regression`). There is no gradient, and no state beside s;
+`learned_no_attention` has none and needs no attention weights. The heads of a layer share their
+pairs, as with `adakv`.
 
 Learned scores of whole prompts are prior art: Locret (arXiv 2410.01805), KVzap (arXiv 2601.07891).
 """
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from infini.memory.eviction.a2sf import A2SF, FORGETTING_FACTOR
-from infini.memory.eviction.oracle import Oracle
 from infini.memory.eviction.policy import (
     HeldPairs,
     LayerSize,
@@ -28,8 +27,6 @@ from infini.memory.eviction.policy import (
 )
 
 SMALLEST_SCORE = 1e-4  # attention; keeps logarithms finite
-RIDGE = 1e-3  # share of a feature's second moment
-SMALLEST_MOMENT = 1e-6  # of a feature that is always zero
 
 
 @register_policy("learned")
@@ -81,36 +78,3 @@ class Learned(RetentionPolicy):
 
 
 register_policy("learned_no_attention", partial(Learned, use_attention=False))
-
-
-class FutureRegression(A2SF):
-    """Reads texts like `a2sf`, and fits a learned policy to all pairs that it considers.
-
-    Args:
-        policy: What is fitted.
-    """
-
-    def __init__(self, policy: Learned):
-        super().__init__()
-        self.policy = policy
-        self.oracle: Oracle | None = None
-        """Knows the text that is read next"""
-        self.sums: dict[int, Tensor] = {}
-        """Sums of x xᵀ over pairs by layer, x the features and the target: (G, F + 1, F + 1)"""
-
-    def score(self, pairs: HeldPairs) -> Tensor:
-        assert self.oracle is not None
-        score = super().score(pairs)
-        target = self.oracle.score(pairs).sqrt()
-        rows = torch.cat([self.policy.features(pairs), target[..., None]], -1)
-        rows = rows[:, :, : pairs.num_candidates]
-        rows = rows.where(pairs.valid[:, :, : pairs.num_candidates, None], 0)
-        sums = (rows.mT @ rows).sum(0).double()  # (G, F + 1, F + 1)
-        self.sums[pairs.layer_index] = self.sums.get(pairs.layer_index, 0) + sums
-        return score
-
-    def weights(self, layer: int) -> dict[str, Tensor]:
-        """Return the tensors of the fitted policy in a layer."""
-        moments, product = self.sums[layer][:, :-1, :-1], self.sums[layer][:, :-1, -1:]
-        ridge = torch.diag_embed(RIDGE * moments.diagonal(dim1=1, dim2=2) + SMALLEST_MOMENT)
-        return {"weights": torch.linalg.solve(moments + ridge, product)[..., 0].float()}

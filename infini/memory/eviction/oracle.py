@@ -14,7 +14,9 @@ BLOCK_DISCOUNT = 0.9
 class Oracle(RetentionPolicy):
     """Retention policy that ranks pairs by the attention of the blocks to come.
 
-        score = Σ over later blocks b of discount^(b - 1) · squared attention in block b
+        score = Σ over later blocks b of discount^(b - 1) · squared attention in block b,
+
+    b = 1 being the next block.
 
     Args:
         future_attention: Squared attention that a block's queries pay to each token, by layer:

@@ -163,12 +163,7 @@ class RetentionPolicy(ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.name = cls.__name__
-        if cls.attention not in (None, "max", "sum"):
-            raise InputError(
-                f"{cls.__name__}.attention must be 'max', 'sum' or None, got {cls.attention!r}"
-            )
-        if not isinstance(cls.state, tuple):
-            raise InputError(f"{cls.__name__}.state must be a tuple of names, got {cls.state!r}")
+        _check_attributes(cls, cls.__name__)
 
     @property
     def stores_attention(self) -> bool:
@@ -226,6 +221,14 @@ class RetentionPolicy(ABC):
         """
 
 
+def _check_attributes(policy: "RetentionPolicy | type[RetentionPolicy]", name: str) -> None:
+    """Raise InputError unless the attributes of a policy or of a class have possible values."""
+    if policy.attention not in (None, "max", "sum"):
+        raise InputError(f"{name}.attention must be 'max', 'sum' or None, got {policy.attention!r}")
+    if not isinstance(policy.state, tuple):
+        raise InputError(f"{name}.state must be a tuple of names, got {policy.state!r}")
+
+
 PolicyFactory = Callable[[], RetentionPolicy]
 _FACTORIES: dict[str, PolicyFactory] = {}
 
@@ -273,9 +276,12 @@ def _register(name: str, factory: PolicyFactory) -> None:
     _FACTORIES[name] = factory
 
 
-def _qualified_name(factory: PolicyFactory) -> tuple[str, str]:
-    """Return module and name of a factory."""
-    return factory.__module__, getattr(factory, "__qualname__", repr(factory))
+def _qualified_name(factory: PolicyFactory) -> tuple[Any, ...]:
+    """Return module and name of a factory; of a lambda, whose name tells nothing, its code too."""
+    name = getattr(factory, "__qualname__", repr(factory))
+    code = factory.__code__.co_code if "<lambda>" in name else None
+    constants = factory.__code__.co_consts if code else None
+    return factory.__module__, name, code, constants
 
 
 def policy_names() -> list[str]:
@@ -303,9 +309,10 @@ def as_policy(policy: "str | RetentionPolicy") -> RetentionPolicy:
     """Return the policy of a registered name, or the policy object itself.
 
     Raises:
-        InputError: It is neither.
+        InputError: It is neither, or its attributes have impossible values.
     """
     if isinstance(policy, RetentionPolicy):
+        _check_attributes(policy, type(policy).__name__)
         return policy
     if not isinstance(policy, str):
         raise InputError(

@@ -242,9 +242,10 @@ def _pair_scores(pairs: CallPairs, layer_policy: LayerPolicy) -> Tensor:
 
 
 def _are_pairs(state: RetainedState, pinned: PinnedPairs | None) -> Tensor:
-    """Return which slots hold a pair that the next block reaches: (B, G, K).
+    """Return which slots hold a pair: (B, G, K); none do where no pair is in reach.
 
-    Out of reach can only be the first pinned pair of a text of W + S tokens that the base has read.
+    Only one pair can be out of reach: the pinned token S of a text of W + S tokens that the base
+    itself has read.
     """
     valid = state.positions >= 0
     return valid if pinned is None or pinned.in_reach else torch.zeros_like(valid)
@@ -324,13 +325,18 @@ def _scores(policy: RetentionPolicy, held: HeldPairs) -> Tensor:
     """Return the policy's scores, (B, G, K + W - 1 + C).
 
     Raises:
-        InputError: They have another shape, or the policy's tensors have not been fitted.
+        InputError: They are no tensor, have another shape, or the policy's tensors have not been
+            fitted.
     """
     if policy.needs_fit and not any(x.any() for x in held.weights.values()):
         raise InputError(
             f"policy {policy.name!r} must be fitted to texts first: infini.fit_policy(model, texts)"
         )
     scores = policy.score(held)
+    if not isinstance(scores, Tensor):
+        raise InputError(
+            f"policy {policy.name!r}: score must return a tensor, got a {type(scores).__name__}"
+        )
     if scores.shape != held.positions.shape:
         expected, got = tuple(held.positions.shape), tuple(scores.shape)
         raise InputError(f"policy {policy.name!r}: score must return {expected}, got {got}")
