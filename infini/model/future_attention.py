@@ -3,13 +3,15 @@
 Attention is squared: a pair that one query needs counts more than one that all look at a little.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from infini.choices import RETENTION_BLOCK
 from infini.model.window.attention import evaluation_mode
-from infini.model.window.full_attention import LayerInputs, record_full_attention
+from infini.model.window.full_attention import LayerInputs, causal_mask, record_full_attention
 
 
 def future_attention(model: PreTrainedModel, tokens: Tensor) -> dict[int, Tensor]:
@@ -35,22 +37,17 @@ def future_attention(model: PreTrainedModel, tokens: Tensor) -> dict[int, Tensor
 
 
 def _block_attention(inputs: LayerInputs) -> Tensor:
-    q, k = inputs.q.float(), inputs.k.float()
+    """Return the squared attention of a layer, (B, G, N, T)."""
+    q, k = replace(inputs, q=inputs.q.float(), k=inputs.k.float()).rotated()
     (batch, _, length, _), kv_heads = q.shape, k.shape[1]
-    positions = torch.arange(length, device=q.device)
-    spec = inputs.spec
-    if spec.rotate is not None:
-        q, k = spec.rotate(q, positions[None]), spec.rotate(k, positions[None])
-    q = q.unflatten(1, (kv_heads, -1)) * spec.scale  # (B, G, r, T, D)
+    q = q.unflatten(1, (kv_heads, -1)) * inputs.spec.scale  # (B, G, r, T, D)
     num_blocks = -(-length // RETENTION_BLOCK)
     received = q.new_zeros(batch, kv_heads, num_blocks, length)
+    positions = torch.arange(length, device=q.device)
     for block, own in enumerate(positions.split(RETENTION_BLOCK)):
-        end = int(own[-1]) + 1
+        mask = causal_mask(own, inputs.spec.sliding_window)
+        end = mask.shape[1]
         scores = q[:, :, :, own] @ k[:, :, None, :end].mT  # (B, G, r, C, end)
-        distance = own[:, None] - positions[:end]
-        hidden = distance < 0
-        if spec.sliding_window is not None:
-            hidden |= distance >= spec.sliding_window
-        weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1)
+        weights = scores.masked_fill_(~mask, -torch.inf).softmax(-1)
         received[:, :, block, :end] = weights.square().sum(3).mean(2)
     return received

@@ -33,6 +33,26 @@ class LayerInputs:
     spec: AttentionSpec
     """The base's attention in this layer"""
 
+    def rotated(self) -> tuple[Tensor, Tensor]:
+        """Return queries and keys with their positions."""
+        if self.spec.rotate is None:
+            return self.q, self.k
+        positions = torch.arange(self.q.shape[2], device=self.q.device)[None]
+        return self.spec.rotate(self.q, positions), self.spec.rotate(self.k, positions)
+
+
+def causal_mask(positions: Tensor, sliding_window: int | None) -> Tensor:
+    """Return which tokens queries attend to, as True: (C, end), up to the last query's own.
+
+    Args:
+        positions: Of the queries, ascending, (C,).
+        sliding_window: The layer's own window, in tokens; None: it has none.
+    """
+    end = int(positions[-1]) + 1
+    distance = positions[:, None] - torch.arange(end, device=positions.device)
+    mask = distance >= 0
+    return mask if sliding_window is None else mask & (distance < sliding_window)
+
 
 @dataclass
 class FullAttentionHandler:
@@ -53,17 +73,13 @@ class FullAttentionHandler:
         """Attend as the base does; see `AttentionHandler.attend`."""
         layer = window_layer(module)
         spec = layer.attention_spec(module, implementation, options, q.shape[-1], self.angles)
-        self.record(LayerInputs(layer.layer_index, q, k, spec))
-        positions = torch.arange(q.shape[2], device=q.device)
-        if spec.rotate is not None:
-            q, k = spec.rotate(q, positions[None]), spec.rotate(k, positions[None])
-        outs = []
+        inputs = LayerInputs(layer.layer_index, q, k, spec)
+        self.record(inputs)
+        q, k = inputs.rotated()
+        positions, outs = torch.arange(q.shape[2], device=q.device), []
         for own in positions.split(QUERIES_AT_A_TIME):  # later keys are masked: do not read them
-            end = int(own[-1]) + 1
-            distance = own[:, None] - positions[:end]
-            mask = distance >= 0
-            if spec.sliding_window is not None:
-                mask &= distance < spec.sliding_window
+            mask = causal_mask(own, spec.sliding_window)
+            end = mask.shape[1]
             mask = mask[None, None].expand(len(q), -1, -1, -1)
             outs.append(spec.attention(q[:, :, own], k[:, :, :end], v[:, :, :end], mask))
         return torch.cat(outs, 1), None  # (B, T, H, V)
