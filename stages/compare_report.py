@@ -4,22 +4,33 @@ import logging
 
 import pandas as pd
 
+from infini import params
 from infini.console.stage import run_stage
 from infini.console.stopwatch import Stopwatch
+from infini.corpus.config import Data
+from infini.evaluation.config import FullProtocol
 from infini.files import flatten
+from infini.model.config import Base
 from infini.paths import PAGE, PLOTS, REPORTS
 from infini.report.page import render_html, render_markdown, save_plots
 from infini.report.policies import summarize_policies
 from infini.report.provenance import costs_are_stale, run_provenance
 from infini.report.results import Setup, read_results, read_times, stale_files
 from infini.report.sections import build_report
+from infini.training.config import Adapter, Replacement
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     watch = Stopwatch("compare_report")
-    setup = Setup.read()
+    setup = Setup(
+        base=params.get("base", Base),
+        data=params.get("data", Data),
+        full=params.get("evaluate.full", FullProtocol),
+        replacements=params.get("replacements", dict[str, Replacement]),
+        adapters=params.get("adapters", dict[str, Adapter]),
+    )
     for file in stale_files(setup):
         log.warning("%s: no version of params.yaml, not shown; delete it", file)
     results = read_results(setup)

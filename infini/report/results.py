@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 
-from infini import params
 from infini.corpus.config import Data
 from infini.errors import InputError
 from infini.evaluation.config import FullProtocol
@@ -60,17 +59,6 @@ class Setup:
     full: FullProtocol
     replacements: dict[str, Replacement]
     adapters: dict[str, Adapter]
-
-    @classmethod
-    def read(cls) -> "Setup":
-        """Read them; InputError where params.yaml is invalid."""
-        return cls(
-            base=params.get("base", Base),
-            data=params.get("data", Data),
-            full=params.get("evaluate.full", FullProtocol),
-            replacements=params.get("replacements", dict[str, Replacement]),
-            adapters=params.get("adapters", dict[str, Adapter]),
-        )
 
     @property
     def versions(self) -> dict[str, VersionConfig]:

@@ -279,12 +279,10 @@ def test_write_evaluations_joins_seeds(model: PreTrainedModel, text: HeldOutText
         own = losses[losses["seed"] == seed].drop(columns="seed").reset_index(drop=True)
         pd.testing.assert_frame_equal(own, one.losses, check_dtype=False)
     both = pd.read_csv(Version("v9").curves)
-    is_gate = both["curve"] == "gate"
-    gates = single[is_gate]["value"] + 0.1
-    assert both[is_gate]["value"].tolist() == pytest.approx(gates.tolist(), abs=1e-3)
-    assert both[is_gate]["se"].tolist() == pytest.approx(
-        [0.2 / math.sqrt(2)] * len(gates), abs=1e-3
-    )
+    found_gates, gates = (table[table["curve"] == "gate"] for table in (both, single))
+    expected = gates["value"] + 0.1
+    assert found_gates["value"].tolist() == pytest.approx(expected.tolist(), abs=1e-3)
+    assert found_gates["se"].tolist() == pytest.approx([0.2 / math.sqrt(2)] * len(gates), abs=1e-3)
     columns = ["curve", "x", "series"]
     nats = single[single["curve"] == "nats_by_document"]
     for seed in (4, 7):
