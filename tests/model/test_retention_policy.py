@@ -85,3 +85,37 @@ def test_policy_within_a_policy_decides_whether_it_can_be_saved(tmp_path: Path) 
     for layer in window_layers(model).values():
         layer.retained.policy = AdaKV("snapkv")
     model.save_pretrained(tmp_path)
+
+
+class Weighted(infini.RetentionPolicy):
+    """Policy with a parameter that is no number."""
+
+    def __init__(self, weights: tuple[float, ...] = (1.0,)):
+        self.weights = weights
+
+    def score(self, pairs: HeldPairs) -> Tensor:
+        return self.weights[0] * pairs.keys.norm(dim=-1)
+
+
+def test_policy_whose_parameters_load_would_not_know_is_not_saved(tmp_path: Path) -> None:
+    infini.register_policy("weighted_of_this_test", Weighted)
+    model = infini.retrofit(tiny("llama"), "window", window=7, retained=3, policy=Weighted((-1.0,)))
+    with pytest.raises(InputError, match="policy Weighted: `load` could not make this object"):
+        model.save_pretrained(tmp_path)
+    infini.remove(model)
+    infini.retrofit(model, "window", window=7, retained=3, policy=Weighted())
+    model.save_pretrained(tmp_path)
+
+
+def test_two_functions_cannot_have_one_name() -> None:
+    infini.register_policy("lambda_of_this_test", lambda: Weighted((1.0,)))
+    infini.register_policy("lambda_of_this_test", lambda: Weighted((1.0,)))  # the same again
+    with pytest.raises(InputError, match="'lambda_of_this_test' is registered already"):
+        infini.register_policy("lambda_of_this_test", lambda: Weighted((2.0,)))
+
+
+def test_attributes_of_an_object_are_checked() -> None:
+    policy = Weighted()
+    policy.attention = "mean"  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"Weighted.attention must be 'max', 'sum' or None"):
+        infini.retrofit(tiny("llama"), "window", window=7, retained=3, policy=policy)
