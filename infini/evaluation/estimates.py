@@ -204,17 +204,6 @@ def estimates_of(metrics: Metrics) -> dict[str, Estimate]:
     }
 
 
-def mean_of_seeds(estimates: list[Estimate]) -> Estimate:
-    """Average a figure over seeds; its error joins the error over texts and the spread."""
-    if len(estimates) == 1:
-        return estimates[0]
-    values = [estimate.value for estimate in estimates]
-    errors = [estimate.error for estimate in estimates if estimate.error is not None]
-    spread = float(np.std(values, ddof=1))
-    error = math.hypot(float(np.mean(errors)), spread) if errors else None
-    return Estimate(float(np.mean(values)), error, estimates[0].difference)
-
-
 def mean_and_spread(runs: list[Metrics]) -> Metrics:
     """Average metrics over seeds.
 

@@ -124,11 +124,10 @@ def named_texts(texts: str | Sequence[str] | Mapping[str, str]) -> dict[str, str
         raise InputError(f"texts must be a list of texts, got {shown(texts)}")
     if not texts:
         raise InputError("texts must have ≥ 1 text, got 0")
+    first_with: dict[str, str] = {}
     for name, text in texts.items():
         if not isinstance(text, str):
             raise InputError(f"{name}: must be a text, got {shown(text)}")
-    first_with: dict[str, str] = {}
-    for name, text in texts.items():
         if (first := first_with.setdefault(text, name)) != name:
             raise InputError(f"{name}: the same text as {first}: give every text once")
     return dict(texts)

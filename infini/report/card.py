@@ -32,6 +32,7 @@ from infini.report.tables import (
     retrieval_table,
     row_of_figures,
     text_frame,
+    with_baselines,
 )
 from infini.report.verdict import verdict
 
@@ -133,20 +134,18 @@ def _measured(
     a policy, or None for the plain window.
     """
     data, window = params["data"], block["layer"].get("window")
-    rows = {}
+    rows, baselines = {}, {}
     for other, version_figures in [(None, figures), *figures_at_windows(figures).items()]:
-        size = other or window
-        policy = opponents[other]
-        row = row_of_figures(version_figures, CARD_COLUMNS)
-        first = {name: row.pop(name) for name in FULL_COLUMNS}
-        baseline = {"baseline": PLAIN_WINDOW if policy is None else policy.name}
-        rows[version if size is None else f"{version}, window {size}"] = first | baseline | row
+        size, policy = other or window, opponents[other]
+        label = version if size is None else f"{version}, window {size}"
+        rows[label] = row_of_figures(version_figures, CARD_COLUMNS)
+        baselines[label] = PLAIN_WINDOW if policy is None else policy.name
     rows["base, full attention"] = row_of_figures(base, FULL_COLUMNS)
     parts = [
         f"Held-out text: {params['evaluate']['documents']:,} documents of `{data['corpus']}`, up "
         f"to {data['document_length']:,} tokens each. {LEGEND}",
         verdict(version, figures, opponents[None]),
-        ReportTable(text_frame(rows), "version", "Headline").markdown(),
+        ReportTable(with_baselines(text_frame(rows), baselines), "version", "Headline").markdown(),
     ]
     if seeds := len(params["seeds"]) + len(block.get("seeds", [])):
         parts[0] += f" Means of {1 + seeds} trainings; these weights are one of them."

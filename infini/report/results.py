@@ -15,7 +15,13 @@ import pandas as pd
 from infini.corpus.config import Data
 from infini.errors import InputError
 from infini.evaluation.config import FullProtocol
-from infini.evaluation.estimates import DIFFERENCES, Estimate, estimates_of, mean_of_seeds
+from infini.evaluation.estimates import (
+    DIFFERENCES,
+    Estimate,
+    estimates_of,
+    mean_and_spread,
+    with_errors,
+)
 from infini.files import flatten, read_json, read_table
 from infini.model.config import Base
 from infini.paths import (
@@ -162,7 +168,8 @@ def _set_baseline(figures: Figures, gains: list[Estimate], seeds: int, prefix: s
     gains: over that policy, of the seeds that were compared with it, of `seeds` in all.
     """
     figures[f"{prefix}window.gain"] = figures[f"{prefix}baseline.gain"]
-    figures[f"{prefix}baseline.gain"] = mean_of_seeds(gains)
+    of_seeds = mean_and_spread([{"baseline": with_errors(gain=gain)} for gain in gains])
+    figures[f"{prefix}baseline.gain"] = estimates_of(of_seeds)["baseline.gain"]
     figures[f"{prefix}baseline.seeds"] = Estimate(len(gains))
     beats = figures[f"{prefix}beats_both"].value == 1 and len(gains) >= seeds
     beats = beats and all(gain.is_gain for gain in gains)

@@ -153,7 +153,7 @@ def headline_table(results: Results) -> pd.DataFrame:
     """Return a row a version, its baseline named."""
     table = versions_table(results.figures, HEADLINE)
     names = {name: _baseline_name(results, name) for name in results.figures if name != "base"}
-    return _with_baselines(table, names)
+    return with_baselines(table, names)
 
 
 def other_windows_table(results: Results) -> pd.DataFrame:
@@ -164,7 +164,7 @@ def other_windows_table(results: Results) -> pd.DataFrame:
             label = f"{version}, window {size}"
             rows[label] = row_of_figures(figures, HEADLINE)
             names[label] = _baseline_name(results, version, size)
-    return _with_baselines(text_frame(rows), names)
+    return with_baselines(text_frame(rows), names)
 
 
 def _baseline_name(results: Results, version: str, window: int | None = None) -> str:
@@ -176,7 +176,7 @@ def _baseline_name(results: Results, version: str, window: int | None = None) ->
     return PLAIN_WINDOW if key in results.figures[version] else MISSING
 
 
-def _with_baselines(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
+def with_baselines(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """Insert the column "baseline" before the gain over it."""
     if len(table):
         place = list(table.columns).index("gain over the baseline")

@@ -120,6 +120,7 @@ def test_version_beats_the_best_policy_only_with_every_seed(folder: Path) -> Non
     gains = [0.1, (100 * 0.2 + 300 * 0.1) / 400]
     assert figures["baseline.gain"].value == pytest.approx(sum(gains) / 2)
     assert figures["baseline.gain"].error >= (gains[1] - gains[0]) / 2**0.5
+    assert figures["baseline.gain"].difference, "~ where it is noise"
     assert figures["beats_both"].value == 1
     second = documents(3.1, 3.9).assign(series="documents seed 1")
     pd.concat([curves, first, second]).to_csv(Version("v3").curves, index=False)

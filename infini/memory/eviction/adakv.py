@@ -3,8 +3,8 @@
 A layer retains the K·G pairs of highest score; every head keeps at least its best fifth of K. Heads
 that attend to few tokens leave their pairs to others.
 
-Ada-KV: adaptive budget allocation (arXiv 2407.11550, algorithm 1). The
-registered name `adakv` uses SnapKV's scores.
+Ada-KV: adaptive budget allocation (arXiv 2407.11550, algorithm 1). The registered name `adakv` uses
+SnapKV's scores.
 """
 
 from collections.abc import Mapping
