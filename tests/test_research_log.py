@@ -1,0 +1,139 @@
+"""Studies of the research log: its settings, and its own model's study from a hub to the report."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+import hub
+from infini import params
+from infini.corpus.pieces import train_val_sizes
+from toy import sentence, write_params
+
+# docs/research_log.md, what the log reports
+LAYER = {"layers": [0], "local": "linear", "position": "none", "init": "random"}
+DISTILL = {
+    "v1": {"epochs": 10, "lr": 1e-4, "batch_size": 8, "hold_out": False, "patience": None},
+    "v2": {"epochs": 50, "lr": 1e-4, "batch_size": 8, "hold_out": True, "patience": 2},
+}
+FINETUNE = {
+    "v1": {"epochs": 5, "lr": 1e-5, "documents": 100, "hold_out": False, "patience": None},
+    "v2": {"epochs": 50, "lr": 1e-5, "documents": 100, "hold_out": True, "patience": 2},
+}
+STUDY = ROOT / "studies/pythia-70m"
+MODEL, DATASET = "EleutherAI/pythia-70m", "monology/pile-uncopyrighted"
+
+# In a process of its own, as libraries read the hub's address once
+CHILD = """
+import importlib, json, sys
+for name, *words in json.loads(sys.argv[1]):
+    importlib.import_module("stages." + name).main(*words)
+"""
+
+
+@pytest.mark.parametrize("study", ["pythia-70m", "research_log"])
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_studies_have_the_logs_settings(study: str, version: str) -> None:
+    content = yaml.safe_load((ROOT / "studies" / study / "params.yaml").read_text())
+    data, recipe = content["data"], content["replacements"][version]
+    assert (data["samples"], data["documents"]) == (4417, 100)
+    assert (data["document_length"], data["segment_length"]) == (4096, 256)
+    assert train_val_sizes(100) == (90, 10)
+    assert recipe["layer"].items() >= LAYER.items()
+    assert recipe["distill"].items() >= DISTILL[version].items()
+    assert recipe["finetune"].items() >= FINETUNE[version].items()
+    assert content["adapters"]["v3"]["method"] == "parallel"
+
+
+@pytest.fixture
+def repositories(tmp_path: Path, base_folder: Path) -> Path:
+    """Return a hub's folder: a random GPT-NeoX of pythia-70m's shape, and a dataset of its text."""
+    root, folder = tmp_path / "hub", tmp_path / "hub/models" / MODEL
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=50304,
+        hidden_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        intermediate_size=2048,
+        max_position_embeddings=2048,
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(folder)
+    for file in base_folder.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    (texts := root / "datasets" / DATASET).mkdir(parents=True)
+    rows = [json.dumps({"text": sentence(700 + i, i)}) for i in range(40)]
+    (texts / "train.jsonl").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def few_steps(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the study's params with little data and one epoch of every training."""
+    content["data"] |= {"samples": 10, "documents": 4, "document_length": 320}
+    content["data"]["test"] = {"samples": 4, "documents": 2}
+    recipes = list(content["adapters"].values())
+    for version in content["replacements"].values():
+        recipes += [recipe for recipe in (version["distill"], version["finetune"]) if recipe]
+    for recipe in recipes:
+        recipe["epochs"] = 1
+        if "documents" in recipe:
+            recipe["documents"] = 3
+    content["evaluate"] |= {
+        "short": {"samples": 4},
+        "documents": 2,
+        "double_shift": {"documents": 1},
+        "full": {"context": 320, "stride": 320},
+        "window": {"sizes": [64], "sinks": 4},
+        "passkey": {"lengths": [2], "depths": [0.0], "samples": 1},
+        "recall": None,
+    }
+    return content
+
+
+def test_study_of_the_logs_model_runs_from_the_hub(
+    repositories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
+    write_params(few_steps(yaml.safe_load((STUDY / "params.yaml").read_text())))
+    commands = [["check_inputs"], ["prepare_data"], ["record_teacher"]]
+    versions = params.load_params()
+    for name in versions.replacements:
+        commands += [["distill_layer0", name], ["finetune_long_context", name]]
+    for name, adapter in versions.adapters.items():
+        commands += [["adapter_parallel", name]]
+        commands += [["adapter_parallel", name, "control"]] if adapter.control else []
+    commands += [["evaluate_ppl", name] for name in ("base", *versions.versions)]
+    commands += [["compare_report"]]
+    with hub.running(repositories) as server:
+        environment = os.environ | {
+            "HF_ENDPOINT": server.url,
+            "HF_HOME": str(tmp_path / "cache"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, json.dumps(commands)],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = {
+        file.stem: json.loads(file.read_text()) for file in Path("reports/metrics").iterdir()
+    }
+    assert metrics.keys() == {"base", *versions.versions}
+    assert all(metrics[name]["documents"]["nats"] > 0 for name in versions.versions)
+    report = Path("reports/compare.md").read_text()
+    assert all(name in report for name in metrics)
