@@ -38,6 +38,7 @@ from infini.evaluation.estimates import (
 COLUMNS = ["curve", "x", "series", "value", "se"]
 KEYS = ["curve", "x", "series"]
 ERRORS = {"value": "se"}
+DECIMALS = 4  # at most, of a value without an error
 
 Row = tuple[str, Any, str, Estimate]
 

@@ -1,7 +1,8 @@
 """Committed figures, rounded to what a rerun on another CPU reproduces.
 
 A figure with an error (over texts, seeds or both) ends at the third significant digit of that
-error, at most at the fifth decimal; one without has four significant digits. Whole numbers stay.
+error, at most at the fifth decimal; one without has four significant digits, and in the curves at
+most four decimals. Whole numbers stay.
 A figure within one unit of the last digit of the one committed at Git's HEAD is written as
 committed, so that a rerun leaves the working tree clean.
 """
@@ -40,6 +41,7 @@ def write_rounded_csv(
     keys: list[str],
     errors: dict[str, str] | None = None,
     digits: int = VALUE_DIGITS,
+    decimals: int | None = None,
 ) -> None:
     """Write a rounded table as CSV.
 
@@ -49,12 +51,14 @@ def write_rounded_csv(
         keys: Columns that identify a row and are not rounded.
         errors: Name of a column of figures -> name of the column of their errors.
         digits: Significant digits of a figure without an error.
+        decimals: Most decimals of a figure without an error; None: as many as it has digits.
     """
     committed = table[:0]
     with suppress(ValueError):  # the committed file is no CSV: nothing to compare with
         committed = read_csv(StringIO(committed_text(file) or ""))
     file.parent.mkdir(parents=True, exist_ok=True)
-    round_table(table, committed, keys, errors or {}, digits).to_csv(file, index=False)
+    rounded = round_table(table, committed, keys, errors or {}, digits, decimals)
+    rounded.to_csv(file, index=False)
 
 
 def committed_text(file: Path) -> str | None:
@@ -96,6 +100,7 @@ def round_table(
     keys: list[str],
     errors: dict[str, str],
     digits: int = VALUE_DIGITS,
+    decimals: int | None = None,
 ) -> pd.DataFrame:
     """Round a table's figures, row by row; see `write_rounded_csv`."""
     known = {}
@@ -112,13 +117,17 @@ def round_table(
                 [row[key] for key in names],
                 [None if _missing(before.get(key)) else before[key] for key in names],
                 digits,
+                decimals,
             )
             row |= zip(names, figures, strict=True)
     return pd.DataFrame(rows, columns=table.columns, dtype=object)  # whole numbers stay int
 
 
 def round_figures(
-    figures: list[Any], committed: list[Any], digits: int = VALUE_DIGITS
+    figures: list[Any],
+    committed: list[Any],
+    digits: int = VALUE_DIGITS,
+    decimals: int | None = None,
 ) -> list[Any]:
     """Round a figure and its errors to the same decimal place.
 
@@ -126,6 +135,7 @@ def round_figures(
         figures: The figure, then its errors, if any.
         committed: The same as they are committed; None: not committed.
         digits: Significant digits of a figure without an error.
+        decimals: Most decimals of a figure without an error; None: as many as it has digits.
 
     Returns:
         Each as committed where it is within one unit of the last digit, else rounded. What is no
@@ -136,9 +146,9 @@ def round_figures(
         return figures
     error = math.hypot(*errors)
     known = math.hypot(*(x for x in committed[1:] if isinstance(x, int | float)))
-    if known > 0 and abs(error - known) <= _unit(value, error, digits):
+    if known > 0 and abs(error - known) <= _unit(value, error, digits, decimals):
         error = known  # or errors of 0.0999 and 0.1001 would end at different places
-    unit = _unit(value, error, digits)
+    unit = _unit(value, error, digits, decimals)
     return [
         before
         if isinstance(before, int | float) and abs(figure - before) <= unit * (1 + 1e-6)
@@ -147,11 +157,12 @@ def round_figures(
     ]
 
 
-def _unit(value: float, error: float, digits: int) -> float:
+def _unit(value: float, error: float, digits: int, decimals: int | None) -> float:
     """Return the unit of the last digit that is written."""
     if error > 0:
         return 10.0 ** max(-MOST_DECIMALS, _exponent(error, ERROR_DIGITS) - ERROR_DIGITS + 1)
-    return 10.0 ** (_exponent(value, digits) - digits + 1)
+    exponent = _exponent(value, digits) - digits + 1
+    return 10.0 ** (exponent if decimals is None else max(-decimals, exponent))
 
 
 def _exponent(number: float, digits: int) -> int:

@@ -139,3 +139,11 @@ def test_writers_compare_with_the_commit(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_round_figures_has_five_decimals_at_most() -> None:
     assert str(round_figures([-6.6e-09, 1.9e-08], [None, None])) == "[0.0, 0.0]"
+
+
+def test_round_figures_without_errors_to_so_many_decimals() -> None:
+    assert round_figures([0.0091823], [None], decimals=4) == [0.0092]
+    assert round_figures([0.0091823], [0.0091], decimals=4) == [0.0091]
+    assert round_figures([0.0091823], [0.009], decimals=4) == [0.0092]
+    assert round_figures([12.345678], [None], decimals=4) == [12.35]
+    assert round_figures([0.0091823, 0.000123], [None, None], decimals=4) == [0.00918, 0.00012]
