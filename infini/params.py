@@ -85,12 +85,12 @@ class Params(Section):
         policies, ruler = self.policies, self.ruler
         stages += [
             f"{stage}@{name}-budget{index}"
-            for stage, names in (
-                ("evaluate_policies", policies.names),
-                ("evaluate_retrieval", ruler.policies),
+            for stage, names, budgets in (
+                ("evaluate_policies", policies.names, policies.budgets),
+                ("evaluate_retrieval", ruler.policies, ruler.budgets),
             )
             for name in names
-            for index in range(len(policies.budgets))
+            for index in range(len(budgets))
         ]
         return ["evaluate_ppl_base", *stages]
 

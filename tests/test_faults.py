@@ -41,9 +41,10 @@ def fill(text: str, values: dict[str, str]) -> str:
 def stages_of(file: str) -> list[Stage]:
     """Return every stage of a dvc.yaml, in order, one per version or policy of params.yaml."""
     content, stages = read_params(), []
-    policies = {
-        "${policies.names}": content["policies"]["names"],
-        "${ruler.policies}": content["ruler"]["policies"],
+    lists = {
+        f"${{{section}.{key}}}": content[section][key]
+        for section, key in product(("policies", "ruler"), ("names", "policies", "budgets"))
+        if key in content[section]
     }
     for name, body in yaml.safe_load((ROOT / file).read_text())["stages"].items():
         one = body.get("do", body)
@@ -54,9 +55,7 @@ def stages_of(file: str) -> list[Stage]:
             values = [
                 {"${item.policy}": policy}
                 | {f"${{item.budget.{key}}}": str(size) for key, size in budget.items()}
-                for policy, budget in product(
-                    policies[body["matrix"]["policy"]], content["policies"]["budgets"]
-                )
+                for policy, budget in product(*(lists[x] for x in body["matrix"].values()))
             ]
         for own in values:
             command, *outputs = (fill(text, own) for text in (one["cmd"], *paths))

@@ -90,7 +90,8 @@ def test_missing_keys_are_listed_all_at_once(project: Path) -> None:
     write_params({})
     assert load_error() == (
         "missing keys: seed, seeds, base.model, data.corpus, data.segment_length, replacements, "
-        "adapters, policies.names, policies.budgets, ruler.policies, evaluate.full.context"
+        "adapters, policies.names, policies.budgets, ruler.policies, ruler.budgets, "
+        "evaluate.full.context"
     )
 
 
@@ -106,7 +107,7 @@ def test_minimal_file_has_defaults(project: Path) -> None:
             "replacements": {"r": {"layer": {"layers": [0]}, "distill": None, "finetune": LR}},
             "adapters": {"w": version, "p": {"method": "parallel", "layer": {"layers": [1]}}},
             "policies": {"names": [], "budgets": []},
-            "ruler": {"policies": []},
+            "ruler": {"policies": [], "budgets": []},
             "evaluate": {"full": {"context": 64}},
         }
     )

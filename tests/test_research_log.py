@@ -54,6 +54,15 @@ def test_studies_have_the_logs_settings(study: str, version: str) -> None:
     assert content["adapters"]["v3"]["method"] == "parallel"
 
 
+def test_study_learns_and_fixes_the_adapters_alpha() -> None:
+    content = yaml.safe_load((ROOT / "studies/research_log/params.yaml").read_text())
+    blocks = content["adapters"].values()
+    alphas = [(block["alpha"]["init"], block["alpha"]["learn"]) for block in blocks]
+    assert alphas == [(0.0, True), (0.1, False), (0.3, False), (1.0, False)]
+    others = [{k: v for k, v in block.items() if k != "alpha"} for block in blocks]
+    assert others[1:] == others[:1] * 3
+
+
 @pytest.fixture
 def repositories(tmp_path: Path, base_folder: Path) -> Path:
     """Return a hub's folder: a random GPT-NeoX of pythia-70m's shape, and a dataset of its text."""

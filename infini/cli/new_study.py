@@ -38,7 +38,7 @@ adapters:
     objective: distillation
 
 policies: {{names: [], budgets: []}}
-ruler: {{policies: []}}
+ruler: {{policies: [], budgets: []}}
 
 evaluate:
   full: {{context: {full}}}

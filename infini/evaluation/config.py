@@ -118,8 +118,10 @@ class PoliciesProtocol(Section):
 class RulerProtocol(Section):
     """Stage evaluate_retrieval: RULER's tasks that random words can make (arXiv 2404.06654)."""
 
-    # as policies.names, at the same budgets; full: full attention
+    # as policies.names; full: full attention
     policies: Annotated[list[Policy | Literal["window", "full"]], Different]
+    # every policy is scored at every budget
+    budgets: list[Budget]
     # tokens of a text, question and answer included
     lengths: Annotated[list[Positive], Field(min_length=1), Different] = Field(
         default=[1024, 2048, 4096]

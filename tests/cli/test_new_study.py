@@ -49,7 +49,7 @@ def test_new_study_writes_a_minimal_file(root: Path, capsys: pytest.CaptureFixtu
     assert content["adapters"]["memory"]["layer"]["window"] == 32
     assert content["evaluate"] == {"full": {"context": 128}}
     assert content["policies"] == {"names": [], "budgets": []}
-    assert content["ruler"] == {"policies": []}
+    assert content["ruler"] == {"policies": [], "budgets": []}
     assert params.check_params(file).targets() == [
         "evaluate_ppl_base",
         "evaluate_ppl_adapter@memory",
