@@ -39,6 +39,13 @@ def test_studies_have_the_roots_stages_and_code(folder: Path) -> None:
 
 
 @study
+def test_data_base_exists_in_a_clone_or_a_stage_writes_it(folder: Path) -> None:
+    in_git = shell("git", "ls-files", "data/base", "base/dvc.yaml", cwd=str(folder)).split()
+    base = yaml.safe_load((folder / "params.yaml").read_text())["base"]["model"]
+    assert in_git == ["base/dvc.yaml" if base == "data/base" else "data/base/README.md"]
+
+
+@study
 def test_packages_of_studies_are_not_the_environments(folder: Path) -> None:
     file = folder / "requirements.txt"
     lines = file.read_text().splitlines() if file.is_file() else []
