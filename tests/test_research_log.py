@@ -40,7 +40,7 @@ for name, *words in json.loads(sys.argv[1]):
 """
 
 
-@pytest.mark.parametrize("study", ["pythia-70m", "research_log"])
+@pytest.mark.parametrize("study", ["pythia-70m", "research_log", "research_log_smollm2"])
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_studies_have_the_logs_settings(study: str, version: str) -> None:
     content = yaml.safe_load((ROOT / "studies" / study / "params.yaml").read_text())
