@@ -1,14 +1,12 @@
 """A hub that answers garbage, breaks off or is missing: one line, nothing half written."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 import hub
 from toy import read_params, sentence, write_params
@@ -80,18 +78,10 @@ def test_hub_failures_are_one_line(project: Path, repositories: Path) -> None:
     content["data"]["corpus"] = "some/late"
     write_params(content)
     with hub.running(repositories) as server:
-        environment = os.environ | {
-            "HF_ENDPOINT": server.url,
-            "HF_HOME": str(project / "cache"),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1",
-            "PYTHONPATH": str(ROOT),
-        }
         done = subprocess.run(
             [sys.executable, "-c", CHILD, json.dumps(list(EXPECTED))],
-            env=environment, capture_output=True, text=True, check=False, timeout=900,
+            env=server.environment(project / "cache"),
+            capture_output=True, text=True, check=False, timeout=900,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     answers = [json.loads(line) for line in done.stdout.splitlines()]

@@ -1,23 +1,19 @@
 """Studies of the research log: its settings, and its own model's study from a hub to the report."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from conftest import ROOT
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import hub
 from infini import params
 from infini.corpus.pieces import train_val_sizes
-from toy import sentence, write_params
+from toy import save_pythia_70m, sentence, write_params
 
 # docs/research_log.md, what the log reports
 LAYER = {"layers": [0], "local": "linear", "position": "none", "init": "random"}
@@ -67,18 +63,7 @@ def test_study_learns_and_fixes_the_adapters_alpha() -> None:
 def repositories(tmp_path: Path, base_folder: Path) -> Path:
     """Return a hub's folder: a random GPT-NeoX of pythia-70m's shape, and a dataset of its text."""
     root, folder = tmp_path / "hub", tmp_path / "hub/models" / MODEL
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=50304,
-        hidden_size=512,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        intermediate_size=2048,
-        max_position_embeddings=2048,
-    )
-    GPTNeoXForCausalLM(config).save_pretrained(folder)
-    for file in base_folder.glob("tokenizer*"):
-        shutil.copy(file, folder)
+    save_pythia_70m(folder, base_folder)
     (texts := root / "datasets" / DATASET).mkdir(parents=True)
     rows = [json.dumps({"text": sentence(700 + i, i)}) for i in range(40)]
     (texts / "train.jsonl").write_text("\n".join(rows) + "\n")
@@ -112,7 +97,6 @@ def test_study_of_the_logs_model_runs_from_the_hub(
     repositories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
     write_params(few_steps(yaml.safe_load((STUDY / "params.yaml").read_text())))
     commands = [["check_inputs"], ["prepare_data"], ["record_teacher"]]
     versions = params.load_params()
@@ -124,16 +108,7 @@ def test_study_of_the_logs_model_runs_from_the_hub(
     commands += [["evaluate_ppl", name] for name in ("base", *versions.versions)]
     commands += [["compare_report"]]
     with hub.running(repositories) as server:
-        environment = os.environ | {
-            "HF_ENDPOINT": server.url,
-            "HF_HOME": str(tmp_path / "cache"),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-        }
+        environment = server.environment(tmp_path / "cache") | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [sys.executable, "-c", CHILD, json.dumps(commands)],
             env=environment, capture_output=True, text=True, check=False,

@@ -20,7 +20,7 @@ from infini.files import flatten
 from infini.paths import TEACHER
 from infini.report.results import TRAINING_STEPS
 from infini.training.teacher import Teacher
-from toy import read_params, sentence, stage, write_params
+from toy import read_params, save_pythia_70m, sentence, stage, write_params
 
 STEPS = ("finetune", "control")
 # files of a saved model
@@ -251,23 +251,8 @@ def test_base_of_pythia_70m_shape_from_a_local_folder(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The research log's base, with random weights, and a local corpus, by params alone."""
-    from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
-
     content = read_params()
-    tokenizer = AutoTokenizer.from_pretrained(content["base"]["model"])
-    torch.manual_seed(0)
-    GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=50304,
-            hidden_size=512,
-            num_hidden_layers=6,
-            num_attention_heads=8,
-            intermediate_size=2048,
-            max_position_embeddings=2048,
-            rotary_pct=0.25,
-        )
-    ).save_pretrained("pythia-70m")
-    tokenizer.save_pretrained("pythia-70m")
+    save_pythia_70m(Path("pythia-70m"), Path(content["base"]["model"]))
     Path("lines").mkdir()
     lines = [{"text": p.read_text()} for p in sorted(Path("text").iterdir())]
     Path("lines/a.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
+from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
 from infini.corpus.pieces import Pieces
 from infini.paths import DOCUMENTS
@@ -76,6 +76,17 @@ def window_recipe(**changed: object) -> WindowAdapter:
         "control": False,
     }  # fmt: skip
     return WindowAdapter(**(values | changed))
+
+
+def save_pythia_70m(folder: Path, tokenizer: Path) -> None:
+    """Save a GPT-NeoX of pythia-70m's shape with random weights, and another's tokenizer."""
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=50304, hidden_size=512, num_hidden_layers=6, num_attention_heads=8,
+        intermediate_size=2048, max_position_embeddings=2048, rotary_pct=0.25,
+    )  # fmt: skip
+    GPTNeoXForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
 
 
 def bigram_model(followers: dict[int, int], vocabulary: int = 300) -> PreTrainedModel:
