@@ -51,8 +51,9 @@ class Params(Section):
     on_demand: list[Name] = Field(default_factory=list)
     replacements: dict[Name, Replacement]
     adapters: dict[Name, AnyAdapter]
-    # no default: dvc.yaml reads the keys of these two
+    # no default: dvc.yaml reads the keys of these three
     policies: PoliciesProtocol
+    policy_curve: PoliciesProtocol
     ruler: RulerProtocol
     evaluate: Evaluate
     cost: Cost = Cost()
@@ -82,11 +83,12 @@ class Params(Section):
         wanted = [name for name in self.versions if name not in self.on_demand]
         kinds = dict.fromkeys(self.replacements, "replacement")
         stages = [f"evaluate_ppl_{kinds.get(name, 'adapter')}@{name}" for name in wanted]
-        policies, ruler = self.policies, self.ruler
+        policies, curve, ruler = self.policies, self.policy_curve, self.ruler
         stages += [
             f"{stage}@{name}-budget{index}"
             for stage, names, budgets in (
                 ("evaluate_policies", policies.names, policies.budgets),
+                ("evaluate_policy_curve", curve.names, curve.budgets),
                 ("evaluate_retrieval", ruler.policies, ruler.budgets),
             )
             for name in names
@@ -127,6 +129,15 @@ class Params(Section):
             raise InputError(f"adapters.{name}: replacements.{name} has this name too; rename one")
         if "base" in self.versions:
             raise InputError(f"{self.key_of('base')}: base is the untouched base's name; rename it")
+        return self
+
+    @model_validator(mode="after")
+    def _check_policy_curve(self) -> Self:
+        if both := self.policies.file_names() & self.policy_curve.file_names():
+            raise InputError(
+                f"policy_curve: {min(both).removesuffix('.csv')} (policy, window_size, "
+                "policy_window) is in policies too: remove it from one"
+            )
         return self
 
     @model_validator(mode="after")

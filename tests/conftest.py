@@ -74,7 +74,9 @@ def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     for version in content["adapters"].values():
         version |= {"epochs": 2, "documents": None}
     content["adapters"]["v5"]["layer"] |= {"window": 8, "sinks": 2}
-    content |= {"policies": {"names": [], "budgets": []}, "ruler": {"policies": [], "budgets": []}}
+    for section in ("policies", "policy_curve"):
+        content[section] = {"names": [], "budgets": []}
+    content["ruler"] = {"policies": [], "budgets": []}
     content["evaluate"] = {
         "short": {"samples": 6},
         "documents": 2,

@@ -43,7 +43,8 @@ def stages_of(file: str) -> list[Stage]:
     content, stages = read_params(), []
     lists = {
         f"${{{section}.{key}}}": content[section][key]
-        for section, key in product(("policies", "ruler"), ("names", "policies", "budgets"))
+        for section in ("policies", "policy_curve", "ruler")
+        for key in ("names", "policies", "budgets")
         if key in content[section]
     }
     for name, body in yaml.safe_load((ROOT / file).read_text())["stages"].items():

@@ -90,8 +90,8 @@ def test_missing_keys_are_listed_all_at_once(project: Path) -> None:
     write_params({})
     assert load_error() == (
         "missing keys: seed, seeds, base.model, data.corpus, data.segment_length, replacements, "
-        "adapters, policies.names, policies.budgets, ruler.policies, ruler.budgets, "
-        "evaluate.full.context"
+        "adapters, policies.names, policies.budgets, policy_curve.names, policy_curve.budgets, "
+        "ruler.policies, ruler.budgets, evaluate.full.context"
     )
 
 
@@ -107,6 +107,7 @@ def test_minimal_file_has_defaults(project: Path) -> None:
             "replacements": {"r": {"layer": {"layers": [0]}, "distill": None, "finetune": LR}},
             "adapters": {"w": version, "p": {"method": "parallel", "layer": {"layers": [1]}}},
             "policies": {"names": [], "budgets": []},
+            "policy_curve": {"names": [], "budgets": []},
             "ruler": {"policies": [], "budgets": []},
             "evaluate": {"full": {"context": 64}},
         }
@@ -152,6 +153,19 @@ def test_version_names_are_unique(project: Path) -> None:
     content["adapters"]["base"] = content["adapters"]["v3"]
     write_params(content)
     assert load_error() == "adapters.base: base is the untouched base's name; rename it"
+
+
+def test_policy_curve_has_no_figure_of_policies(project: Path) -> None:
+    budgets = [{"window_size": size, "policy_window": 8} for size in (16, 20)]
+    content = read_params() | {"policies": {"names": ["tova", "window"], "budgets": budgets[:1]}}
+    write_params(content | {"policy_curve": {"names": ["tova"], "budgets": budgets}})
+    assert load_error() == (
+        "policy_curve: tova-16-8 (policy, window_size, policy_window) is in policies too: remove "
+        "it from one"
+    )
+    write_params(content | {"policy_curve": {"names": ["tova"], "budgets": budgets[1:]}})
+    targets = params.load_params().targets()
+    assert targets[-1] == "evaluate_policy_curve@tova-budget0"
 
 
 def check_error() -> str:

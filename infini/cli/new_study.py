@@ -38,6 +38,7 @@ adapters:
     objective: distillation
 
 policies: {{names: [], budgets: []}}
+policy_curve: {{names: [], budgets: []}}
 ruler: {{policies: [], budgets: []}}
 
 evaluate:

@@ -106,13 +106,21 @@ class Budget(Section):
 
 
 class PoliciesProtocol(Section):
-    """Stage evaluate_policies: retention policies of the untouched base, nothing trained."""
+    """Retention policies of the untouched base, nothing trained.
+
+    `policies` (stage evaluate_policies) is for a table of many policies, `policy_curve` (stage
+    evaluate_policy_curve) for a few of them at more state bytes.
+    """
 
     # registered policies; window: the plain window; oracle: the pairs that the text's next queries
     # attend to (a ceiling)
     names: Annotated[list[Reading], Different]
     # every policy is scored at every budget
     budgets: list[Budget]
+
+    def file_names(self) -> set[str]:
+        """Return the names of the files with the policies' figures."""
+        return {budget.file_name(name) for name in self.names for budget in self.budgets}
 
 
 class RulerProtocol(Section):

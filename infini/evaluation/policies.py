@@ -119,8 +119,8 @@ def policy_reading(
         retained = size.retained_within(total)
         if not retained:
             raise InputError(
-                f"params.yaml: policies.budgets: window_size {budget.window_size} pays "
-                f"for no retained pair beside policy_window {window}: lower policy_window"
+                f"params.yaml: budgets: window_size {budget.window_size} pays for no retained pair "
+                f"of {name} beside policy_window {window}: raise one or lower the other"
             )
         with retained_pairs(base, policy, window, sinks, retained) as model:
             if as_policy(policy).needs_fit:

@@ -4,6 +4,7 @@ Axes and text stay black: the page replaces black by its own text colour, in lig
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from itertools import cycle
 from typing import Any
@@ -80,9 +81,15 @@ def state_bytes_plot(results: Results, styles: dict[str, Style]) -> Figure:
 def policy_gains_plot(results: Results) -> Figure:
     """Plot gains over the plain window of equal state bytes: policies, then trained versions.
 
-    A row a policy or version, a colour a budget; the best policies come first.
+    A row a policy or version, a colour a budget; the best policies come first. Budgets at which
+    less than half of the policies were scored are left to `policy_curves_plot`.
     """
-    windows = {x.window_size: x for x in results.policies if x.name == PLAIN_WINDOW}
+    num_policies = Counter(x.window_size for x in results.policies)
+    windows = {
+        x.window_size: x
+        for x in results.policies
+        if x.name == PLAIN_WINDOW and 2 * num_policies[x.window_size] >= max(num_policies.values())
+    }
     gains: dict[tuple[str, int], Estimate] = {
         (tables.policy_label(policy), policy.window_size): policy.gain_over(
             windows[policy.window_size]
@@ -119,16 +126,17 @@ def policy_gains_plot(results: Results) -> Figure:
 def policy_curves_plot(results: Results) -> Figure:
     """Plot nats per token against state bytes: policies as lines, trained versions as points.
 
-    A colour a policy, a line style a window of the policies. Versions above all policies are left
-    out.
+    A colour a policy, a line style a window of the policies. Policies scored at one size only and
+    versions above all policies are left out.
     """
     figure, axes = new_figure(4.2)
     table = summarize_policies(results.policies)
     is_window = table["policy"] == PLAIN_WINDOW
     window = table[is_window].drop_duplicates("state_bytes")
     axes.plot(window["state_bytes"], window["test_nats"], ".-", color="black", label="plain window")
-    colors = cycle(matplotlib.colormaps["tab20"].colors)  # type: ignore[attr-defined]
-    for name, of_policy in table[~is_window].groupby("policy"):
+    lines = table[~is_window].groupby(["policy", "policy_window"]).filter(lambda x: len(x) > 1)
+    colors = cycle(matplotlib.colormaps["tab10"].colors)  # type: ignore[attr-defined]
+    for name, of_policy in lines.groupby("policy"):
         color, styles = next(colors), cycle(("-", "--", ":", "-."))
         for size, rows in of_policy.groupby("policy_window"):
             style = {"color": color, "linestyle": next(styles), "label": f"{name}, window {size}"}

@@ -48,7 +48,7 @@ def test_new_study_writes_a_minimal_file(root: Path, capsys: pytest.CaptureFixtu
     }  # fmt: skip
     assert content["adapters"]["memory"]["layer"]["window"] == 32
     assert content["evaluate"] == {"full": {"context": 128}}
-    assert content["policies"] == {"names": [], "budgets": []}
+    assert content["policies"] == content["policy_curve"] == {"names": [], "budgets": []}
     assert content["ruler"] == {"policies": [], "budgets": []}
     assert params.check_params(file).targets() == [
         "evaluate_ppl_base",

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from statistics import stdev
 
+import torch
 from torch import Tensor
 
 from infini.memory.eviction import block_layout
@@ -326,7 +327,7 @@ class Learned(AdaKV):
     add_attention = H2O.add_attention
 
     def score(self, candidates: list[int], start: int) -> dict[int, float]:
-        weights = self.weights["weights"][self.head].tolist()
+        weights = torch.cat([*self.weights.values()], 1)[self.head].tolist()
         return {j: dot(self.features(j, start), weights) for j in candidates}
 
     def features(self, j: int, start: int) -> Vector:

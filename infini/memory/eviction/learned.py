@@ -47,34 +47,42 @@ class Learned(RetentionPolicy):
             self.attention, self.state, self.state_covers_window = "sum", ("score",), True
 
     def weight_shapes(self, size: LayerSize) -> dict[str, tuple[int, ...]]:
-        width = size.key_width + size.value_width + 2
-        width += 2 if self.use_attention else size.key_width
-        return {"weights": (size.kv_heads, width)}
+        G, D = size.kv_heads, size.key_width
+        shapes = {"key": (G, D), "value": (G, size.value_width)}
+        if self.use_attention:
+            return shapes | {"scalar": (G, 4)}
+        return shapes | {"scalar": (G, 2), "relative_key": (G, D)}
 
-    def changing_features(self, pairs: HeldPairs) -> Tensor:
-        """Return the features that change from block to block, (B, G, P, ·); s is a state."""
+    def scalars(self, pairs: HeldPairs) -> Tensor:
+        """Return 1 and log age, with attention also what is of s, a state: (B, G, P, 2 or 4)."""
         log_age = (pairs.block_end - pairs.positions).clamp(min=1).float().log()
         scalars = [torch.ones_like(log_age), log_age]
-        if not self.use_attention:
-            return torch.cat([torch.stack(scalars, -1), pairs.relative_keys], -1)
-        log_score = pairs.state["score"].clamp(min=SMALLEST_SCORE).log()
-        return torch.stack([*scalars, log_score, log_score * log_age], -1)
+        if self.use_attention:
+            log_score = pairs.state["score"].clamp(min=SMALLEST_SCORE).log()
+            scalars += [log_score, log_score * log_age]
+        return torch.stack(scalars, -1)
 
-    def features(self, pairs: HeldPairs) -> Tensor:
-        """Return all features, (B, G, P, F)."""
-        return torch.cat([pairs.keys, pairs.values, self.changing_features(pairs)], -1)
+    def features(self, pairs: HeldPairs) -> dict[str, Tensor]:
+        """Return the features by the tensor that weighs them, (B, G, P, ·) each."""
+        features = {"key": pairs.keys, "value": pairs.values, "scalar": self.scalars(pairs)}
+        if self.use_attention:
+            return features
+        return features | {"relative_key": pairs.relative_keys}
 
     def pair_score(self, keys: Tensor, values: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        D, V = keys.shape[3], values.shape[3]
-        w = weights["weights"][..., None]  # (G, F, 1)
-        return (keys @ w[:, :D] + values @ w[:, D : D + V])[..., 0]
+        score = keys @ weights["key"][..., None] + values @ weights["value"][..., None]
+        return score[..., 0]
+
+    def key_direction(self, weights: Mapping[str, Tensor]) -> Tensor:
+        return weights["relative_key"]
 
     def score(self, pairs: HeldPairs) -> Tensor:
         if self.use_attention:
             A2SF().score(pairs)  # updates the state
-        changing = self.changing_features(pairs)
-        w = pairs.weights["weights"][:, -changing.shape[3] :, None]  # (G, ·, 1)
-        return pairs.pair_scores + (changing @ w)[..., 0]
+        changing = (self.scalars(pairs) @ pairs.weights["scalar"][..., None])[..., 0]
+        if not self.use_attention:
+            changing = changing + pairs.relative_scores
+        return pairs.pair_scores + changing
 
 
 register_policy("learned_no_attention", partial(Learned, use_attention=False))

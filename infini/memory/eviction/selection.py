@@ -56,6 +56,8 @@ class CallPairs(NamedTuple):
     """Pinned tokens; None: there are none"""
     scores: Callable[[], Tensor] | None = None
     """Returns `RetentionPolicy.pair_score` of the pairs, (B, G, P)"""
+    relative_scores: Callable[[], Tensor] | None = None
+    """Returns `HeldPairs.relative_scores` of the pairs at every block's end, (B, G, N, P)"""
 
 
 class LayerPolicy(NamedTuple):
@@ -106,7 +108,10 @@ def select(
     Returns:
         The selection; it has no gradient.
     """
-    pairs = pairs._replace(scores=cache(partial(_pair_scores, pairs, layer_policy)))
+    pairs = pairs._replace(
+        scores=cache(partial(_pair_scores, pairs, layer_policy)),
+        relative_scores=cache(partial(_relative_scores, pairs, layer_policy, layout)),
+    )
     K = state.positions.shape[2]
     with torch.autocast(key_bias.device.type, enabled=False):
         weights = None
@@ -219,7 +224,6 @@ class _BlockSelector:
         """Return what the policy sees at the end of a block."""
         layout, policy = self.layout, self.policy
         place = layout, block
-        rotate = self.layer_policy.rotate
         return HeldPairs(
             positions=slots.positions.masked_fill(~slots.valid, -1),
             valid=slots.valid,
@@ -231,7 +235,7 @@ class _BlockSelector:
             block_attention=None if policy.attention is None else self.attention,
             state=dict(zip(policy.state, self.policy_state.unbind(2), strict=True)),
             weights=self.layer_policy.weights,
-            gather=partial(_gather_held, self.pairs, slots, rotate, place),
+            gather=partial(_gather_held, self.pairs, slots, self.layer_policy, place),
         )
 
 
@@ -239,6 +243,24 @@ def _pair_scores(pairs: CallPairs, layer_policy: LayerPolicy) -> Tensor:
     """Return the policy's scores of all pairs by what never changes: (B, G, P)."""
     keys, values = pairs.keys.float(), pairs.values.float()
     return layer_policy.policy.pair_score(keys, values, layer_policy.weights)
+
+
+def _relative_scores(pairs: CallPairs, layer_policy: LayerPolicy, layout: BlockLayout) -> Tensor:
+    """Return `HeldPairs.relative_scores` of all pairs at the end of every block: (B, G, N, P).
+
+    ⟨R(-e) k, w⟩ = ⟨k, R(e) w⟩ for a block's end e, so w is rotated and the keys are not.
+    """
+    direction = layer_policy.policy.key_direction(layer_policy.weights)  # (G, D)
+    directions = direction[None, :, None].expand(-1, -1, layout.num_blocks, -1)
+    if layer_policy.rotate is not None:
+        ends = torch.tensor([[_block_end(layout, n) for n in range(layout.num_blocks)]])
+        directions = layer_policy.rotate(directions, ends.to(direction.device))
+    return directions @ pairs.rotated_keys.float().mT
+
+
+def _block_end(layout: BlockLayout, block: int) -> int:
+    """Return the position after a block's last token, counted from the call's first token."""
+    return layout.block_start(block + 1) - layout.num_past
 
 
 def _are_pairs(state: RetainedState, pinned: PinnedPairs | None) -> Tensor:
@@ -362,7 +384,7 @@ def _next_state(policy: RetentionPolicy, held: HeldPairs, order: Tensor, valid: 
 def _gather_held(
     pairs: CallPairs,
     slots: _Slots,
-    rotate: Rotate | None,
+    layer_policy: LayerPolicy,
     place: tuple[BlockLayout, int],
     name: str,
 ) -> Tensor:
@@ -375,6 +397,13 @@ def _gather_held(
         assert pairs.scores is not None
         return pairs.scores().gather(2, indices)
     (layout, block), has_positions = place, name in ("rotated_keys", "relative_keys")
+    if name == "relative_scores":
+        if pairs.pinned is not None:  # whose distances are limited
+            keys = _gather_held(pairs, slots, layer_policy, place, "relative_keys")
+            direction = layer_policy.policy.key_direction(layer_policy.weights)
+            return (keys @ direction[..., None])[..., 0]
+        assert pairs.relative_scores is not None
+        return pairs.relative_scores()[:, :, block].gather(2, indices)
     x: Tensor = getattr(pairs, name.replace("relative", "rotated"))
     index = indices[..., None].expand(-1, -1, -1, x.shape[3])
     x = x.gather(2, index).float().where(valid[..., None], 0)
@@ -382,10 +411,9 @@ def _gather_held(
         K = indices.shape[2] - layout.window_width
         retained = pairs.pinned.move_closer(x[:, :, :K], block, indices[:, :, :K])
         x = torch.cat([retained.where(valid[:, :, :K, None], 0), x[:, :, K:]], 2)
-    if name != "relative_keys" or rotate is None:
+    if name != "relative_keys" or layer_policy.rotate is None:
         return x
-    end = layout.block_start(block + 1) - layout.num_past  # counted from the call's first token
-    return rotate(x, torch.full((1, 1), -end, device=x.device))
+    return layer_policy.rotate(x, torch.full((1, 1), -_block_end(layout, block), device=x.device))
 
 
 def _add_attention(policy: RetentionPolicy, received: Tensor, attention: Tensor) -> Tensor:
