@@ -36,7 +36,7 @@ def test_user_policy_in_chunks_equals_one_pass(monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: object) -> None:
         raise AssertionError("attention weights are computed")
 
-    monkeypatch.setattr(selection, "_AttentionWeights", fail)
+    monkeypatch.setattr(selection, "AttentionWeights", fail)
     model = infini.retrofit(tiny("llama"), "window", **OPTIONS, policy=SmallestKeyNorm())
     whole = model(tokens, use_cache=False).logits
     assert not torch.allclose(default, whole)

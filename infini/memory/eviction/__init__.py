@@ -1,13 +1,15 @@
 """KV eviction: which key-value pairs stay in the cache behind a window.
 
-`policy` has the base class of retention policies and their registry, `selection` applies any of
-them, `pinned` exempts tokens from it, `block_layout` is the index arithmetic of blocks. Every
-other file is one policy; importing it here registers its name.
+`policy` has the base class of retention policies and their registry. `selection` applies any of
+them, with `call_pairs` and `attention_weights`; `pinned` exempts tokens from it, `block_layout` is
+the index arithmetic of blocks. Every other file is one policy; importing it here registers its
+name.
 """
 
 from infini.memory.eviction.a2sf import A2SF
 from infini.memory.eviction.adakv import AdaKV
 from infini.memory.eviction.block_layout import BlockLayout, num_recent
+from infini.memory.eviction.call_pairs import CallPairs, LayerPolicy
 from infini.memory.eviction.cascading import Cascading
 from infini.memory.eviction.curdkv import CurDKV
 from infini.memory.eviction.decayed_attention import DecayedAttention
@@ -35,12 +37,7 @@ from infini.memory.eviction.query_statistics import QueryStatistics, Rotate
 from infini.memory.eviction.random import Random
 from infini.memory.eviction.retained_state import RetainedState
 from infini.memory.eviction.rkv import RKV
-from infini.memory.eviction.selection import (
-    CallPairs,
-    LayerPolicy,
-    Selection,
-    select,
-)
+from infini.memory.eviction.selection import Selection, select
 from infini.memory.eviction.snapkv import SnapKV
 from infini.memory.eviction.tova import TOVA
 

@@ -21,57 +21,27 @@ Shapes: B batch, H query heads, G key-value heads, r = H / G, D key width, V val
 N blocks of C queries, K retained pairs, R = W + C - 2 recent ones, T new ones, P = K + R + T.
 """
 
-from collections.abc import Callable, Mapping
-from functools import cache, partial
-from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from infini.errors import InputError
+from infini.memory.eviction.attention_weights import (
+    AttentionWeights,
+    BlockWeights,
+    add_attention,
+)
 from infini.memory.eviction.block_layout import BlockLayout
+from infini.memory.eviction.call_pairs import CallPairs, LayerPolicy, PairGatherer
 from infini.memory.eviction.head_budgets import best_of_layer, num_empty
 from infini.memory.eviction.pinned import PinnedPairs
 from infini.memory.eviction.policy import HeldPairs, RetentionPolicy
-from infini.memory.eviction.query_statistics import Rotate
 from infini.memory.eviction.retained_state import RetainedState
 
 BIAS_THRESHOLD = 0.5  # logits
-
-
-class CallPairs(NamedTuple):
-    """All key-value pairs of a call: K retained, R recent, T new ones."""
-
-    keys: Tensor
-    """Keys without positions: (B, G, P, D)"""
-    rotated_keys: Tensor
-    """Keys with positions: (B, G, P, D)"""
-    values: Tensor
-    """(B, G, P, V)"""
-    sink_keys: Tensor
-    """Keys of the sinks with positions: (B, G, S, D)"""
-    pinned: PinnedPairs | None = None
-    """Pinned tokens; None: there are none"""
-    scores: Callable[[], Tensor] | None = None
-    """Returns `RetentionPolicy.pair_score` of the pairs, (B, G, P)"""
-    relative_scores: Callable[[], Tensor] | None = None
-    """Returns `HeldPairs.relative_scores` of the pairs at every block's end, (B, G, N, P)"""
-
-
-class LayerPolicy(NamedTuple):
-    """A retention policy with what it needs of a layer."""
-
-    policy: RetentionPolicy
-    layer_index: int = 0
-    """Decoder layer, from 0"""
-    weights: Mapping[str, Tensor] = MappingProxyType({})
-    """The policy's fitted tensors, by name"""
-    rotate: Rotate | None = None
-    """Gives keys their positions; None: they have none"""
-    num_retained: int | None = None
-    """Pairs of a head on average, K, where the state has more slots (`head_budgets`)"""
 
 
 class Selection(NamedTuple):
@@ -87,7 +57,7 @@ class Selection(NamedTuple):
 
 @torch.no_grad()
 def select(
-    queries: "tuple[Tensor, Tensor] | BlockWeights",
+    queries: tuple[Tensor, Tensor] | BlockWeights,
     pairs: CallPairs,
     key_bias: Tensor,
     state: RetainedState,
@@ -108,17 +78,13 @@ def select(
     Returns:
         The selection; it has no gradient.
     """
-    pairs = pairs._replace(
-        scores=cache(partial(_pair_scores, pairs, layer_policy)),
-        relative_scores=cache(partial(_relative_scores, pairs, layer_policy, layout)),
-    )
     K = state.positions.shape[2]
     with torch.autocast(key_bias.device.type, enabled=False):
         weights = None
         if not isinstance(queries, tuple):
             weights = queries
         elif layer_policy.policy.attention is not None:
-            weights = _AttentionWeights(queries, pairs, layout, K)
+            weights = AttentionWeights(queries, pairs, layout, K)
         selector = _BlockSelector(weights, pairs, key_bias, state, layout, layer_policy)
         selected = [selector.slots]
         for block in range(layout.num_blocks):
@@ -157,7 +123,7 @@ class _BlockSelector:
 
     def __init__(
         self,
-        weights: "BlockWeights | None",
+        weights: BlockWeights | None,
         pairs: CallPairs,
         key_bias: Tensor,
         state: RetainedState,
@@ -166,6 +132,7 @@ class _BlockSelector:
     ):
         self.weights, self.pairs, self.layout = weights, pairs, layout
         self.layer_policy, self.policy = layer_policy, layer_policy.policy
+        self.gatherer = PairGatherer(pairs, layer_policy, layout)
         self.rank_bias = (key_bias.float() - BIAS_THRESHOLD).clamp(min=0)  # (B, G, P)
         indices = torch.arange(state.positions.shape[2], device=key_bias.device)
         indices = indices.expand(state.positions.shape)
@@ -184,7 +151,7 @@ class _BlockSelector:
         received = self.weights.of_block(block, indices[..., skip:], valid[..., skip:], queries)
         if self.policy.attention is not None and queries:
             received = F.pad(received, (skip, 0)) if skip else received
-            self.attention = _add_attention(self.policy, self.attention, received)
+            self.attention = add_attention(self.policy, self.attention, received)
 
     def end(self, block: int) -> None:
         """Keep the best pairs, if the call has the block's last token."""
@@ -223,7 +190,6 @@ class _BlockSelector:
     def _held_pairs(self, slots: _Slots, block: int) -> HeldPairs:
         """Return what the policy sees at the end of a block."""
         layout, policy = self.layout, self.policy
-        place = layout, block
         return HeldPairs(
             positions=slots.positions.masked_fill(~slots.valid, -1),
             valid=slots.valid,
@@ -235,32 +201,8 @@ class _BlockSelector:
             block_attention=None if policy.attention is None else self.attention,
             state=dict(zip(policy.state, self.policy_state.unbind(2), strict=True)),
             weights=self.layer_policy.weights,
-            gather=partial(_gather_held, self.pairs, slots, self.layer_policy, place),
+            gather=partial(self.gatherer.gather, block, slots.indices, slots.valid),
         )
-
-
-def _pair_scores(pairs: CallPairs, layer_policy: LayerPolicy) -> Tensor:
-    """Return the policy's scores of all pairs by what never changes: (B, G, P)."""
-    keys, values = pairs.keys.float(), pairs.values.float()
-    return layer_policy.policy.pair_score(keys, values, layer_policy.weights)
-
-
-def _relative_scores(pairs: CallPairs, layer_policy: LayerPolicy, layout: BlockLayout) -> Tensor:
-    """Return `HeldPairs.relative_scores` of all pairs at the end of every block: (B, G, N, P).
-
-    ⟨R(-e) k, w⟩ = ⟨k, R(e) w⟩ for a block's end e, so w is rotated and the keys are not.
-    """
-    direction = layer_policy.policy.key_direction(layer_policy.weights)  # (G, D)
-    directions = direction[None, :, None].expand(-1, -1, layout.num_blocks, -1)
-    if layer_policy.rotate is not None:
-        ends = torch.tensor([[_block_end(layout, n) for n in range(layout.num_blocks)]])
-        directions = layer_policy.rotate(directions, ends.to(direction.device))
-    return directions @ pairs.rotated_keys.float().mT
-
-
-def _block_end(layout: BlockLayout, block: int) -> int:
-    """Return the position after a block's last token, counted from the call's first token."""
-    return layout.block_start(block + 1) - layout.num_past
 
 
 def _are_pairs(state: RetainedState, pinned: PinnedPairs | None) -> Tensor:
@@ -379,110 +321,3 @@ def _next_state(policy: RetentionPolicy, held: HeldPairs, order: Tensor, valid: 
     window = own[..., in_window:]
     missing = own.shape[3] - selected.shape[3] - window.shape[3]
     return torch.cat([selected, F.pad(window, (0, missing))], 3)
-
-
-def _gather_held(
-    pairs: CallPairs,
-    slots: _Slots,
-    layer_policy: LayerPolicy,
-    place: tuple[BlockLayout, int],
-    name: str,
-) -> Tensor:
-    """Return what a policy sees of the pairs: (B, G, K + W - 1 + C, ·), float32.
-
-    place: the call's layout, and the block at whose end the policy scores.
-    """
-    _, indices, valid = slots
-    if name == "pair_scores":
-        assert pairs.scores is not None
-        return pairs.scores().gather(2, indices)
-    (layout, block), has_positions = place, name in ("rotated_keys", "relative_keys")
-    if name == "relative_scores":
-        if pairs.pinned is not None:  # whose distances are limited
-            keys = _gather_held(pairs, slots, layer_policy, place, "relative_keys")
-            direction = layer_policy.policy.key_direction(layer_policy.weights)
-            return (keys @ direction[..., None])[..., 0]
-        assert pairs.relative_scores is not None
-        return pairs.relative_scores()[:, :, block].gather(2, indices)
-    x: Tensor = getattr(pairs, name.replace("relative", "rotated"))
-    index = indices[..., None].expand(-1, -1, -1, x.shape[3])
-    x = x.gather(2, index).float().where(valid[..., None], 0)
-    if has_positions and pairs.pinned is not None:
-        K = indices.shape[2] - layout.window_width
-        retained = pairs.pinned.move_closer(x[:, :, :K], block, indices[:, :, :K])
-        x = torch.cat([retained.where(valid[:, :, :K, None], 0), x[:, :, K:]], 2)
-    if name != "relative_keys" or layer_policy.rotate is None:
-        return x
-    return layer_policy.rotate(x, torch.full((1, 1), -_block_end(layout, block), device=x.device))
-
-
-def _add_attention(policy: RetentionPolicy, received: Tensor, attention: Tensor) -> Tensor:
-    """Add some queries' attention to what pairs received earlier in the block.
-
-    received: (B, G, K + W - 1 + C); attention: (B, G, r, queries, K + W - 1 + C).
-    """
-    if policy.attention == "max":
-        return received.maximum(attention.amax((2, 3)))
-    for weights in attention.mean(2).unbind(2):  # in order, for the same bits in any chunks
-        received = policy.query_decay * received + weights
-    return received
-
-
-class BlockWeights(Protocol):
-    """Attention weights of the new queries, a block at a time, in order."""
-
-    in_all_blocks: bool
-    """True: `of_block` is called for every block; False: only for blocks with scored queries"""
-
-    def of_block(self, block: int, indices: Tensor, valid: Tensor, queries: range) -> Tensor:
-        """Return the weights on retained pairs and window.
-
-        Args:
-            block: Block, from 0.
-            indices: Pairs retained during the block, (B, G, n), n up to K.
-            valid: Where there is one, (B, G, n).
-            queries: New queries, by their index in the block; it may be empty.
-
-        Returns:
-            The weights, (B, G, r, len(queries), n + W - 1 + C), float32.
-        """
-
-
-class _AttentionWeights:
-    """Attention weights of the new queries, computed a block at a time."""
-
-    in_all_blocks = False
-
-    def __init__(
-        self, queries: tuple[Tensor, Tensor], pairs: CallPairs, layout: BlockLayout, K: int
-    ):
-        G = pairs.keys.shape[1]
-        self.keys, self.pinned = pairs.rotated_keys.float(), pairs.pinned
-        self.windows = layout.unfold_windows(self.keys[:, :, K:])
-        q, sink_q = (
-            layout.split_queries(x.float()).unflatten(1, (G, -1)).transpose(2, 3).flatten(3, 4)
-            for x in queries
-        )  # (B, G, N, r·C, D)
-        self.q, self.heads = q, q.shape[3] // layout.block_size
-        self.to_sinks = sink_q @ pairs.sink_keys.float().mT[:, :, None]  # (B, G, N, r·C, S)
-        sink_mask, window_mask = (
-            ~mask(q.device).repeat(1, self.heads, 1)
-            for mask in (layout.sink_mask, layout.window_mask)
-        )  # (N, r·C, S or W - 1 + C)
-        self.to_sinks.masked_fill_(sink_mask, -torch.inf)
-        self.window_mask = window_mask
-
-    def of_block(self, block: int, indices: Tensor, valid: Tensor, queries: range) -> Tensor:
-        """Return the weights of some queries; see `BlockWeights`."""
-        q, to_sinks = self.q[:, :, block], self.to_sinks[:, :, block]
-        index = indices[..., None].expand(-1, -1, -1, self.keys.shape[3])
-        keys = self.keys.gather(2, index)
-        if self.pinned is not None:
-            keys = self.pinned.move_closer(keys, block, indices)
-        to_retained = q @ keys.mT
-        to_retained.masked_fill_(~valid[:, :, None], -torch.inf)
-        to_window = q @ self.windows[:, :, block].mT
-        to_window.masked_fill_(self.window_mask[block], -torch.inf)
-        weights = torch.cat([to_sinks, to_retained, to_window], -1).softmax(-1)
-        weights = weights[..., to_sinks.shape[3] :].unflatten(2, (self.heads, -1))
-        return weights[..., queries.start : queries.stop, :]
