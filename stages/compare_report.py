@@ -9,6 +9,7 @@ from infini.console.stage import run_stage
 from infini.console.stopwatch import Stopwatch
 from infini.corpus.config import Data
 from infini.evaluation.config import FullProtocol
+from infini.evaluation.rounding import write_rounded_csv
 from infini.files import flatten
 from infini.model.config import Base
 from infini.paths import PAGE, PLOTS, REPORTS
@@ -41,7 +42,10 @@ def main() -> None:
     for step, curves in results.training.items():
         curves.to_csv(PLOTS / f"{step}.csv", index=False)
     if results.policies:
-        summarize_policies(results.policies).to_csv(PLOTS / "policy_curves.csv", index=False)
+        table = summarize_policies(results.policies)
+        keys = ["policy", "policy_window", "window_size", "retained", "state_bytes"]
+        file = PLOTS / "policy_curves.csv"
+        write_rounded_csv(file, table, keys, {"test_nats": "test_nats_se"})
     rows = {name: flatten(tree) for name, tree in results.metrics.items()}
     pd.DataFrame(rows).T.rename_axis("version").to_csv(REPORTS / "compare.csv")
     (REPORTS / "compare.md").write_text(render_markdown(report, "plots"))

@@ -34,11 +34,12 @@ from infini.evaluation.estimates import (
     mean_over_seeds,
     rows_of_protocol,
 )
+from infini.evaluation.rounding import Digits
 
 COLUMNS = ["curve", "x", "series", "value", "se"]
 KEYS = ["curve", "x", "series"]
 ERRORS = {"value": "se"}
-DECIMALS = 4  # at most, of a value without an error
+DIGITS = Digits(decimals=4)
 
 Row = tuple[str, Any, str, Estimate]
 

@@ -19,7 +19,7 @@ from infini.evaluation.byte_budget import StateSize, token_bytes, window_bytes
 from infini.evaluation.config import ORACLE, PLAIN_WINDOW, Budget
 from infini.evaluation.estimates import by_piece
 from infini.evaluation.perplexity import score_documents
-from infini.evaluation.rounding import write_rounded_csv
+from infini.evaluation.rounding import Digits, write_rounded_csv
 from infini.evaluation.score import Score
 from infini.memory.eviction import Oracle, as_policy
 from infini.model.fit_policy import FIT_DOCUMENTS, fit_policy
@@ -28,7 +28,7 @@ from infini.model.future_attention import future_attention
 from infini.model.retrofit import retained_pairs, sliding_window
 from infini.paths import POLICIES, RULER
 
-NATS_DIGITS = 5  # significant, of a document's nats
+NATS_DIGITS = Digits(5)  # of a document's nats
 POLICY_COLUMNS = [*("split", "piece", "text", "tokens", "bytes", "retained", "state_bytes", "nats")]
 
 

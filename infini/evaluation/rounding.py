@@ -13,14 +13,23 @@ import subprocess
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from infini.files import flatten, read_csv, write_json
 
 ERROR_DIGITS, MOST_DECIMALS = 3, 5  # of a figure with an error
-VALUE_DIGITS = 4  # of a figure without
+
+
+class Digits(NamedTuple):
+    """Digits of a figure without an error."""
+
+    significant: int = 4
+    decimals: int | None = None  # at most; None: as many as the significant digits have
+
+
+DEFAULT_DIGITS = Digits()
 
 
 def write_metrics(file: Path, metrics: dict[str, Any]) -> None:
@@ -40,8 +49,7 @@ def write_rounded_csv(
     table: pd.DataFrame,
     keys: list[str],
     errors: dict[str, str] | None = None,
-    digits: int = VALUE_DIGITS,
-    decimals: int | None = None,
+    digits: Digits = DEFAULT_DIGITS,
 ) -> None:
     """Write a rounded table as CSV.
 
@@ -50,14 +58,13 @@ def write_rounded_csv(
         table: The table; an empty cell is no figure.
         keys: Columns that identify a row and are not rounded.
         errors: Name of a column of figures -> name of the column of their errors.
-        digits: Significant digits of a figure without an error.
-        decimals: Most decimals of a figure without an error; None: as many as it has digits.
+        digits: Of a figure without an error.
     """
     committed = table[:0]
     with suppress(ValueError):  # the committed file is no CSV: nothing to compare with
         committed = read_csv(StringIO(committed_text(file) or ""))
     file.parent.mkdir(parents=True, exist_ok=True)
-    rounded = round_table(table, committed, keys, errors or {}, digits, decimals)
+    rounded = round_table(table, committed, keys, errors or {}, digits)
     rounded.to_csv(file, index=False)
 
 
@@ -99,8 +106,7 @@ def round_table(
     committed: pd.DataFrame,
     keys: list[str],
     errors: dict[str, str],
-    digits: int = VALUE_DIGITS,
-    decimals: int | None = None,
+    digits: Digits = DEFAULT_DIGITS,
 ) -> pd.DataFrame:
     """Round a table's figures, row by row; see `write_rounded_csv`."""
     known = {}
@@ -117,7 +123,6 @@ def round_table(
                 [row[key] for key in names],
                 [None if _missing(before.get(key)) else before[key] for key in names],
                 digits,
-                decimals,
             )
             row |= zip(names, figures, strict=True)
     return pd.DataFrame(rows, columns=table.columns, dtype=object)  # whole numbers stay int
@@ -126,16 +131,14 @@ def round_table(
 def round_figures(
     figures: list[Any],
     committed: list[Any],
-    digits: int = VALUE_DIGITS,
-    decimals: int | None = None,
+    digits: Digits = DEFAULT_DIGITS,
 ) -> list[Any]:
     """Round a figure and its errors to the same decimal place.
 
     Args:
         figures: The figure, then its errors, if any.
         committed: The same as they are committed; None: not committed.
-        digits: Significant digits of a figure without an error.
-        decimals: Most decimals of a figure without an error; None: as many as it has digits.
+        digits: Of a figure without an error.
 
     Returns:
         Each as committed where it is within one unit of the last digit, else rounded. What is no
@@ -146,9 +149,9 @@ def round_figures(
         return figures
     error = math.hypot(*errors)
     known = math.hypot(*(x for x in committed[1:] if isinstance(x, int | float)))
-    if known > 0 and abs(error - known) <= _unit(value, error, digits, decimals):
+    if known > 0 and abs(error - known) <= _unit(value, error, digits):
         error = known  # or errors of 0.0999 and 0.1001 would end at different places
-    unit = _unit(value, error, digits, decimals)
+    unit = _unit(value, error, digits)
     return [
         before
         if isinstance(before, int | float) and abs(figure - before) <= unit * (1 + 1e-6)
@@ -157,12 +160,12 @@ def round_figures(
     ]
 
 
-def _unit(value: float, error: float, digits: int, decimals: int | None) -> float:
+def _unit(value: float, error: float, digits: Digits) -> float:
     """Return the unit of the last digit that is written."""
     if error > 0:
         return 10.0 ** max(-MOST_DECIMALS, _exponent(error, ERROR_DIGITS) - ERROR_DIGITS + 1)
-    exponent = _exponent(value, digits) - digits + 1
-    return 10.0 ** (exponent if decimals is None else max(-decimals, exponent))
+    exponent = _exponent(value, digits.significant) - digits.significant + 1
+    return 10.0 ** (exponent if digits.decimals is None else max(-digits.decimals, exponent))
 
 
 def _exponent(number: float, digits: int) -> int:

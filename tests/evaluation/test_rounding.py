@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from infini.evaluation.rounding import (
+    Digits,
     committed_text,
     round_figures,
     round_metrics,
@@ -142,8 +143,12 @@ def test_round_figures_has_five_decimals_at_most() -> None:
 
 
 def test_round_figures_without_errors_to_so_many_decimals() -> None:
-    assert round_figures([0.0091823], [None], decimals=4) == [0.0092]
-    assert round_figures([0.0091823], [0.0091], decimals=4) == [0.0091]
-    assert round_figures([0.0091823], [0.009], decimals=4) == [0.0092]
-    assert round_figures([12.345678], [None], decimals=4) == [12.35]
-    assert round_figures([0.0091823, 0.000123], [None, None], decimals=4) == [0.00918, 0.00012]
+    four = Digits(decimals=4)
+    assert round_figures([0.0091823], [None], four) == [0.0092]
+    assert round_figures([0.0091823], [0.0091], four) == [0.0091]
+    assert round_figures([0.0091823], [0.009], four) == [0.0092]
+    assert round_figures([12.345678], [None], four) == [12.35]
+    assert round_figures([0.0091823, 0.000123], [None, None], four) == [
+        0.00918,
+        0.00012,
+    ]
