@@ -135,7 +135,8 @@ def policy_curves_plot(results: Results) -> Figure:
     window = table[is_window].drop_duplicates("state_bytes")
     axes.plot(window["state_bytes"], window["test_nats"], ".-", color="black", label="plain window")
     lines = table[~is_window].groupby(["policy", "policy_window"]).filter(lambda x: len(x) > 1)
-    colors = cycle(matplotlib.colormaps["tab10"].colors)  # type: ignore[attr-defined]
+    # versions have the first colours
+    colors = cycle(reversed(matplotlib.colormaps["tab10"].colors))  # type: ignore[attr-defined]
     for name, of_policy in lines.groupby("policy"):
         color, styles = next(colors), cycle(("-", "--", ":", "-."))
         for size, rows in of_policy.groupby("policy_window"):
