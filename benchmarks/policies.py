@@ -24,7 +24,7 @@ from infini.model.base import load_base
 from infini.model.retrofit import retained_pairs, sliding_window
 
 WINDOW, SINKS = 64, 4
-FIT_TOKENS = 512  # random: the speed does not depend on them
+FIT_TOKENS = 512  # no text: heads that share pairs may get other shares than on text
 
 
 def readings(

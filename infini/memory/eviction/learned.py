@@ -48,7 +48,7 @@ class Learned(RetentionPolicy):
 
     def weight_shapes(self, size: LayerSize) -> dict[str, tuple[int, ...]]:
         G, D = size.kv_heads, size.key_width
-        shapes = {"key": (G, D), "value": (G, size.value_width)}
+        shapes: dict[str, tuple[int, ...]] = {"key": (G, D), "value": (G, size.value_width)}
         if self.use_attention:
             return shapes | {"scalar": (G, 4)}
         return shapes | {"scalar": (G, 2), "relative_key": (G, D)}
