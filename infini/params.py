@@ -88,7 +88,7 @@ class Params(Section):
             f"{stage}@{name}-budget{index}"
             for stage, names, budgets in (
                 ("evaluate_policies", policies.names, policies.budgets),
-                ("evaluate_policy_curve", curve.names, curve.budgets),
+                ("evaluate_policies_curve", curve.names, curve.budgets),
                 ("evaluate_retrieval", ruler.policies, ruler.budgets),
             )
             for name in names

@@ -165,7 +165,7 @@ def test_policy_curve_has_no_figure_of_policies(project: Path) -> None:
     )
     write_params(content | {"policy_curve": {"names": ["tova"], "budgets": budgets[1:]}})
     targets = params.load_params().targets()
-    assert targets[-1] == "evaluate_policy_curve@tova-budget0"
+    assert targets[-1] == "evaluate_policies_curve@tova-budget0"
 
 
 def check_error() -> str:

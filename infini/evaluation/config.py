@@ -109,7 +109,8 @@ class PoliciesProtocol(Section):
     """Retention policies of the untouched base, nothing trained.
 
     `policies` (stage evaluate_policies) is for a table of many policies, `policy_curve` (stage
-    evaluate_policy_curve) for a few of them at more state bytes.
+    evaluate_policies_curve) for a few at further sizes. The best at a size is the baseline of
+    versions of that size, in either section.
     """
 
     # registered policies; window: the plain window; oracle: the pairs that the text's next queries

@@ -39,7 +39,7 @@ from infini.evaluation.rounding import Digits
 COLUMNS = ["curve", "x", "series", "value", "se"]
 KEYS = ["curve", "x", "series"]
 ERRORS = {"value": "se"}
-DIGITS = Digits(decimals=4)
+CURVE_DIGITS = Digits(decimals=4)
 
 Row = tuple[str, Any, str, Estimate]
 

@@ -21,7 +21,7 @@ from infini.evaluation.baselines import (
 )
 from infini.evaluation.byte_budget import equal_window, max_state_bytes, token_bytes, window_bytes
 from infini.evaluation.cost import StateBytes
-from infini.evaluation.curves import DIGITS, ERRORS, KEYS, curve_table
+from infini.evaluation.curves import CURVE_DIGITS, ERRORS, KEYS, curve_table
 from infini.evaluation.estimates import (
     Metrics,
     mean_and_spread,
@@ -207,7 +207,7 @@ def write_evaluations(version: Version, evaluations: dict[int, Evaluation]) -> N
         of_all_seeds([result.gates for result in results]),
         None if version.name == BASE.name else _base_losses(results[0].losses),
     )
-    write_rounded_csv(version.curves, curves, KEYS, ERRORS, DIGITS)
+    write_rounded_csv(version.curves, curves, KEYS, ERRORS, CURVE_DIGITS)
 
 
 def _base_losses(losses: pd.DataFrame) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from infini.model.future_attention import future_attention
 from infini.model.retrofit import retained_pairs, sliding_window
 from infini.paths import POLICIES, RULER
 
-NATS_DIGITS = Digits(5)  # of a document's nats
+NATS_DIGITS = Digits(significant=5)  # of a document's nats
 POLICY_COLUMNS = [*("split", "piece", "text", "tokens", "bytes", "retained", "state_bytes", "nats")]
 
 
@@ -120,7 +120,7 @@ def policy_reading(
         if not retained:
             raise InputError(
                 f"params.yaml: budgets: window_size {budget.window_size} pays for no retained pair "
-                f"of {name} beside policy_window {window}: raise one or lower the other"
+                f"of {name}: raise window_size or lower policy_window ({window})"
             )
         with retained_pairs(base, policy, window, sinks, retained) as model:
             if as_policy(policy).needs_fit:

@@ -84,7 +84,8 @@ def policy_gains_plot(results: Results) -> Figure:
     A row a policy or version, a colour a budget; the best policies come first. Budgets at which
     less than half of the policies were scored are left to `policy_curves_plot`.
     """
-    num_policies = Counter(x.window_size for x in results.policies)
+    scored = {(x.window_size, x.name) for x in results.policies}
+    num_policies = Counter(size for size, _ in scored)
     windows = {
         x.window_size: x
         for x in results.policies

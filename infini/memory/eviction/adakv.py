@@ -55,8 +55,5 @@ class AdaKV(RetentionPolicy):
     def pair_score(self, keys: Tensor, values: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         return self.policy.pair_score(keys, values, weights)
 
-    def key_direction(self, weights: Mapping[str, Tensor]) -> Tensor:
-        return self.policy.key_direction(weights)
-
     def score(self, pairs: HeldPairs) -> Tensor:
         return self.policy.score(pairs)

@@ -1,7 +1,7 @@
 """All key-value pairs of a call, and what a retention policy sees of them (`HeldPairs`).
 
-Shapes: B batch, G key-value heads, D key width, V value width, S sinks, N blocks of C queries, K
-retained pairs, R recent ones, T new ones, P = K + R + T.
+Shapes: B batch, G key-value heads, D key width, V value width, S sinks, W window, blocks of C
+queries, K retained pairs, R recent ones, T new ones, P = K + R + T.
 """
 
 from collections.abc import Mapping
@@ -71,16 +71,11 @@ class PairGatherer:
             name: As in `HeldPairs.gather`.
 
         Returns:
-            (B, G, K + W - 1 + C) of scores, (B, G, K + W - 1 + C, ·) of keys and values.
+            (B, G, K + W - 1 + C) of `pair_scores`, (B, G, K + W - 1 + C, ·) of keys and values.
         """
         pinned = self.pairs.pinned
         if name == "pair_scores":
             return self.pair_scores.gather(2, indices)
-        if name == "relative_scores" and pinned is None:
-            return self.relative_scores[:, :, block].gather(2, indices)
-        if name == "relative_scores":  # the distances of pinned pairs are limited
-            keys = self.gather(block, indices, valid, "relative_keys")
-            return (keys @ self.policy.key_direction(self.weights)[..., None])[..., 0]
         x: Tensor = getattr(self.pairs, name.replace("relative", "rotated"))
         index = indices[..., None].expand(-1, -1, -1, x.shape[3])
         x = x.gather(2, index).float().where(valid[..., None], 0)
@@ -90,28 +85,12 @@ class PairGatherer:
             x = torch.cat([retained.where(valid[:, :, :K, None], 0), x[:, :, K:]], 2)
         if name != "relative_keys" or self.rotate is None:
             return x
-        return self.rotate(x, torch.full((1, 1), -self._block_end(block), device=x.device))
+        # counted from the call's first token
+        end = self.layout.block_start(block + 1) - self.layout.num_past
+        return self.rotate(x, torch.full((1, 1), -end, device=x.device))
 
     @cached_property
     def pair_scores(self) -> Tensor:
         """`RetentionPolicy.pair_score` of all pairs: (B, G, P)."""
         keys, values = self.pairs.keys.float(), self.pairs.values.float()
         return self.policy.pair_score(keys, values, self.weights)
-
-    @cached_property
-    def relative_scores(self) -> Tensor:
-        """`HeldPairs.relative_scores` of all pairs at the end of every block: (B, G, N, P).
-
-        ⟨R(-e) k, w⟩ = ⟨k, R(e) w⟩ for a block's end e, so w is rotated and the keys are not.
-        """
-        num_blocks, keys = self.layout.num_blocks, self.pairs.rotated_keys.float()
-        direction = self.policy.key_direction(self.weights)  # (G, D)
-        directions = direction[None, :, None].expand(-1, -1, num_blocks, -1)
-        if self.rotate is not None:
-            ends = torch.tensor([[self._block_end(n) for n in range(num_blocks)]])
-            directions = self.rotate(directions, ends.to(keys.device))
-        return directions @ keys.mT
-
-    def _block_end(self, block: int) -> int:
-        """Return the position after a block's last token, counted from the call's first token."""
-        return self.layout.block_start(block + 1) - self.layout.num_past

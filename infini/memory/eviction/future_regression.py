@@ -32,15 +32,15 @@ class FutureRegression(A2SF):
         """Knows the text that is read next"""
         self.sums: dict[int, Tensor] = {}
         """Sums of x xᵀ over pairs by layer, x the features and the target: (G, F + 1, F + 1)"""
-        self.widths: dict[str, int] = {}
-        """Number of features by the tensor that weighs them"""
+        self.widths: dict[int, dict[str, int]] = {}
+        """Number of features by layer and name of their fitted tensor"""
 
     def score(self, pairs: HeldPairs) -> Tensor:
         assert self.oracle is not None
         score = super().score(pairs)
         target = self.oracle.score(pairs).sqrt()
         features = self.policy.features(pairs)
-        self.widths = {name: x.shape[3] for name, x in features.items()}
+        self.widths[pairs.layer_index] = {name: x.shape[3] for name, x in features.items()}
         rows = torch.cat([*features.values(), target[..., None]], -1)
         rows = rows[:, :, : pairs.num_candidates]
         rows = rows.where(pairs.valid[:, :, : pairs.num_candidates, None], 0)
@@ -53,4 +53,5 @@ class FutureRegression(A2SF):
         moments, product = self.sums[layer][:, :-1, :-1], self.sums[layer][:, :-1, -1:]
         ridge = torch.diag_embed(RIDGE * moments.diagonal(dim1=1, dim2=2) + SMALLEST_MOMENT)
         solution = torch.linalg.solve(moments + ridge, product)[..., 0].float()  # (G, F)
-        return dict(zip(self.widths, solution.split(list(self.widths.values()), 1), strict=True))
+        widths = self.widths[layer]
+        return dict(zip(widths, solution.split(list(widths.values()), 1), strict=True))

@@ -54,7 +54,7 @@ class Learned(RetentionPolicy):
         return shapes | {"scalar": (G, 2), "relative_key": (G, D)}
 
     def scalars(self, pairs: HeldPairs) -> Tensor:
-        """Return 1 and log age, with attention also what is of s, a state: (B, G, P, 2 or 4)."""
+        """Return 1, log age; with attention also log s, log s · log age: (B, G, P, 2 or 4)."""
         log_age = (pairs.block_end - pairs.positions).clamp(min=1).float().log()
         scalars = [torch.ones_like(log_age), log_age]
         if self.use_attention:
@@ -63,7 +63,7 @@ class Learned(RetentionPolicy):
         return torch.stack(scalars, -1)
 
     def features(self, pairs: HeldPairs) -> dict[str, Tensor]:
-        """Return the features by the tensor that weighs them, (B, G, P, ·) each."""
+        """Return the features by name of their fitted tensor, (B, G, P, ·) each."""
         features = {"key": pairs.keys, "value": pairs.values, "scalar": self.scalars(pairs)}
         if self.use_attention:
             return features
@@ -73,15 +73,13 @@ class Learned(RetentionPolicy):
         score = keys @ weights["key"][..., None] + values @ weights["value"][..., None]
         return score[..., 0]
 
-    def key_direction(self, weights: Mapping[str, Tensor]) -> Tensor:
-        return weights["relative_key"]
-
     def score(self, pairs: HeldPairs) -> Tensor:
         if self.use_attention:
             A2SF().score(pairs)  # updates the state
         changing = (self.scalars(pairs) @ pairs.weights["scalar"][..., None])[..., 0]
         if not self.use_attention:
-            changing = changing + pairs.relative_scores
+            keys = pairs.relative_keys @ pairs.weights["relative_key"][..., None]
+            changing = changing + keys[..., 0]
         return pairs.pair_scores + changing
 
 

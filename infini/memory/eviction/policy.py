@@ -73,8 +73,8 @@ class HeldPairs:
     weights: Mapping[str, Tensor]
     """The policy's fitted tensors of this layer by name (`RetentionPolicy.weight_shapes`)"""
     gather: Callable[[str], Tensor] = field(repr=False)
-    """Returns "keys", "rotated_keys", "relative_keys", "values", "pair_scores" or "relative_scores"
-    of all P pairs; used by the properties below"""
+    """Returns "keys", "rotated_keys", "relative_keys", "values" or "pair_scores" of all P pairs;
+    used by the properties below"""
 
     @property
     def num_candidates(self) -> int:
@@ -131,11 +131,6 @@ class HeldPairs:
     def pair_scores(self) -> Tensor:
         """Scores by `RetentionPolicy.pair_score`, float32: (B, G, P)."""
         return self.gather("pair_scores")
-
-    @cached_property
-    def relative_scores(self) -> Tensor:
-        """Products of `relative_keys` and `RetentionPolicy.key_direction`, float32: (B, G, P)."""
-        return self.gather("relative_scores")
 
 
 class RetentionPolicy(ABC):
@@ -212,20 +207,6 @@ class RetentionPolicy(ABC):
             (B, G, n).
         """
         raise NotImplementedError(f"{type(self).__name__} has no method pair_score")
-
-    def key_direction(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Return the direction whose product with `HeldPairs.relative_keys` is part of `score`.
-
-        With it, `score` uses `HeldPairs.relative_scores`: the direction is rotated once a block
-        instead of all keys, and one matrix product a call is all that is left.
-
-        Args:
-            weights: The policy's fitted tensors of the layer.
-
-        Returns:
-            (G, D), float32.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no method key_direction")
 
     @abstractmethod
     def score(self, pairs: HeldPairs) -> Tensor:

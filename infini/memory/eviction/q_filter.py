@@ -6,8 +6,6 @@ Q-Filters (arXiv 2503.02812, section 3). Queries are those of `infini.fit_policy
 that follow; the heads of a group share a direction. No attention weights, no state.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -36,8 +34,5 @@ class QFilter(RetentionPolicy):
         sign = torch.where((direction * mean).sum(-1, keepdim=True) < 0, -1.0, 1.0)
         return {"direction": direction * sign}
 
-    def key_direction(self, weights: Mapping[str, Tensor]) -> Tensor:
-        return weights["direction"]
-
     def score(self, pairs: HeldPairs) -> Tensor:
-        return pairs.relative_scores
+        return (pairs.relative_keys @ pairs.weights["direction"][..., None])[..., 0]
