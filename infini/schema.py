@@ -19,7 +19,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 def _check_different(values: list[Any]) -> list[Any]:
     if len(set(values)) < len(values):
-        raise InputError(f"must all differ, got {shown(values)}")
+        written = [x.model_dump() if isinstance(x, BaseModel) else x for x in values]
+        raise InputError(f"must all differ, got {shown(written)}")
     return values
 
 

@@ -145,6 +145,11 @@ BAD: list[tuple[Any, Any, str]] = [
     ("evaluate.passkey.lengths", [4, 4], " must all differ, got [4, 4]"),
     ("evaluate.passkey.depths", [0.5, 0.5], " must all differ, got [0.5, 0.5]"),
     ("evaluate.window.extra_sizes", [8, 8], " must all differ, got [8, 8]"),
+    (
+        "policies.budgets",
+        [{"window_size": 16, "policy_window": 8}] * 2,
+        " must all differ, got [{'policy_window': 8, 'window_size': 16}, ",
+    ),
     ("evaluate.passkey.samples", None, ": Input should be a valid integer, got None"),
     ("evaluate.recall.questions", 2, " must be ≤ the least of pairs (1), got 2"),
     ("evaluate.recall.pairs", [], ": List should have at least 1 item after validation, not 0, go"),

@@ -73,6 +73,7 @@ def test_docstring_has_an_example(name: str) -> None:
     assert "examples" in sections(PUBLIC[name])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")
 def test_site_builds_without_a_warning() -> None:
     command = ["make", "-o", "setup-test", "docs"]

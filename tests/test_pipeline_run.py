@@ -46,6 +46,7 @@ def repro(*targets: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+@pytest.mark.slow
 def test_prepare_data_runs_again_after_text_changes_in_place(repository: Path) -> None:
     assert repro("prepare_data").returncode == 0
     assert "'prepare_data' didn't change" in repro("prepare_data").stdout

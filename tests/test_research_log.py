@@ -93,6 +93,7 @@ def few_steps(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_study_of_the_logs_model_runs_from_the_hub(
     repositories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,7 @@ def repository(project: Path, base_folder: Path) -> Path:
     return project
 
 
+@pytest.mark.slow
 def test_study_runs_in_its_folder_alone(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = commit()
     shell("make", "-o", ".dvc/plots/page.html", "links", "STUDY=toy")

@@ -117,7 +117,7 @@ class PoliciesProtocol(Section):
     # attend to (a ceiling)
     names: Annotated[list[Reading], Different]
     # every policy is scored at every budget
-    budgets: list[Budget]
+    budgets: Annotated[list[Budget], Different]
 
     def file_names(self) -> set[str]:
         """Return the names of the files with the policies' figures."""
@@ -130,7 +130,7 @@ class RulerProtocol(Section):
     # as policies.names; full: full attention
     policies: Annotated[list[Policy | Literal["window", "full"]], Different]
     # every policy is scored at every budget
-    budgets: list[Budget]
+    budgets: Annotated[list[Budget], Different]
     # tokens of a text, question and answer included
     lengths: Annotated[list[Positive], Field(min_length=1), Different] = Field(
         default=[1024, 2048, 4096]

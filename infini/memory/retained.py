@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infini.choices import MemoryMode
+from infini.errors import InputError
 from infini.memory.block_reader import MAX_BIAS, BlockReader
 from infini.memory.eviction import (
     BlockLayout,
@@ -53,6 +54,9 @@ class RetainedPairs(nn.Module):
         num_retained: Pairs that a key-value head retains, K.
         policy: Selects the pairs; None: `decayed_attention`.
         layer_index: Decoder layer, from 0; passed to the policy.
+
+    Raises:
+        InputError: A tensor of the policy has a name that torch keeps for itself, such as "keys".
     """
 
     mode: MemoryMode = "own"
@@ -75,6 +79,12 @@ class RetainedPairs(nn.Module):
         self.bias = nn.Parameter(torch.zeros(heads))
         self.weight = nn.Parameter(torch.zeros(kv_heads, widths[1]))
         shapes = self.policy.weight_shapes(LayerSize(heads, kv_heads, *widths))
+        for name in shapes:
+            if hasattr(nn.ParameterDict, name):
+                raise InputError(
+                    f"policy {self.policy.name!r}: weight_shapes: {name!r} is a name that torch "
+                    "keeps for itself: choose another"
+                )
         self.policy_weights = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(shape), False) for name, shape in shapes.items()}
         )

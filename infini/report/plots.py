@@ -127,11 +127,11 @@ def policy_gains_plot(results: Results) -> Figure:
 def policy_curves_plot(results: Results) -> Figure:
     """Plot nats per token against state bytes: policies as lines, trained versions as points.
 
-    A colour a policy, a line style a window of the policies. Policies scored at one size only and
-    versions above all policies are left out.
+    A colour a policy, a line style a window of the policies. Policies scored at one size only are
+    left out; versions above all lines are arrows at the edge.
     """
     figure, axes = new_figure(4.2)
-    table = summarize_policies(results.policies)
+    table, styles = summarize_policies(results.policies), version_styles(results)
     is_window = table["policy"] == PLAIN_WINDOW
     window = table[is_window].drop_duplicates("state_bytes")
     axes.plot(window["state_bytes"], window["test_nats"], ".-", color="black", label="plain window")
@@ -139,22 +139,27 @@ def policy_curves_plot(results: Results) -> Figure:
     # versions have the first colours
     colors = cycle(reversed(matplotlib.colormaps["tab10"].colors))  # type: ignore[attr-defined]
     for name, of_policy in lines.groupby("policy"):
-        color, styles = next(colors), cycle(("-", "--", ":", "-."))
+        color, dashes = next(colors), cycle(("-", "--", ":", "-."))
         for size, rows in of_policy.groupby("policy_window"):
-            style = {"color": color, "linestyle": next(styles), "label": f"{name}, window {size}"}
+            style = {"color": color, "linestyle": next(dashes), "label": f"{name}, window {size}"}
             axes.plot(rows["state_bytes"], rows["test_nats"], marker=".", linewidth=1, **style)
-    for name, style in version_styles(results).items():
-        figures = results.figures.get(name, {})
-        if name == "base" or not figures:
+    top = max(window["test_nats"].max(), lines["test_nats"].max())
+    far: list[tuple[str, float, float]] = []
+    for name, figures in results.figures.items():
+        if name == "base":
             continue
         x, y = figures["state_bytes.total"].value, figures["documents.nats"].value
-        if y <= table["test_nats"].max():
-            axes.plot(x, y, style["marker"], color=style["color"], label=f"{name} (trained)")
+        if y > top:
+            far.append((name, x, y))
+        else:
+            style = {key: styles[name][key] for key in ("color", "marker")} | {"linestyle": ""}
+            axes.plot(x, y, label=f"{name} (trained)", **style)
     if "base" in results.figures:
         full = results.figures["base"]["full.nats"].value
         axes.axhline(full, color="black", linestyle=":", label="full attention")
     scale_bytes(axes)
     axes.set(xlabel="state bytes", ylabel="nats per token")
+    _plot_far(axes, far, styles)
     add_legend_below(figure)
     return figure
 

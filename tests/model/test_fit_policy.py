@@ -98,6 +98,20 @@ def test_moments_are_those_of_the_bases_own_queries(
         assert (statistics.rotate is None) == (name == "gpt2")
 
 
+class ReservedName(Recorder):
+    """A policy whose tensor has the name of a method of torch's."""
+
+    def weight_shapes(self, size: LayerSize) -> dict[str, tuple[int, ...]]:
+        return {"keys": (size.heads,)}
+
+
+def test_tensor_with_a_name_of_torchs_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"^policy 'ReservedName': weight_shapes: 'keys' is a name"
+    ):
+        retrofitted("llama", ReservedName())
+
+
 class Spy(A2SF):
     """A2SF; records all that it scores."""
 

@@ -94,6 +94,13 @@ def test_policy_curves_plot_has_a_line_a_policy_and_window(folder: Path) -> None
     assert lines["v3 (trained)"] == [place]
     full = METRICS_BY_VERSION["base"]["full"]["nats"]
     assert [y for _, y in lines["full attention"]] == [full, full]
+    assert not any(text.get_text().startswith("v3") for text in figure.axes[0].texts)
+    far = version | {"documents": version["documents"] | {"nats": 3.8}}
+    write_json(Version("v3").metrics, far)
+    axes = policy_curves_plot(read_results(SETUP)).axes[0]
+    assert "v3: 3.80" in {text.get_text() for text in axes.texts}, "above all lines"
+    assert "v3 (trained)" not in {line.get_label() for line in axes.lines}
+    write_json(Version("v3").metrics, version)
     section = build_report(read_results(SETUP), {}, {}).sections
     assert "policy_curves" in {getattr(part, "name", "") for s in section for part in s.parts}
     (POLICIES / "tova-256-16.csv").unlink()

@@ -33,7 +33,7 @@ class AdaKV(RetentionPolicy):
         min_share: Share of K pairs that every head keeps, between 0 and 1.
 
     Raises:
-        InputError: The policy does not rank pairs ("cascading"), or shares them already.
+        InputError: The policy is "cascading", which does not rank pairs, or another AdaKV.
     """
 
     def __init__(self, policy: str | RetentionPolicy | None = None, min_share: float = 0.2):
