@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from infini.evaluation.config import PLAIN_WINDOW
+from infini.evaluation.config import ORACLE, PLAIN_WINDOW
 from infini.evaluation.estimates import Estimate
 from infini.report import tables
 from infini.report.policies import summarize_policies
@@ -92,7 +92,7 @@ def policy_gains_plot(results: Results) -> Figure:
         if x.name == PLAIN_WINDOW and 2 * num_policies[x.window_size] >= max(num_policies.values())
     }
     gains: dict[tuple[str, int], Estimate] = {
-        (tables.policy_label(policy), policy.window_size): policy.gain_over(
+        (tables.policy_label(policy.name), policy.window_size): policy.gain_over(
             windows[policy.window_size]
         )
         for policy in results.policies
@@ -128,14 +128,18 @@ def policy_curves_plot(results: Results) -> Figure:
     """Plot nats per token against state bytes: policies as lines, trained versions as points.
 
     A colour a policy, a line style a window of the policies. Policies scored at one size only are
-    left out; versions above all lines are arrows at the edge.
+    left out, but for the oracle, a star; versions above all lines are arrows at the edge.
     """
     figure, axes = new_figure(4.2)
     table, styles = summarize_policies(results.policies), version_styles(results)
-    is_window = table["policy"] == PLAIN_WINDOW
+    is_window, is_oracle = table["policy"] == PLAIN_WINDOW, table["policy"] == ORACLE
     window = table[is_window].drop_duplicates("state_bytes")
     axes.plot(window["state_bytes"], window["test_nats"], ".-", color="black", label="plain window")
-    lines = table[~is_window].groupby(["policy", "policy_window"]).filter(lambda x: len(x) > 1)
+    lines = (
+        table[~is_window & ~is_oracle]
+        .groupby(["policy", "policy_window"])
+        .filter(lambda x: len(x) > 1)
+    )
     # versions have the first colours
     colors = cycle(reversed(matplotlib.colormaps["tab10"].colors))  # type: ignore[attr-defined]
     for name, of_policy in lines.groupby("policy"):
@@ -154,6 +158,10 @@ def policy_curves_plot(results: Results) -> Figure:
         else:
             style = {key: styles[name][key] for key in ("color", "marker")} | {"linestyle": ""}
             axes.plot(x, y, label=f"{name} (trained)", **style)
+    if is_oracle.any():
+        oracle = table[is_oracle]
+        label = tables.policy_label(ORACLE)
+        axes.plot(oracle["state_bytes"], oracle["test_nats"], "*", color="black", label=label)
     if "base" in results.figures:
         full = results.figures["base"]["full.nats"].value
         axes.axhline(full, color="black", linestyle=":", label="full attention")

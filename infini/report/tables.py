@@ -198,14 +198,14 @@ def policies_table(policies: list[ScoredPolicy]) -> pd.DataFrame:
         }
         if window is not None and policy is not window:
             row["gain over the window"] = policy.gain_over(window)
-        name = policy_label(policy)
+        name = policy_label(policy.name)
         rows[f"**{name}**" if policy is best else name] = row
     return text_frame(rows)
 
 
-def policy_label(policy: ScoredPolicy) -> str:
+def policy_label(name: str) -> str:
     """Return a policy's name for a reader, the oracle marked."""
-    return f"{policy.name} (looks ahead)" if policy.name == ORACLE else policy.name
+    return f"{name} (looks ahead)" if name == ORACLE else name
 
 
 def ruler_table(tables: Mapping[str, pd.DataFrame], figure: str) -> pd.DataFrame:

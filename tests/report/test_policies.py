@@ -87,7 +87,8 @@ def test_policy_curves_plot_has_a_line_a_policy_and_window(folder: Path) -> None
     figure = policy_curves_plot(read_results(SETUP))
     lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
     assert lines["tova, window 16"] == [[68000, 2.75], [270000, 0.5]], "state bytes, nats on test"
-    assert "oracle, window 16" not in lines, "one size is no line"
+    assert "snapkv, window 16" not in lines, "one size is no line"
+    assert lines["oracle (looks ahead)"] == [[68000, 1.0]]
     assert lines["plain window"] == [[68000, 3.75]]
     version = METRICS_BY_VERSION["v3"]
     place = [version["state_bytes"]["total"], version["documents"]["nats"]]
