@@ -114,7 +114,9 @@ def policy_gains_plot(results: Results) -> Figure:
         x = [gain.value for gain in own.values()]
         y = [names.index(name) + 0.15 * number for name in own]
         errors = [gain.error or 0.0 for gain in own.values()]
-        label = f"bytes of a window of {size}"
+        used = {x.window for x in results.policies if x.window_size == size}
+        behind = " and ".join(map(str, sorted(used)))
+        label = f"bytes of {size} tokens, policies' window {behind}"
         marks: Style = {"fmt": "os^Dv"[number % 5], "color": colors[number % 10], "label": label}
         axes.errorbar(x, y, xerr=errors, markersize=4, linewidth=1, **marks)
     axes.set_yticks(range(len(names)), names)

@@ -171,9 +171,10 @@ def _set_baseline(figures: Figures, gains: list[Estimate], seeds: int, prefix: s
     of_seeds = mean_and_spread([{"baseline": with_errors(gain=gain)} for gain in gains])
     figures[f"{prefix}baseline.gain"] = estimates_of(of_seeds)["baseline.gain"]
     figures[f"{prefix}baseline.seeds"] = Estimate(len(gains))
-    beats = figures[f"{prefix}beats_both"].value == 1 and len(gains) >= seeds
-    beats = beats and all(gain.is_gain for gain in gains)
-    figures[f"{prefix}beats_both"] = Estimate(int(beats))
+    beats = figures[f"{prefix}beats_both"].value == 1 and all(gain.is_gain for gain in gains)
+    are_all = len(gains) >= seeds
+    figures[f"{prefix}beats_both"] = Estimate(int(beats and are_all))
+    figures[f"{prefix}undecided"] = Estimate(int(beats and not are_all))
 
 
 def read_results(setup: Setup) -> Results:

@@ -11,6 +11,7 @@ from infini.files import flatten
 from infini.report.cells import MISSING, Cell, show, show_change
 from infini.report.policies import ScoredPolicy, best_policy
 from infini.report.results import Figures, Results, figures_at_windows
+from infini.report.verdict import is_undecided
 from infini.training.config import VersionConfig
 
 SEGMENTED, FULL = "base, segments without memory", "base, full attention"
@@ -127,10 +128,10 @@ def row_of_figures(figures: Figures, columns: Mapping[str, str]) -> dict[str, Ce
 
 
 def _figure(figures: Figures, key: str) -> Cell:
-    """Return a figure: shares in per cent, `beats_both` as yes or no."""
+    """Return a figure: shares in per cent, `beats_both` as yes, no or undecided."""
     figure = figures.get(key)
     if figure is not None and key == "beats_both":
-        return figure.value == 1
+        return "undecided" if is_undecided(figures) else figure.value == 1
     return figure.scaled(100) if figure is not None and key in SHARES else figure
 
 

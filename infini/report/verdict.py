@@ -11,6 +11,11 @@ def beats_both(figures: Figures) -> bool:
     return figures["beats_both"].value == 1
 
 
+def is_undecided(figures: Figures) -> bool:
+    """Return whether it beats both with the seeds that were compared, and some were not."""
+    return "undecided" in figures and figures["undecided"].value == 1
+
+
 def verdict(version: str, figures: Figures, policy: ScoredPolicy | None = None) -> str:
     """Return a version's verdict: one line of Markdown.
 
@@ -20,6 +25,7 @@ def verdict(version: str, figures: Figures, policy: ScoredPolicy | None = None) 
         policy: Its baseline; None: no policy was scored, the plain window is the baseline.
     """
     answer = "beats both" if beats_both(figures) else "does not beat both"
+    answer = "is undecided" if is_undecided(figures) else answer
     baseline = _distance(figures["baseline.gain"], "nats per token ")
     control = figures.get("control.gain")
     second = (

@@ -129,8 +129,9 @@ def test_version_beats_the_best_policy_only_with_every_seed(folder: Path) -> Non
     assert results.figures["v3"]["baseline.gain"].value == pytest.approx(0.1)
     assert results.figures["v3"]["beats_both"].value == 0, "one of two seeds"
     [line] = [text for text, _ in build_report(results, {}, {}).verdicts if "v3" in text]
-    assert line.startswith("**v3 does not beat both**: 0.1")
+    assert line.startswith("**v3 is undecided**: 0.1")
     assert "; 1 of 2 seeds is compared with that policy." in line
+    assert headline_table(results)["beats both"]["v3"] == "undecided"
     second = documents(2.9, 3.8).assign(series="documents seed 1")
     pd.concat([curves, first, second]).to_csv(Version("v3").curves, index=False)
     figures = read_results(SETUP).figures["v3"]
@@ -141,7 +142,9 @@ def test_version_beats_the_best_policy_only_with_every_seed(folder: Path) -> Non
     assert figures["beats_both"].value == 1
     second = documents(3.1, 3.9).assign(series="documents seed 1")
     pd.concat([curves, first, second]).to_csv(Version("v3").curves, index=False)
-    assert read_results(SETUP).figures["v3"]["beats_both"].value == 0, "the second seed does not"
+    results = read_results(SETUP)
+    assert results.figures["v3"]["beats_both"].value == 0, "the second seed does not"
+    assert headline_table(results)["beats both"]["v3"] == "no"
 
 
 def test_figures_replace_the_gain_over_the_window_by_that_over_the_best_policy(

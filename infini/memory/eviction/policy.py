@@ -64,7 +64,7 @@ class HeldPairs:
     block_size: int
     """C, tokens"""
     scoring_start: int
-    """Position of the text's first query whose attention counts, W + S"""
+    """W + S: attention of earlier queries does not count, since nothing had left the window"""
     block_attention: Tensor | None
     """Attention that the block's queries paid to each pair, reduced as the policy asks: (B, G, P),
     float32; None: the policy needs none"""

@@ -1,6 +1,7 @@
 """Selection of the key-value pairs that stay behind the window, for any retention policy.
 
-At the end of a block, for every key-value head on its own:
+At the end of a block, for every key-value head on its own (or for all heads of a layer, where they
+share their pairs, `min_share`):
 
     candidates ← the K retained pairs and those that have left the window
     retained   ← the K candidates of the highest rank, in order of position
@@ -18,7 +19,8 @@ over the calls that read a block, query by query, so the result does not depend 
 split into calls.
 
 Shapes: B batch, H query heads, G key-value heads, r = H / G, D key width, V value width, S sinks,
-N blocks of C queries, K retained pairs, R = W + C - 2 recent ones, T new ones, P = K + R + T.
+N blocks of C queries, K retained pairs, R = W + C - 2 recent ones, T new ones, P = K + R + T pairs
+of a call, of which a block's end sees K + W - 1 + C (the P of `policy.HeldPairs`).
 """
 
 from functools import partial
