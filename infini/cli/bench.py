@@ -40,6 +40,7 @@ def run_bench(arguments: Namespace) -> None:
     out: Path = arguments.out
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: must be a folder")
+    out.mkdir(parents=True, exist_ok=True)  # not found out after minutes
     try:
         table = bench(
             arguments.model,
@@ -55,7 +56,6 @@ def run_bench(arguments: Namespace) -> None:
     except InputError as error:
         message = str(error).removeprefix("base.model: ")
         raise InputError(message.replace("state_bytes must", "--bytes must")) from None
-    out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / TABLE, index=False)
     saved = [str(Path(folder).expanduser()) for folder in arguments.saved]
     bench_plot(table, saved).savefig(out / PLOT, metadata={"Date": None})

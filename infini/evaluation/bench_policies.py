@@ -378,14 +378,26 @@ def _as_budgets(state_bytes: int | str | Sequence[int | str]) -> list[int]:
 
 
 def _as_policies(
-    policies: str | Sequence[str | RetentionPolicy] | None, fitted: bool
+    policies: str | RetentionPolicy | Sequence[str | RetentionPolicy] | None, fitted: bool
 ) -> list[RetentionPolicy]:
     """Return the policies, each name once; without those that must be fitted, unless `fitted`."""
     if policies is None:
         policies = (*DEFAULT_POLICIES, *(FITTED_POLICIES if fitted else ()))
-    if isinstance(policies, str):
+    if isinstance(policies, str | RetentionPolicy):
         policies = policy_names() if policies == "all" else [policies]
+    if not isinstance(policies, Sequence):
+        raise InputError(
+            f"policies must be a list of names or RetentionPolicy objects, got {policies!r}"
+        )
+    policies = list(dict.fromkeys(policies))
     by_name = {policy.name: policy for policy in map(as_policy, policies)}
+    if len(by_name) < len(policies):
+        names = [as_policy(policy).name for policy in policies]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(
+            f"policies: two are named {twice!r}: register one under another name, "
+            f'infini.register_policy("my_{twice}", lambda: …)'
+        )
     unfitted = [name for name, policy in by_name.items() if policy.needs_fit]
     if unfitted and not fitted:
         log.warning(

@@ -111,6 +111,21 @@ def token_bytes(base: PreTrainedModel) -> int:
     return state_bytes(cache_after(base, tokens)).exact // tokens.shape[1]
 
 
+@torch.no_grad()
+def full_attention_bytes(base: PreTrainedModel, length: int) -> int:
+    """Return the bytes of the untouched base's own cache after `length` tokens.
+
+    Layers with a sliding window of their own hold no more than that.
+    """
+    cache = cache_after(base, torch.zeros(1, 1, dtype=torch.int64, device=base.device))
+    for layer in cache.layers:
+        new = (
+            x.new_zeros(*x.shape[:2], length - 1, x.shape[3]) for x in (layer.keys, layer.values)
+        )
+        layer.update(*new)
+    return state_bytes(cache).exact
+
+
 def window_bytes(base: PreTrainedModel, size: int, sinks: int) -> int:
     """Return the state bytes of a window of `size` tokens, the current one included, and sinks."""
     return token_bytes(base) * (sinks + size - 1)

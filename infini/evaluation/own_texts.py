@@ -22,7 +22,7 @@ from infini.corpus.prepare import Piece, cut_text, encode_text
 from infini.corpus.splits import Text
 from infini.errors import InputError, shown
 from infini.evaluation.baselines import window_protocol
-from infini.evaluation.byte_budget import max_state_bytes, token_bytes
+from infini.evaluation.byte_budget import full_attention_bytes, max_state_bytes, token_bytes
 from infini.evaluation.cost import TOKENS_PER_CALL
 from infini.evaluation.perplexity import score_full_attention, score_in_chunks
 from infini.evaluation.score import Score
@@ -78,7 +78,7 @@ def full_attention_reader(base: PreTrainedModel, length: int) -> Reader:
     score = partial(read_in_chunks, base)
     if context < length:
         score = partial(_read_in_contexts, base, context)
-    state = token_bytes(base) * min(context, length - 1)
+    state = full_attention_bytes(base, min(context, length - 1))
     return Reader("full", "full attention", None, state, score, nullcontext())
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
-from infini.evaluation.byte_budget import StateSize, token_bytes, window_bytes
+from infini.evaluation.byte_budget import StateSize, full_attention_bytes, window_bytes
 from infini.evaluation.config import ORACLE, PLAIN_WINDOW, Budget
 from infini.evaluation.estimates import by_piece
 from infini.evaluation.perplexity import score_documents
@@ -109,7 +109,7 @@ def policy_reading(
     """
     window, total = budget.policy_window, window_bytes(base, budget.window_size, sinks)
     if name == "full":
-        yield PolicyReading(base, 0, token_bytes(base) * train.tokens.shape[1])
+        yield PolicyReading(base, 0, full_attention_bytes(base, train.tokens.shape[1]))
     elif name == PLAIN_WINDOW:
         with sliding_window(base, budget.window_size, sinks) as model:
             yield PolicyReading(model, 0, total)

@@ -124,7 +124,7 @@ class BlockReader:
         pairs[..., self.key_width :].mul_(factors)
         if self.pinned is not None:
             keys = pairs[..., : self.key_width]
-            moved = self.pinned.move_closer(keys.view(B, G, K, -1), block, indices)
+            moved = self.pinned.move_closer(keys.view(B, G, K, self.key_width), block, indices)
             pairs[..., : self.key_width] = moved.view_as(keys)
         return pairs
 

@@ -80,10 +80,10 @@ class RetainedPairs(nn.Module):
         self.weight = nn.Parameter(torch.zeros(kv_heads, widths[1]))
         shapes = self.policy.weight_shapes(LayerSize(heads, kv_heads, *widths))
         for name in shapes:
-            if hasattr(nn.ParameterDict, name):
+            if not name.isidentifier() or hasattr(nn.ParameterDict(), name):
                 raise InputError(
-                    f"policy {self.policy.name!r}: weight_shapes: {name!r} is a name that torch "
-                    "keeps for itself: choose another"
+                    f"policy {self.policy.name!r}: weight_shapes: {name!r} is no identifier, or a "
+                    "name that torch keeps for itself: choose another"
                 )
         self.policy_weights = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(shape), False) for name, shape in shapes.items()}

@@ -1,6 +1,6 @@
 """Fits a retention policy's tensors to texts: `infini.fit_policy`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ class QueryRecorder:
 @torch.no_grad()
 def fit_policy(
     model: PreTrainedModel,
-    texts: Sequence[str] | Sequence[Tensor],
+    texts: Sequence[str] | Sequence[Tensor] | Mapping[str, str],
     tokenizer: Tokenizer | None = None,
 ) -> PreTrainedModel:
     """Fit the tensors of a model's retention policy to texts, in place.
@@ -96,7 +96,9 @@ def fit_policy(
             'fit_policy needs a model with retained pairs: infini.retrofit(model, "window", '
             "retained=…, policy=…)"
         )
-    if isinstance(texts, str) or not len(texts):
+    if isinstance(texts, Mapping):
+        texts = list(texts.values())
+    if isinstance(texts, str) or not isinstance(texts, Sequence | Tensor) or not len(texts):
         raise InputError("texts must be a list of ≥ 1 text")
     policy = next(iter(layers.values())).policy
     if not policy.needs_fit:
@@ -118,7 +120,13 @@ def fit_policy(
                 f"({', '.join(retained.policy_weights)}), got {', '.join(tensors[index]) or 'none'}"
             )
         for name, tensor in tensors[index].items():
-            retained.policy_weights[name].copy_(tensor)
+            own = retained.policy_weights[name]
+            if tensor.shape != own.shape or not tensor.isfinite().all():
+                raise InputError(
+                    f"policy {policy.name!r}: fit must return finite numbers of the shapes of "
+                    f"weight_shapes: {name!r} is {tuple(own.shape)}, got {tuple(tensor.shape)}"
+                )
+            own.copy_(tensor)
     return model
 
 

@@ -17,6 +17,7 @@ import infini
 from infini.errors import InputError
 from infini.evaluation.byte_budget import StateSize
 from infini.evaluation.cost import cache_after, state_bytes
+from infini.memory.eviction import A2SF
 from infini.model.base import load_tokenizer
 from infini.model.retrofit import remove, retrofit
 from toy import sentence
@@ -199,6 +200,13 @@ def test_invalid_options_are_refused(
     with pytest.raises(InputError) as error:
         infini.bench(model, **options)
     assert str(error.value).startswith(message)
+
+
+def test_policies_of_one_name_are_refused(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match=r"^policies: two are named 'a2sf'"):
+        infini.bench(model, TEXTS, "20K", policies=["a2sf", A2SF(0.1)], tokenizer=tokenizer)
+    with pytest.raises(InputError, match=r"^policies must be a list of names"):
+        infini.bench(model, TEXTS, "20K", policies=3, tokenizer=tokenizer)
 
 
 def test_model_with_a_memory_is_refused(model: PreTrainedModel, tokenizer: Tokenizer) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from architectures import text, tiny
 from infini.errors import InputError
-from infini.evaluation.byte_budget import StateSize, policy_state_bytes
+from infini.evaluation.byte_budget import StateSize, full_attention_bytes, policy_state_bytes
 from infini.evaluation.cost import cache_after, state_bytes
 from infini.memory.eviction import policy_by_name, policy_names
 from infini.model.modules import has_memory
@@ -63,3 +64,11 @@ def test_base_is_unchanged(model: PreTrainedModel) -> None:
     assert [p.requires_grad for p in model.parameters()] == trainable
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mistral_5"])
+def test_full_attention_bytes_are_those_of_the_bases_own_cache(name: str) -> None:
+    base = tiny(name)
+    for length in (1, 4, 50):
+        measured = state_bytes(cache_after(base, text(1, length))).total
+        assert full_attention_bytes(base, length) == measured

@@ -99,17 +99,48 @@ def test_moments_are_those_of_the_bases_own_queries(
 
 
 class ReservedName(Recorder):
-    """A policy whose tensor has the name of a method of torch's."""
+    """A policy whose tensor has a name of torch's."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.tensor_name = name
 
     def weight_shapes(self, size: LayerSize) -> dict[str, tuple[int, ...]]:
-        return {"keys": (size.heads,)}
+        return {self.tensor_name: (size.heads,)}
 
 
-def test_tensor_with_a_name_of_torchs_is_refused() -> None:
+@pytest.mark.parametrize("name", ["keys", "training", "_modules", "a.b", ""])
+def test_tensor_with_a_name_of_torchs_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"^policy 'ReservedName': weight_shapes: '{name}' is no"):
+        retrofitted("llama", ReservedName(name))
+
+
+class OtherShape(Recorder):
+    """A policy that fits less than it declares."""
+
+    def fit(self, queries: QueryStatistics) -> dict[str, Tensor]:
+        return {"mean": queries.mean[:1]}
+
+
+def test_fitted_tensor_of_another_shape_is_refused() -> None:
     with pytest.raises(
-        InputError, match=r"^policy 'ReservedName': weight_shapes: 'keys' is a name"
+        InputError, match=r"^policy 'OtherShape': fit must return finite numbers of"
     ):
-        retrofitted("llama", ReservedName())
+        infini.fit_policy(retrofitted("llama", OtherShape()), [text(1, 40)[0]])
+
+
+def test_mapping_of_texts_is_fitted_to_its_texts() -> None:
+    texts = {"a.txt": text(1, 90)[0], "b.txt": text(1, 80)[0]}
+    of_mapping = fitted_tensors(infini.fit_policy(retrofitted("llama", "learned"), texts))
+    of_list = fitted_tensors(infini.fit_policy(retrofitted("llama", "learned"), [*texts.values()]))
+    assert all(torch.equal(x, of_list[name]) for name, x in of_mapping.items())
+
+
+def test_learned_policy_reads_where_a_layers_own_window_is_smaller() -> None:
+    model = retrofitted("mistral_5", "learned")  # no pair behind the window is ever attended to
+    infini.fit_policy(model, [text(1, 90)[0]])
+    base = tiny("mistral_5")(text(1, 90)).logits
+    torch.testing.assert_close(model(text(1, 90)).logits, base, rtol=1e-4, atol=1e-5)
 
 
 class Spy(A2SF):

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import infini
 from architectures import WINDOWED, text, tiny
 from infini.errors import InputError
-from infini.memory.eviction import block_layout
+from infini.memory.eviction import AdaKV, block_layout
 from infini.model.architectures import CACHE, cache_of
 from infini.model.window.cache import WindowCache
 
@@ -273,3 +273,17 @@ def test_pins_under_gradient_checkpointing_and_peft(model: PreTrainedModel) -> N
     assert torch.equal(tuned.generate(input_ids=tokens, pinned=given["pinned"], **GREEDY), out)
     with pytest.raises(InputError, match="pinned must be"):
         tuned(tokens, pinned=given["pinned"][:, 1:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("policy", ["adakv", AdaKV("h2o")])
+def test_pins_stay_where_heads_share_their_pairs(policy: str | AdaKV) -> None:
+    model = infini.retrofit(tiny("llama"), "window", window=W, sinks=S, retained=K, policy=policy)
+    tokens = text(1, 90)
+    pinned = mask(tokens, 5)
+    whole = model(tokens, pinned=pinned, use_cache=False).logits
+    with torch.enable_grad():  # reads all blocks at once
+        by_blocks = model(tokens, pinned=pinned, use_cache=False).logits
+    torch.testing.assert_close(whole, by_blocks, **CLOSE)
+    logits, _ = read(model, tokens, pinned, [40, 3, 47])
+    torch.testing.assert_close(logits, whole, **CLOSE)

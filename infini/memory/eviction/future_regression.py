@@ -54,4 +54,8 @@ class FutureRegression(A2SF):
         ridge = torch.diag_embed(RIDGE * moments.diagonal(dim1=1, dim2=2) + SMALLEST_MOMENT)
         solution = torch.linalg.solve(moments + ridge, product)[..., 0].float()  # (G, F)
         widths = self.widths[layer]
-        return dict(zip(widths, solution.split(list(widths.values()), 1), strict=True))
+        tensors = dict(zip(widths, solution.split(list(widths.values()), 1), strict=True))
+        if not product.any():
+            # the layer's own sliding window ends before any retained pair: the latest stay
+            tensors["scalar"][:, 1] = -1
+        return tensors

@@ -227,8 +227,18 @@ def _check_attributes(policy: "RetentionPolicy | type[RetentionPolicy]", name: s
         raise InputError(f"{name}.attention must be 'max', 'sum' or None, got {policy.attention!r}")
     if not isinstance(policy.state, tuple):
         raise InputError(f"{name}.state must be a tuple of names, got {policy.state!r}")
+    if len(set(policy.state)) < len(policy.state):
+        raise InputError(f"{name}.state: names must differ, got {policy.state!r}")
+    share, decay, last = policy.min_share, policy.query_decay, policy.last_queries
+    if share is not None and not (isinstance(share, int | float) and 0 <= share <= 1):
+        raise InputError(f"{name}.min_share must be in [0, 1] or None, got {share!r}")
+    if not (isinstance(decay, int | float) and 0 < decay <= 1):
+        raise InputError(f"{name}.query_decay must be in (0, 1], got {decay!r}")
+    if last is not None and not (isinstance(last, int) and last >= 1):
+        raise InputError(f"{name}.last_queries must be an integer ≥ 1 or None, got {last!r}")
 
 
+RESERVED_NAMES = ("all", "full", "oracle", "window")  # of `bench` and the pipeline
 PolicyFactory = Callable[[], RetentionPolicy]
 _FACTORIES: dict[str, PolicyFactory] = {}
 
@@ -245,7 +255,7 @@ def register_policy(name: str, factory: PolicyFactory | None = None) -> Any:
         `factory`, or the decorator.
 
     Raises:
-        InputError: `name` is no string, or registered for another policy already.
+        InputError: `name` is no identifier, reserved, or registered for another policy already.
 
     Examples:
         >>> model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
@@ -258,6 +268,11 @@ def register_policy(name: str, factory: PolicyFactory | None = None) -> Any:
     if not isinstance(name, str):
         raise InputError(
             f'name must be a string, as in @register_policy("my_policy"), got {name!r}'
+        )
+    if not name.isidentifier() or name in RESERVED_NAMES:
+        raise InputError(
+            f"name must consist of letters, digits and _, and be none of "
+            f"{', '.join(RESERVED_NAMES)}, got {name!r}"
         )
     if factory is None:
         return partial(register_policy, name)
@@ -279,9 +294,11 @@ def _register(name: str, factory: PolicyFactory) -> None:
 def _qualified_name(factory: PolicyFactory) -> tuple[Any, ...]:
     """Return module and name of a factory; of a lambda, whose name tells nothing, its code too."""
     name = getattr(factory, "__qualname__", repr(factory))
-    code = factory.__code__.co_code if "<lambda>" in name else None
-    constants = factory.__code__.co_consts if code else None
-    return factory.__module__, name, code, constants
+    if "<lambda>" not in name:
+        return factory.__module__, name
+    code = factory.__code__
+    closure = tuple(repr(cell.cell_contents) for cell in factory.__closure__ or ())
+    return factory.__module__, name, code.co_code, code.co_consts, code.co_names, closure
 
 
 def policy_names() -> list[str]:
@@ -293,7 +310,7 @@ def policy_by_name(name: str) -> RetentionPolicy:
     """Return a new policy of a registered name.
 
     Raises:
-        InputError: No policy has this name.
+        InputError: No policy has this name, or it is none or has impossible attributes.
     """
     if name not in _FACTORIES:
         raise InputError(
@@ -301,6 +318,9 @@ def policy_by_name(name: str) -> RetentionPolicy:
             "a policy of your own is registered by infini.register_policy(name, cls)"
         )
     policy = _FACTORIES[name]()
+    if not isinstance(policy, RetentionPolicy):
+        raise InputError(f"policy {name!r}: its factory must return a RetentionPolicy object")
+    _check_attributes(policy, name)
     policy.name = name
     return policy
 

@@ -288,11 +288,11 @@ def _from_blocks(
 
 
 def _scores(policy: RetentionPolicy, held: HeldPairs) -> Tensor:
-    """Return the policy's scores, (B, G, K + W - 1 + C).
+    """Return the policy's scores, (B, G, K + W - 1 + C), floating point and below infinity.
 
     Raises:
-        InputError: They are no tensor, have another shape, or the policy's tensors have not been
-            fitted.
+        InputError: They are no tensor of real numbers, have another shape, one of a candidate is
+            NaN, or the policy's tensors have not been fitted.
     """
     if policy.needs_fit and not any(x.any() for x in held.weights.values()):
         raise InputError(
@@ -306,7 +306,16 @@ def _scores(policy: RetentionPolicy, held: HeldPairs) -> Tensor:
     if scores.shape != held.positions.shape:
         expected, got = tuple(held.positions.shape), tuple(scores.shape)
         raise InputError(f"policy {policy.name!r}: score must return {expected}, got {got}")
-    return scores
+    if scores.is_complex():
+        raise InputError(
+            f"policy {policy.name!r}: score must return real numbers, got complex ones"
+        )
+    if not scores.is_floating_point():
+        scores = scores.double()
+    n = held.num_candidates
+    if (scores[..., :n].isnan() & held.valid[..., :n]).any():
+        raise InputError(f"policy {policy.name!r}: score must return numbers, got NaN for a pair")
+    return scores.clamp(max=torch.finfo(scores.dtype).max)  # inf is for pinned pairs
 
 
 def _next_state(policy: RetentionPolicy, held: HeldPairs, order: Tensor, valid: Tensor) -> Tensor:
@@ -316,8 +325,13 @@ def _next_state(policy: RetentionPolicy, held: HeldPairs, order: Tensor, valid: 
     """
     in_window = held.num_candidates if policy.state_covers_window else held.positions.shape[2]
     own = held.positions.new_zeros(*held.positions.shape[:2], 0, held.positions.shape[2]).float()
+    for name in policy.state:
+        value = held.state[name]
+        if not isinstance(value, Tensor) or value.shape != held.positions.shape:
+            expected = tuple(held.positions.shape)
+            raise InputError(f"policy {policy.name!r}: state {name!r} must be a tensor, {expected}")
     if policy.state:
-        own = torch.stack([held.state[name] for name in policy.state], 2)
+        own = torch.stack([held.state[name].float() for name in policy.state], 2)
     order = order[:, :, None].expand(-1, -1, own.shape[2], -1)
     selected = own.gather(3, order).where(valid[:, :, None], 0)
     window = own[..., in_window:]
