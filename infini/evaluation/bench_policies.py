@@ -389,15 +389,14 @@ def _as_policies(
         raise InputError(
             f"policies must be a list of names or RetentionPolicy objects, got {policies!r}"
         )
-    policies = list(dict.fromkeys(policies))
-    by_name = {policy.name: policy for policy in map(as_policy, policies)}
-    if len(by_name) < len(policies):
-        names = [as_policy(policy).name for policy in policies]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(
-            f"policies: two are named {twice!r}: register one under another name, "
-            f'infini.register_policy("my_{twice}", lambda: …)'
-        )
+    by_name: dict[str, RetentionPolicy] = {}
+    for policy in map(as_policy, dict.fromkeys(policies)):
+        if policy.name in by_name:
+            raise InputError(
+                f"policies: two are named {policy.name!r}: register one under another name, "
+                f'infini.register_policy("my_{policy.name}", lambda: …)'
+            )
+        by_name[policy.name] = policy
     unfitted = [name for name, policy in by_name.items() if policy.needs_fit]
     if unfitted and not fitted:
         log.warning(

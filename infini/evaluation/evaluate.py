@@ -19,7 +19,12 @@ from infini.evaluation.baselines import (
     score_baselines,
     window_protocol,
 )
-from infini.evaluation.byte_budget import equal_window, max_state_bytes, token_bytes, window_bytes
+from infini.evaluation.byte_budget import (
+    equal_window,
+    full_attention_bytes,
+    max_state_bytes,
+    window_bytes,
+)
 from infini.evaluation.cost import StateBytes
 from infini.evaluation.curves import CURVE_DIGITS, ERRORS, KEYS, curve_table
 from infini.evaluation.estimates import (
@@ -80,7 +85,8 @@ def evaluate_base(base: PreTrainedModel, text: HeldOutText) -> Evaluation:
         Its results.
     """
     text.check(base)
-    bytes_per_token, windows = token_bytes(base), text.recipes.window
+    windows, context = text.recipes.window, text.recipes.full.context
+    full, segment = (full_attention_bytes(base, n) for n in (context, text.segment_length - 1))
     state = {size: window_bytes(base, size, windows.sinks) for size in windows.sizes}
     processes.shard_layers(frozen_layers(base))
     losses = text.tables(
@@ -92,14 +98,13 @@ def evaluate_base(base: PreTrainedModel, text: HeldOutText) -> Evaluation:
             **{window_protocol(size): text.window(base, size) for size in windows.sizes},
         }
     )
-    questions = score_retrieval(base, text.haystacks, text.recipes.full.context)
+    questions = score_retrieval(base, text.haystacks, context)
     metrics = protocol_metrics(losses)
-    metrics["full"]["state_bytes"] = bytes_per_token * text.recipes.full.context
+    metrics["full"]["state_bytes"] = full
     for size in windows.sizes:
         metrics[window_protocol(size)] |= {"tokens": size, "state_bytes": state[size]}
-    segment = StateBytes(bytes_per_token * (text.segment_length - 1))
     metrics |= retrieval_metrics(questions)
-    metrics |= {"added_parameters": 0, "state_bytes": segment.as_metrics()}
+    metrics |= {"added_parameters": 0, "state_bytes": StateBytes(segment).as_metrics()}
     return Evaluation(metrics, losses, questions, _gates(base))
 
 

@@ -59,7 +59,7 @@ def state_bytes_plot(results: Results, styles: dict[str, Style]) -> Figure:
         if y > nats_at(x) + ABOVE:
             far.append((name, x, y))
             continue
-        style = {key: styles[name][key] for key in ("color", "marker")} | {"linestyle": ""}
+        style = _point_style(styles[name])
         error = errors.get(name, {})
         axes.errorbar(x, y, error.get("documents"), label=name, markersize=6, **style)
         if "control.nats" in version_figures:
@@ -158,7 +158,7 @@ def policy_curves_plot(results: Results) -> Figure:
         if y > top:
             far.append((name, x, y))
         else:
-            style = {key: styles[name][key] for key in ("color", "marker")} | {"linestyle": ""}
+            style = _point_style(styles[name])
             axes.plot(x, y, label=f"{name} (trained)", **style)
     if is_oracle.any():
         oracle = table[is_oracle]
@@ -180,6 +180,11 @@ def scale_bytes(axes: Axes) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter("B"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _point_style(style: Style) -> Style:
+    """Return a version's colour and marker without its line."""
+    return {"color": style["color"], "marker": style["marker"], "linestyle": ""}
 
 
 def _errors(curves: pd.DataFrame) -> dict[str, float]:

@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from infini.choices import check_integer
 from infini.errors import InputError
 from infini.memory.eviction.query_statistics import QueryStatistics
 
@@ -234,8 +235,8 @@ def _check_attributes(policy: "RetentionPolicy | type[RetentionPolicy]", name: s
         raise InputError(f"{name}.min_share must be in [0, 1] or None, got {share!r}")
     if not (isinstance(decay, int | float) and 0 < decay <= 1):
         raise InputError(f"{name}.query_decay must be in (0, 1], got {decay!r}")
-    if last is not None and not (isinstance(last, int) and last >= 1):
-        raise InputError(f"{name}.last_queries must be an integer ≥ 1 or None, got {last!r}")
+    if last is not None:
+        check_integer(f"{name}.last_queries", last, 1)
 
 
 RESERVED_NAMES = ("all", "full", "oracle", "window")  # of `bench` and the pipeline

@@ -236,8 +236,6 @@ def _limit_ranks(
     ranks = ranks.where(within, -torch.inf)
     if pinned is None:
         return ranks
-    most = torch.finfo(ranks.dtype).max
-    ranks = ranks.nan_to_num(most, most, -torch.inf)
     return ranks.masked_fill(valid & pinned.contains(positions), torch.inf)
 
 
