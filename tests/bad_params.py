@@ -104,6 +104,8 @@ BAD: list[tuple[Any, Any, str]] = [
     ("adapters.v5.objective", "kl", ": Input should be 'cross_entropy' or 'distillation', got 'kl"),
     ("adapters.v5.schedule", "cosine", ": Input should be 'constant' or 'linear', got 'cosine'"),
     ("adapters.v5.question_share", 1.5, ": Input should be less than or equal to 1, got 1.5"),
+    ("adapters.v5.question_weight", 0.0, ": Input should be greater than 0, got 0.0"),
+    ("adapters.v5.question_weight", 0.5, " must be 1.0 with question_share: 0.0, got 0.5"),
     ("adapters.v5.length", 2, ": documents of 2 tokens leave nothing to the memory, 10 are attend"),
     (
         "adapters.v5.length",

@@ -27,7 +27,6 @@ from infini.evaluation.byte_budget import (
     StateSize,
     parse_bytes,
     show_bytes,
-    token_bytes,
 )
 from infini.evaluation.estimates import difference, perplexity_metrics, with_errors
 from infini.evaluation.own_texts import (
@@ -184,6 +183,7 @@ class _Opponents:
         self.base, self.longest, self.window, self.sinks = base, longest, window, sinks
         self.fit_tokens = fit_tokens
         self.sizes: dict[tuple[str, int], StateSize] = {}
+        self.window_size = StateSize.by_window(base, sinks)
         self.full = full_attention_reader(base, longest.shape[1])
 
     def saved_reader(self, folder: Path) -> Reader:
@@ -213,7 +213,7 @@ class _Opponents:
                 f"held whole, got {min(budgets):,}"
             )
         largest = max([*budgets, *(reader.state_bytes for reader in saved)])
-        least = min(self._size(policy, largest).with_one_pair for policy in policies)
+        least = min(self._size(policy, largest).with_one for policy in policies)
         if largest < least:
             raise InputError(
                 f"state_bytes must be ≥ {least:,}, what a window of {self.window_of(largest)} "
@@ -233,7 +233,7 @@ class _Opponents:
             readers += [
                 self._policy(policy, sizes[policy.name], budget)
                 for policy in policies
-                if sizes[policy.name].retained_within(budget)
+                if sizes[policy.name].most_within(budget)
             ]
             readers += own
             _warn_of_missing(budget, sizes)
@@ -243,19 +243,19 @@ class _Opponents:
         """Return the tokens of the policies' window."""
         if self.window is not None:
             return self.window
-        tokens = 3 * budget // (8 * token_bytes(self.base))
+        tokens = 3 * (self.window_size.most_within(budget) + self.sinks - 1) // 8
         return max(SMALLEST_WINDOW, 1 << tokens.bit_length() >> 1)
 
     def _size(self, policy: RetentionPolicy, budget: int) -> StateSize:
         """Measure a policy's state with the window of a budget, once."""
         key = policy.name, self.window_of(budget)
         if key not in self.sizes:
-            self.sizes[key] = StateSize.measured(self.base, policy, key[1], self.sinks)
+            self.sizes[key] = StateSize.by_retained(self.base, policy, key[1], self.sinks)
         return self.sizes[key]
 
     def _plain_window(self, budget: int) -> list[Reader]:
         """Return the largest plain window within a budget, where there is one."""
-        size = budget // token_bytes(self.base) - self.sinks + 1
+        size = self.window_size.most_within(budget)
         if context := context_length(self.base):
             size = min(size, context - self.sinks)
         if size < 1:
@@ -265,7 +265,7 @@ class _Opponents:
 
     def _policy(self, policy: RetentionPolicy, size: StateSize, budget: int) -> Reader:
         """Return a policy with as many pairs as a budget pays for, fitted if it has to be."""
-        retained, window, name = size.retained_within(budget), self.window_of(budget), policy.name
+        retained, window, name = size.most_within(budget), self.window_of(budget), policy.name
         tensors: Fitted = {}
         if policy.needs_fit:
             with retained_pairs(self.base, policy, window, self.sinks, retained) as model:
@@ -283,9 +283,9 @@ class _Opponents:
 def _warn_of_missing(budget: int, sizes: dict[str, StateSize]) -> None:
     """Warn, in one line, of policies that a budget does not pay for."""
     missing = [
-        f"{name} needs {size.with_one_pair:,}"
+        f"{name} needs {size.with_one:,}"
         for name, size in sizes.items()
-        if not size.retained_within(budget)
+        if not size.most_within(budget)
     ]
     if missing:
         log.warning("%s: %s bytes: left out", show_bytes(budget), ", ".join(missing))

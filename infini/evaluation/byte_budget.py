@@ -12,7 +12,7 @@ from infini.evaluation.cost import StateBytes, cache_after, state_bytes
 from infini.memory.eviction import RetentionPolicy
 from infini.model.architectures import context_length
 from infini.model.modules import retained_modules
-from infini.model.retrofit import retained_pairs
+from infini.model.retrofit import retained_pairs, sliding_window
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -73,13 +73,24 @@ def policy_state_bytes(
 
 
 class StateSize(NamedTuple):
-    """State bytes by number of retained pairs, of which they are an affine function."""
+    """State bytes by retained pairs or by tokens of a window, of which they are affine."""
 
-    with_one_pair: int
-    per_pair: int
+    with_one: int
+    per_item: int
 
     @classmethod
-    def measured(
+    def by_window(cls, base: PreTrainedModel, sinks: int) -> "StateSize":
+        """Measure the state of the plain window with one token and with two, beside the sinks.
+
+        Args:
+            base: The base, without a memory; it is unchanged afterwards.
+            sinks: First tokens that are always attended to.
+        """
+        one, two = (_measured_window_bytes(base, size, sinks) for size in (1, 2))
+        return cls(one, two - one)
+
+    @classmethod
+    def by_retained(
         cls, base: PreTrainedModel, policy: str | RetentionPolicy, window: int, sinks: int
     ) -> "StateSize":
         """Measure the state with one pair and with two.
@@ -96,19 +107,24 @@ class StateSize(NamedTuple):
         one, two = (policy_state_bytes(base, policy, window, sinks, k) for k in (1, 2))
         return cls(one, two - one)
 
-    def of(self, retained: int) -> int:
-        """Return the state bytes with that many pairs, from 1 on."""
-        return self.with_one_pair + (retained - 1) * self.per_pair
+    def of(self, number: int) -> int:
+        """Return the state bytes with that many pairs or tokens, from 1 on."""
+        return self.with_one + (number - 1) * self.per_item
 
-    def retained_within(self, budget: int) -> int:
-        """Return the largest number of pairs within a budget of bytes; 0: there is none."""
-        return max(0, 1 + (budget - self.with_one_pair) // self.per_pair)
+    def most_within(self, budget: int) -> int:
+        """Return the largest number within a budget of bytes; 0: there is none."""
+        return max(0, 1 + (budget - self.with_one) // self.per_item)
+
+    def fewest_for(self, total: int) -> int:
+        """Return the smallest number, from 1 on, whose state has at least `total` bytes."""
+        return max(1, 1 - (self.with_one - total) // self.per_item)
 
 
-def token_bytes(base: PreTrainedModel) -> int:
-    """Return the bytes of one token's keys and values in all layers of the untouched base."""
-    tokens = torch.zeros(1, 8, dtype=torch.int64, device=base.device)
-    return state_bytes(cache_after(base, tokens)).exact // tokens.shape[1]
+@torch.no_grad()
+def _measured_window_bytes(base: PreTrainedModel, size: int, sinks: int) -> int:
+    tokens = torch.zeros(1, size + sinks + 1, dtype=torch.int64, device=base.device)
+    with sliding_window(base, size, sinks) as model:
+        return state_bytes(cache_after(model, tokens)).exact
 
 
 @torch.no_grad()
@@ -128,13 +144,13 @@ def full_attention_bytes(base: PreTrainedModel, length: int) -> int:
 
 def window_bytes(base: PreTrainedModel, size: int, sinks: int) -> int:
     """Return the state bytes of a window of `size` tokens, the current one included, and sinks."""
-    return token_bytes(base) * (sinks + size - 1)
+    return StateSize.by_window(base, sinks).of(size)
 
 
 def equal_window(base: PreTrainedModel, total: int, sinks: int) -> int:
     """Return the smallest window of at least `total` state bytes, at most the base's context."""
     longest = context_length(base)
-    size = max(1, -(-total // token_bytes(base)) - sinks + 1)
+    size = StateSize.by_window(base, sinks).fewest_for(total)
     return size if longest is None else min(size, longest - sinks)
 
 

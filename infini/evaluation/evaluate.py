@@ -20,10 +20,10 @@ from infini.evaluation.baselines import (
     window_protocol,
 )
 from infini.evaluation.byte_budget import (
+    StateSize,
     equal_window,
     full_attention_bytes,
     max_state_bytes,
-    window_bytes,
 )
 from infini.evaluation.cost import StateBytes
 from infini.evaluation.curves import CURVE_DIGITS, ERRORS, KEYS, curve_table
@@ -87,7 +87,8 @@ def evaluate_base(base: PreTrainedModel, text: HeldOutText) -> Evaluation:
     text.check(base)
     windows, context = text.recipes.window, text.recipes.full.context
     full, segment = (full_attention_bytes(base, n) for n in (context, text.segment_length - 1))
-    state = {size: window_bytes(base, size, windows.sinks) for size in windows.sizes}
+    window_size = StateSize.by_window(base, windows.sinks)
+    state = {size: window_size.of(size) for size in windows.sizes}
     processes.shard_layers(frozen_layers(base))
     losses = text.tables(
         {

@@ -22,7 +22,7 @@ from infini.corpus.prepare import Piece, cut_text, encode_text
 from infini.corpus.splits import Text
 from infini.errors import InputError, shown
 from infini.evaluation.baselines import window_protocol
-from infini.evaluation.byte_budget import full_attention_bytes, max_state_bytes, token_bytes
+from infini.evaluation.byte_budget import full_attention_bytes, max_state_bytes, window_bytes
 from infini.evaluation.cost import TOKENS_PER_CALL
 from infini.evaluation.perplexity import score_full_attention, score_in_chunks
 from infini.evaluation.score import Score
@@ -60,7 +60,7 @@ def window_reader(base: PreTrainedModel, window: int, sinks: int, length: int) -
         length: Tokens of the longest text.
     """
     name, title = window_protocol(window), f"window of {window}"
-    state = token_bytes(base) * min(window + sinks - 1, length - 1)
+    state = window_bytes(base, max(1, min(window, length - sinks)), sinks)
     score, reading = partial(read_in_chunks, base), sliding_window(base, window, sinks)
     return Reader(name, title, window, state, score, reading, is_baseline=True)
 

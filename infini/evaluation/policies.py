@@ -115,8 +115,8 @@ def policy_reading(
             yield PolicyReading(model, 0, total)
     else:
         policy: str | Oracle = Oracle({}) if name == ORACLE else name
-        size = StateSize.measured(base, policy, window, sinks)
-        retained = size.retained_within(total)
+        size = StateSize.by_retained(base, policy, window, sinks)
+        retained = size.most_within(total)
         if not retained:
             raise InputError(
                 f"params.yaml: budgets: window_size {budget.window_size} pays for no retained pair "

@@ -12,7 +12,7 @@ blocks of C queries, each with the L = W - 1 + C tokens that they may attend to.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -133,6 +133,16 @@ class ChunkInfo:
     pinned: Tensor | None = None
     """Positions of pinned tokens, old and new ones, in order, -1 in empty slots, which come first:
     (B, M) int64, on the CPU; None: there are none"""
+
+    @cached_property
+    def _with_other_windows(self) -> dict[int, "ChunkInfo"]:
+        return {}
+
+    def with_window(self, window: int) -> "ChunkInfo":
+        """Return the same tokens with a window of another size; once per size."""
+        if window not in self._with_other_windows:
+            self._with_other_windows[window] = replace(self, window=window)
+        return self._with_other_windows[window]
 
     @cached_property
     def positions(self) -> Tensor:

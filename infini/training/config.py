@@ -51,6 +51,9 @@ class DocumentRecipe(Recipe):
     # share of the batches with synthetic retrieval questions, where only the answers count, by
     # cross-entropy
     question_share: Share = 0.0
+    # factor of the loss in these batches, the mean over a few answers' tokens; Adam would otherwise
+    # scale the steps on plain text down by its much larger gradient
+    question_weight: Rate = 1.0
     # learning rates over the steps; linear: up during the first fifth, then down to a tenth
     schedule: Literal["constant", "linear"] = "constant"
 
@@ -58,6 +61,10 @@ class DocumentRecipe(Recipe):
     def _check_objective(self) -> Self:
         if self.objective == "distillation" and not self.hold_out:
             raise InputError("hold_out must be true with objective: distillation, got false")
+        if self.question_weight != 1 and not self.question_share:
+            raise InputError(
+                f"question_weight must be 1.0 with question_share: 0.0, got {self.question_weight}"
+            )
         return self
 
     @property

@@ -151,8 +151,10 @@ class DocumentTraining:
                 yield Loss(nats.sum(), count, count)
             else:
                 last = start + self.chunk >= length
-                kind = "text" if batch.question_seed is None else "answers"
-                yield Loss(nats.sum(), count, int(scored.sum()), last, kind)
+                kind, weight = "text", 1.0
+                if batch.question_seed is not None:
+                    kind, weight = "answers", self.recipe.question_weight
+                yield Loss(nats.sum(), count, int(scored.sum()) / weight, last, kind)
             states = detach_states(states)
 
     def nats(self, hidden: Tensor, targets: Tensor, teacher_log_probs: Teacher | None) -> Tensor:

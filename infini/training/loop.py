@@ -38,7 +38,7 @@ class Loss(NamedTuple):
 
     total: Tensor  # scalar, summed over the items that this process scored
     items: int  # number of items that all processes scored
-    step_items: int  # the same, over all losses of the optimizer step
+    step_items: float  # the same, over all losses of the optimizer step, divided by their weight
     step: bool = True  # take the optimizer step after this loss
     kind: str = ""  # only losses of the same kind are compared, to notice divergence
 

@@ -115,10 +115,11 @@ def test_retrieval_is_written_by_task_and_length(
         {"task": ["vt", "cwe"], "length": [96, 96], "texts": [4, 4], "exact": [0.25, 0.0],
          "exact_se": [0.25, 0.0], "nats": [3.14159, 2.5], "nats_se": [0.1, 0.2]}
     )  # fmt: skip
+    token = window_bytes(model, 1, 0 + 1)
     for name, total in (("full", 200), ("window", 53)):
         with policy_reading(model, name, BUDGET, documents.train, SINKS) as reading:
             assert reading.retained == 0
-            assert reading.state_bytes == total * window_bytes(model, 1, 0 + 1)
+            assert reading.state_bytes == total * token
         write_retrieval(name, BUDGET, summary, reading)
     tables = read_ruler()
     assert list(tables) == ["full", "window, 52 tokens"]

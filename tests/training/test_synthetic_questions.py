@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from infini.choices import RETENTION_BLOCK
@@ -14,7 +15,7 @@ from infini.corpus.pieces import Pieces
 from infini.errors import InputError
 from infini.evaluation.config import FullProtocol
 from infini.model.base import load_base
-from infini.model.modules import infini_parameters
+from infini.model.modules import infini_parameters, retained_modules
 from infini.model.retrofit import retrofit
 from infini.paths import DOCUMENTS, TEACHER, Version
 from infini.training import long_context, loop
@@ -103,6 +104,28 @@ def test_losses_of_answers_are_cross_entropy_despite_a_teacher(
         one, other = (next(documents.losses(one_batch)) for documents in (with_teacher, alone))
         assert one.items == other.items
         assert torch.equal(one.total, other.total) == same
+
+
+def test_question_weight_scales_the_gradient_of_batches_with_questions_alone(
+    model: PreTrainedModel, facts: FactSampler
+) -> None:
+    text = some_pieces([300, 280], 300)
+    retrofit(model, "window", window=8, sinks=2, retained=4)
+    weights = retained_modules(model)[0].weight
+
+    def gradients(weight: float) -> list[Tensor]:
+        recipe = window_recipe(question_share=0.5, question_weight=weight, batch_size=2)
+        documents = DocumentTraining(model, text, L, recipe, None, facts)
+        found = []
+        for one in (batch(0, 1), batch(0, 1, question_seed=7)):
+            (loss,) = documents.losses(one)
+            found += torch.autograd.grad(loss.total / loss.step_items, weights)
+        return found
+
+    (plain, questions), (plain_weighed, questions_weighed) = gradients(1.0), gradients(0.25)
+    assert questions.any()
+    torch.testing.assert_close(questions_weighed, questions * 0.25)
+    assert torch.equal(plain_weighed, plain)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from infini.model.retrofit_config import RetrofitConfig
 class WindowConfig(RetrofitConfig):
     """A sliding window with sinks in every layer, and the memory of what has left the window.
 
-    `layers`: decoder layers with a memory; None: all; []: none, a plain sliding window.
+    `layers`: decoder layers with a memory; None: all but those with a sliding window of the base's
+    own, or all if every layer has one; []: none, a plain sliding window. In a base where some
+    layers have a sliding window of their own, those without a memory keep it.
     """
 
     method: ClassVar[Method] = "window"

@@ -5,6 +5,9 @@ the chosen layers also have a memory of what has left the window, a matrix
 (`infini.memory.associative`) and retained pairs (`infini.memory.retained`). The design is that of
 Artificial Hippocampus Networks (arXiv 2510.07318). Untrained, the model is the base with sliding
 window attention; on texts of up to W + S tokens its output is the base's, trained or not.
+
+A base may have sliding windows of its own in some of its layers (Gemma 3): those layers hold a
+constant number of tokens already, and stay as they are unless they are chosen.
 """
 
 from dataclasses import replace
@@ -51,13 +54,12 @@ def install_window(
         InputError: `config` does not fit this base, or its attention cannot be replaced; the
             model is unchanged then.
     """
-    depth = len(decoder_layers(model))
-    layers = list(range(depth)) if config.layers is None else config.layers
-    config = replace(config, layers=layers)
     _check_config(model, config)
     install_attention(model)
     try:
         attentions = probe_attention(model)
+        if config.layers is None:
+            config = replace(config, layers=_default_layers(attentions))
         _add_layers(model, attentions, config, policy)
         _check_equals_base(model, attentions.learned_positions, config.sinks)
     except BaseException:
@@ -96,6 +98,12 @@ def _check_config(model: PreTrainedModel, config: WindowConfig) -> None:
         raise InputError(f'method="window": {", ".join(unknown)} layers are not supported')
 
 
+def _default_layers(attentions: BaseAttentions) -> list[int]:
+    """Return the layers that attend to all tokens; if every layer has a sliding window, all."""
+    windows = attentions.sliding_windows
+    return [i for i, window in enumerate(windows) if window is None] or list(range(len(windows)))
+
+
 def _longest_text(model: PreTrainedModel) -> int | None:
     """Return the tokens of the longest text with the base's own positions; None: no limit."""
     config = model.config.get_text_config()
@@ -113,18 +121,21 @@ def _add_layers(
     policy: RetentionPolicy,
 ) -> None:
     """Add a `WindowLayer` to every attention module."""
-    layers = config.layers or ()
-    for index, (module, (q, k, v), rotation) in enumerate(
-        zip(attentions.modules, attentions.qkv, attentions.rotations, strict=True)
+    layers, default_layers = config.layers or (), _default_layers(attentions)
+    for index, (module, (q, k, v)) in enumerate(
+        zip(attentions.modules, attentions.qkv, strict=True)
     ):
-        memory, retained = None, None
+        memory, retained, kept_window = None, None, None
         heads, kv_heads = q.shape[1], k.shape[1]
         widths = k.shape[3], v.shape[3]
         if index in layers and config.update != "none":
             memory = AssociativeMemory(heads, kv_heads, widths, config.update)
         if index in layers and config.retained:
             retained = RetainedPairs(heads, kv_heads, widths, config.retained, policy, index)
-        layer = WindowLayer(index, heads, rotation, memory, retained, _longest_text(model))
+        if index not in layers and index not in default_layers:
+            kept_window = attentions.sliding_windows[index]
+        rotation, context = attentions.rotations[index], _longest_text(model)
+        layer = WindowLayer(index, heads, rotation, memory, retained, context, kept_window)
         layer.to(q.device, q.dtype)
         module.add_module(SUBMODULE, layer.train(model.training))
 

@@ -41,6 +41,8 @@ class WindowLayer(nn.Module):
         memory: Matrix memory; None: the layer has none.
         retained: Retained pairs; None: the layer has none.
         context: Tokens within which the base's positions are valid; None: any number.
+        kept_window: The base's own sliding window, in tokens, if the layer keeps it; None: its
+            window is the model's.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class WindowLayer(nn.Module):
         memory: AssociativeMemory | None,
         retained: RetainedPairs | None = None,
         context: int | None = None,
+        kept_window: int | None = None,
     ):
         super().__init__()
         self.layer_index = layer_index
@@ -59,6 +62,7 @@ class WindowLayer(nn.Module):
         self.memory = memory
         self.retained = retained
         self.context = context
+        self.kept_window = kept_window
 
     def forward(
         self,
@@ -82,6 +86,7 @@ class WindowLayer(nn.Module):
         Returns:
             The output, (B, T, H, V), and the state after the new tokens.
         """
+        chunk = chunk if self.kept_window is None else chunk.with_window(self.kept_window)
         state = state or self.empty_state(k, v, chunk)
         joined = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
         read, matrix = self._advance_matrix(q, joined, state, chunk)
@@ -119,6 +124,7 @@ class WindowLayer(nn.Module):
             The state. It retains no pair but a pinned one: scores begin at token W + S, after
             this text.
         """
+        chunk = chunk if self.kept_window is None else chunk.with_window(self.kept_window)
         if self.rotation is not None:
             k = self.rotation(k, -positions.to(k.device))
         state = self.empty_state(k, v, chunk)

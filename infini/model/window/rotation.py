@@ -114,6 +114,8 @@ class BaseAttentions(NamedTuple):
     rotations: list[Rotation | None]
     # True: positions are learned and added to the embedding
     learned_positions: bool
+    # Sliding window of the base's own, in tokens; None: the layer attends to all tokens
+    sliding_windows: list[int | None]
 
 
 @dataclass
@@ -122,6 +124,7 @@ class QKVRecorder:
 
     modules: list[nn.Module] = field(default_factory=list)
     qkv: list[QKV] = field(default_factory=list)
+    sliding_windows: list[int | None] = field(default_factory=list)
 
     def attend(
         self,
@@ -135,6 +138,7 @@ class QKVRecorder:
         """Record a call; a single token needs no mask."""
         self.modules.append(module)
         self.qkv.append((q, k, v))
+        self.sliding_windows.append(options.get("sliding_window"))
         return attention_function(implementation, module)(module, q, k, v, None, **options)
 
 
@@ -166,7 +170,8 @@ def probe_attention(model: PreTrainedModel) -> BaseAttentions:
         candidates = list(_candidate_rotations(model))
         for index, (qkv, rotated_qkv) in enumerate(zip(at_zero.qkv, elsewhere.qkv, strict=True)):
             rotations[index] = _match_rotation(model, qkv, rotated_qkv, positions, candidates)
-    return BaseAttentions(at_zero.modules, at_zero.qkv, rotations, learned)
+    windows = at_zero.sliding_windows
+    return BaseAttentions(at_zero.modules, at_zero.qkv, rotations, learned, windows)
 
 
 def _run_single_tokens(model: PreTrainedModel, positions: Tensor) -> tuple[QKVRecorder, Tensor]:
