@@ -106,7 +106,9 @@ def test_convert_rejects_a_damaged_file_in_one_line(
 def test_packaged_file_names_a_missing_package_or_file(
     import_gguf: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = "^error: package no_such_weights is missing: make study STUDY=smollm2 installs it$"
+    (tmp_path / "my_study").mkdir()
+    monkeypatch.chdir(tmp_path / "my_study")
+    message = "^error: package no_such_weights is missing: make study STUDY=my_study installs it$"
     with pytest.raises(SystemExit, match=message):
         import_gguf.packaged_file("no_such_weights", "x.gguf")
     for name in ("weights_of_it", "gguf"):
@@ -118,3 +120,20 @@ def test_packaged_file_names_a_missing_package_or_file(
     with pytest.raises(SystemExit, match=r"^error: package weights_of_it has no file y\.gguf$"):
         import_gguf.packaged_file("weights_of_it", "y.gguf")
     assert "weights_of_it" not in sys.modules
+
+
+def test_whole_file_joins_the_parts_of_several_packages_in_order(
+    import_gguf: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = {"of_the_second": b"wo", "of_the_first": b"one t"}
+    for number, name in ((1, "of_the_second"), (0, "of_the_first")):
+        (tmp_path / name / "data").mkdir(parents=True)
+        (tmp_path / name / "__init__.py").touch()
+        (tmp_path / name / f"data/x.gguf.part{number:02}").write_bytes(parts[name])
+    (tmp_path / "gguf").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    joined = import_gguf.whole_file(["of_the_first", "of_the_second"], "data/x.gguf", tmp_path)
+    assert joined.name == "x.gguf"
+    assert joined.read_bytes() == b"one two"
+    with pytest.raises(SystemExit, match=r"^error: package of_the_second has no file .*\.part00$"):
+        import_gguf.whole_file(["of_the_second", "of_the_first"], "data/x.gguf", tmp_path)

@@ -1,7 +1,9 @@
 """Command `bench`: retention policies at equal state bytes on a user's own model and texts."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -11,6 +13,7 @@ from infini.errors import InputError
 from infini.evaluation.bench_policies import bench
 from infini.evaluation.byte_budget import show_bytes
 from infini.evaluation.estimates import Estimate
+from infini.memory.eviction import policy_by_name
 from infini.report.bench_plot import bench_plot
 from infini.report.cells import MISSING, show, show_estimate, show_number
 
@@ -29,7 +32,9 @@ TABLE, PLOT = "bench.csv", "bench.svg"
 
 
 def run_bench(arguments: Namespace) -> None:
-    """Print the table of `infini.bench` and which policy to take; write both and a plot.
+    """Print the table of `infini.bench`, which policy to take, and the calls that make its model.
+
+    The table and a plot are written too.
 
     Args:
         arguments: options of the command, see `python -m infini bench --help`.
@@ -61,6 +66,9 @@ def run_bench(arguments: Namespace) -> None:
     bench_plot(table, saved).savefig(out / PLOT, metadata={"Date": None})
     print(bench_markdown(table))
     print(f"\n{out / TABLE}, {out / PLOT}\n{recommendation(table)}")
+    for budget, row in best_rows(table):
+        call = model_call(row, arguments.sinks, saved)
+        print(f"{show_bytes(budget)}: {call}")
 
 
 def bench_markdown(table: pd.DataFrame) -> str:
@@ -88,9 +96,8 @@ def recommendation(table: pd.DataFrame) -> str:
         table: What `infini.bench` returned.
     """
     parts = []
-    for budget, rows in table[table["budget"].notna()].groupby("budget"):
-        order = rows.sort_values("behind", kind="stable")
-        best = f"{order['policy'].iloc[0]} for {show_bytes(int(budget))}"
+    for budget, order in _best_first(table):
+        best = f"{order['policy'].iloc[0]} for {show_bytes(budget)}"
         if len(order) == 1:
             parts.append(f"{best} (nothing else fits)")
             continue
@@ -102,6 +109,36 @@ def recommendation(table: pd.DataFrame) -> str:
             f"{best} ({show_estimate(lead)} nats ahead of {order['policy'].iloc[1]}{doubt})"
         )
     return f"take {'; '.join(parts)}"
+
+
+def best_rows(table: pd.DataFrame) -> list[tuple[int, "pd.Series[Any]"]]:
+    """Return each budget of a table of `infini.bench`, with the row that has the fewest nats."""
+    return [(budget, order.iloc[0]) for budget, order in _best_first(table)]
+
+
+def _best_first(table: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:
+    """Return each budget with its rows, the best first."""
+    by_budget = table[table["budget"].notna()].groupby("budget")
+    return [(int(budget), rows.sort_values("behind", kind="stable")) for budget, rows in by_budget]
+
+
+def model_call(row: "pd.Series[Any]", sinks: int, saved: Sequence[str] = ()) -> str:
+    """Return the Python code that makes the model of a row.
+
+    Args:
+        row: A row of a table of `infini.bench`, but not that of full attention.
+        sinks: First tokens that are always attended to.
+        saved: Rows of saved models, by their name.
+    """
+    name = str(row["policy"])
+    if name in saved:
+        return f'infini.load("{name}")'
+    options = f"window={int(row['window'])}, sinks={sinks}"
+    if name == "window":
+        return f'infini.retrofit(model, "window", layers=[], {options})'
+    options += f', retained={int(row["retained"])}, policy="{name}", update="none"'
+    fit = "; infini.fit_policy(model, fit_texts)" if policy_by_name(name).needs_fit else ""
+    return f'infini.retrofit(model, "window", {options}){fit}'
 
 
 def _cell(row: "pd.Series[float]", name: str) -> str:

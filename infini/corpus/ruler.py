@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.corpus.haystacks import CODE_WORDS
+from infini.corpus.prepare import beginning_of_text
 from infini.errors import InputError
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -210,10 +211,8 @@ def _ids(text: str, tokenizer: Tokenizer) -> Tensor:
 def _encode(draft: _Draft, tokenizer: Tokenizer) -> RulerTokens:
     """Encode the parts, the context after the tokenizer's beginning of text if it adds one."""
     context, question, answer = (_ids(text, tokenizer) for text in draft[:3])
-    begin = tokenizer.bos_token_id
-    if begin is not None and begin in tokenizer.encode(""):
-        context = torch.cat([torch.tensor([begin]), context])
-    return RulerTokens(context, question, answer)
+    begin = torch.tensor(beginning_of_text(tokenizer), dtype=torch.int64)
+    return RulerTokens(torch.cat([begin, context]), question, answer)
 
 
 def _keys(random: Random, count: int) -> list[str]:

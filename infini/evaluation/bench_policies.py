@@ -214,6 +214,11 @@ class _Opponents:
             )
         largest = max([*budgets, *(reader.state_bytes for reader in saved)])
         least = min(self._size(policy, largest).with_one for policy in policies)
+        if self.full.state_bytes <= least:
+            raise InputError(
+                f"texts must be longer: the longest is held whole with {self.full.state_bytes:,} "
+                f"bytes; the window and one retained pair take {least:,}"
+            )
         if largest < least:
             raise InputError(
                 f"state_bytes must be ≥ {least:,}, what a window of {self.window_of(largest)} "

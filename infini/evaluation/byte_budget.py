@@ -11,8 +11,9 @@ from infini.errors import InputError
 from infini.evaluation.cost import StateBytes, cache_after, state_bytes
 from infini.memory.eviction import RetentionPolicy
 from infini.model.architectures import context_length
-from infini.model.modules import retained_modules
+from infini.model.modules import retained_modules, window_layers
 from infini.model.retrofit import retained_pairs, sliding_window
+from infini.model.window.cache import WindowCache
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -80,14 +81,24 @@ class StateSize(NamedTuple):
 
     @classmethod
     def by_window(cls, base: PreTrainedModel, sinks: int) -> "StateSize":
-        """Measure the state of the plain window with one token and with two, beside the sinks.
+        """Measure the state of a plain window.
+
+        Layers that keep a sliding window of their own hold that, whatever the size of ours.
 
         Args:
             base: The base, without a memory; it is unchanged afterwards.
             sinks: First tokens that are always attended to.
         """
-        one, two = (_measured_window_bytes(base, size, sinks) for size in (1, 2))
-        return cls(one, two - one)
+        tokens = torch.zeros(1, sinks + 2, dtype=torch.int64, device=base.device)
+        with sliding_window(base, 1, sinks) as model, torch.no_grad():
+            cache = cache_after(model, tokens)
+            assert isinstance(cache, WindowCache)
+            further = sum(
+                state.bytes_per_token
+                for index, state in cache.states.items()
+                if window_layers(model)[index].kept_window is None
+            )
+        return cls(state_bytes(cache).exact, further)
 
     @classmethod
     def by_retained(
@@ -118,13 +129,6 @@ class StateSize(NamedTuple):
     def fewest_for(self, total: int) -> int:
         """Return the smallest number, from 1 on, whose state has at least `total` bytes."""
         return max(1, 1 - (self.with_one - total) // self.per_item)
-
-
-@torch.no_grad()
-def _measured_window_bytes(base: PreTrainedModel, size: int, sinks: int) -> int:
-    tokens = torch.zeros(1, size + sinks + 1, dtype=torch.int64, device=base.device)
-    with sliding_window(base, size, sinks) as model:
-        return state_bytes(cache_after(model, tokens)).exact
 
 
 @torch.no_grad()

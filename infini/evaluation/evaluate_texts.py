@@ -20,7 +20,7 @@ from infini.console.progress import progress
 from infini.corpus.pieces import Pieces
 from infini.corpus.prepare import Piece
 from infini.errors import InputError
-from infini.evaluation.byte_budget import equal_window
+from infini.evaluation.byte_budget import equal_window, full_attention_bytes
 from infini.evaluation.estimates import Metrics, difference, perplexity_metrics, with_errors
 from infini.evaluation.losses import BATCH_TOKENS
 from infini.evaluation.own_texts import (
@@ -117,6 +117,9 @@ def _readers(
         score = partial(read_in_chunks, model)
         readers.append(Reader("model", "model", size, total, score, nullcontext()))
         window = equal_window(base, total, sinks)
+        length = longest.shape[1]
+        if full_attention_bytes(base, length - 1) <= total:  # the baseline may hold the whole text
+            window = max(window, length - sinks)
     if window is not None:
         reader = window_reader(base, window, sinks, longest.shape[1])
         readers.append(reader._replace(name="baseline") if readers else reader)

@@ -22,7 +22,7 @@ from infini.corpus.prepare import Piece, cut_text, encode_text
 from infini.corpus.splits import Text
 from infini.errors import InputError, shown
 from infini.evaluation.baselines import window_protocol
-from infini.evaluation.byte_budget import full_attention_bytes, max_state_bytes, window_bytes
+from infini.evaluation.byte_budget import full_attention_bytes, max_state_bytes
 from infini.evaluation.cost import TOKENS_PER_CALL
 from infini.evaluation.perplexity import score_full_attention, score_in_chunks
 from infini.evaluation.score import Score
@@ -60,7 +60,9 @@ def window_reader(base: PreTrainedModel, window: int, sinks: int, length: int) -
         length: Tokens of the longest text.
     """
     name, title = window_protocol(window), f"window of {window}"
-    state = window_bytes(base, max(1, min(window, length - sinks)), sinks)
+    with sliding_window(base, window, sinks) as model:
+        tokens = torch.zeros(1, length, dtype=torch.int64, device=base.device)
+        state = most_state_bytes(model, tokens)
     score, reading = partial(read_in_chunks, base), sliding_window(base, window, sinks)
     return Reader(name, title, window, state, score, reading, is_baseline=True)
 
@@ -202,12 +204,10 @@ def _encode(name: str, text: str, tokenizer: Tokenizer, max_tokens: int | None) 
     if not tokenizer.is_fast:
         raise InputError(f"tokenizer must be a fast one, got {type(tokenizer).__name__}")
     encoded = encode_text(Text(name, text), tokenizer, max_tokens or len(text))
-    if tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer.encode(""):
-        encoded.ids.insert(0, tokenizer.bos_token_id)
-        encoded.offsets.insert(0, (0, 0))
-    if len(encoded.ids) < 2:
-        raise InputError(f"{name}: must have ≥ 2 tokens, got {len(encoded.ids)}")
-    return cut_text(encoded, max_tokens or len(encoded.ids), 2)[0]
+    length = len(encoded.begin) + len(encoded.ids)
+    if length < 2:
+        raise InputError(f"{name}: must have ≥ 2 tokens, got {length}")
+    return cut_text(encoded, max_tokens or length, 2)[0]
 
 
 def pad_pieces(pieces: list[Piece], indices: list[int]) -> Pieces:

@@ -111,6 +111,11 @@ class WindowState(NamedTuple):
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     @property
+    def bytes_per_token(self) -> int:
+        """Number of bytes of a token's key and value."""
+        return sum(x.shape[1] * x.shape[3] * x.itemsize for x in (self.keys, self.values))
+
+    @property
     def window_bytes(self) -> int:
         """Number of bytes of sinks and window."""
         return sum(tensor.nbytes for tensor in self[:4])

@@ -8,8 +8,8 @@ from huggingface_hub import ModelCard, ModelCardData
 CARD_FILE = "README.md"
 
 METHOD_SENTENCES = {
-    "window": "A sliding window with sinks in every layer, and a memory of constant size of what "
-    "has left the window (the design of Artificial Hippocampus Networks, "
+    "window": "A sliding window with sinks, and a memory of constant size of what has left the "
+    "window (the design of Artificial Hippocampus Networks, "
     "[arXiv 2510.07318](https://arxiv.org/abs/2510.07318)).",
     "parallel": "Infini-attention ([arXiv 2404.07143](https://arxiv.org/abs/2404.07143)) in "
     "parallel to layers of the base: a memory of constant size.",

@@ -47,13 +47,15 @@ def retrofit(
         model: Causal language model of transformers, without a memory.
         method: Where the memory goes.
 
-            - `"window"`: every layer attends to the first `sinks` and the last `window` tokens;
-              the chosen layers have a memory of what has left the window (the design of
-              arXiv 2510.07318): a matrix, and evicted key-value pairs that are retained.
+            - `"window"`: layers attend to the first `sinks` and the last `window` tokens; the
+              chosen ones have a memory of what has left the window (the design of
+              arXiv 2510.07318): a matrix, and evicted key-value pairs that are retained. Where
+              some layers have a sliding window of the base's own, those not chosen keep it.
             - `"parallel"`: layer(x) + α · attention(norm(x)), the attention of arXiv 2404.07143.
             - `"replace"`: a copy of the layer whose attention is that of arXiv 2404.07143.
-        layers: Decoder layers that get a memory, counted from 0. None: all ("window") or the
-            first ("parallel", "replace"). [] ("window"): none, the plain sliding window.
+        layers: Decoder layers that get a memory, counted from 0. "window" by
+            default takes those without a sliding window of their own, or all if every layer has
+            one; "parallel" and "replace" the first. [] ("window"): none, the plain sliding window.
         segment_length: Tokens of a segment ("parallel", "replace"; 256), at most the base's
             context.
         **options: Further options of the method, by name.

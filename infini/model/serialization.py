@@ -28,7 +28,7 @@ from infini.model.tensor_files import (
     write_tensors,
 )
 
-FORMAT = 3  # of infini_config.json
+FORMAT = 4  # of infini_config.json
 CONFIG_FILE, TENSORS_FILE = "infini_config.json", "infini.safetensors"
 
 

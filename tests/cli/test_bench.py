@@ -1,13 +1,18 @@
-"""Command `bench`: the table, the files, the last line, errors in one line."""
+"""Command `bench`: the table, the files, what to take, errors in one line."""
 
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 import infini
 from cli.commands import command_error, run_command
-from infini.cli.bench import bench_markdown, recommendation
+from infini.cli.bench import bench_markdown, best_rows, model_call, recommendation
+from infini.evaluation.byte_budget import show_bytes
+from infini.evaluation.cost import cache_after, state_bytes
+from infini.model.base import load_base
+from infini.model.modules import retained_modules
 from toy import sentence
 
 WORDS = ("--bytes", "11K,13K", "--policies", "tova,keydiff", "--window", "4", "--sinks", "2")
@@ -36,15 +41,42 @@ def test_bench_prints_the_table_and_writes_it(capsys: pytest.CaptureFixture[str]
     )
     assert printed.startswith("2 texts, ")
     assert bench_markdown(written) in printed
-    assert printed.splitlines()[-1] == recommendation(table)
+    assert recommendation(table) in printed.splitlines()
     assert "<svg" in Path("out/here/bench.svg").read_text()
+
+
+def test_printed_calls_make_the_models_of_the_best_rows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = load_base("base")
+    infini.retrofit(base, "window", window=4, retained=2).save_pretrained("saved")
+    infini.remove(base)
+    printed = run_command(
+        capsys, "bench", "--model", "base", "--text", "texts", *WORDS, "--saved", "saved"
+    )
+    table = pd.read_csv("bench/bench.csv")
+    lines = printed.splitlines()[-3:]
+    for (budget, best), line in zip(best_rows(table), lines, strict=True):
+        assert line.startswith(f"{show_bytes(budget)}: infini.")
+        assert model_call(best, 2, ["saved"]) == line.partition(": ")[2]
+    rows = table[table["budget"].notna()].drop_duplicates("policy")
+    assert set(rows["policy"]) == {"window", "tova", "keydiff", "saved"}
+    tokens = torch.arange(1, 60)[None]
+    for _, own in rows.iterrows():
+        call = model_call(own, 2, ["saved"])
+        model = eval(call, {"infini": infini, "model": base})
+        assert state_bytes(cache_after(model, tokens)).total == own["state_bytes"]
+        infini.remove(model)
+    fitted = pd.Series({"policy": "learned", "window": 4.0, "retained": 3.0})
+    exec(model_call(fitted, 2), {"infini": infini, "model": base, "fit_texts": [sentence(90, 0)]})
+    assert all(own.policy_weights["scalar"].any() for own in retained_modules(base).values())
 
 
 def row(policy: str, budget: int, behind: float, error: float | None) -> dict[str, object]:
     return {"policy": policy, "budget": budget, "behind": behind, "behind_se": error}
 
 
-def test_last_line_says_which_leads_are_noise() -> None:
+def test_recommendation_says_which_leads_are_noise() -> None:
     rows = [
         row("window", 4_000_000, 0.02, 0.001), row("tova", 4_000_000, 0.003, 0.002),
         row("h2o", 4_000_000, 0.0, None), row("window", 8_000_000, 0.0, None),

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from infini import params
@@ -42,10 +43,34 @@ def test_cut_text_counts_bytes(base_folder: Path, words: int) -> None:
         assert piece.bytes == len(ends[0]) - len(ends[1])
 
 
+def test_pieces_begin_as_the_tokenizer_begins_a_text(project: Path, base_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    text = Text("a", sentence(80, 0))
+    plain = cut_text(encode_text(text, tokenizer, 10_000), 15, 8)
+    tokenizer.bos_token = tokenizer.convert_ids_to_tokens(7)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, 7)]
+    )
+    assert tokenizer("a")["input_ids"][0] == 7
+    pieces = cut_text(encode_text(text, tokenizer, 10_000), 16, 9)
+    assert [piece.start for piece in pieces] == [piece.start for piece in plain]
+    for piece, other in zip(pieces, plain, strict=True):
+        assert piece.tokens == [7, *other.tokens]
+        assert piece.bytes == len(tokenizer.decode(other.tokens).encode()), "the first is scored"
+    prepared = prepare((Text(str(i), sentence(80, i)) for i in range(99)), tokenizer, read_data())
+    for split in (*prepared.samples.values(), *prepared.documents.values()):
+        assert {piece.tokens[0] for piece in split} == {7}
+    length = read_data().document_length
+    assert {len(p.tokens) for own in prepared.documents.values() for p in own} == {length}
+
+
+def read_data() -> Data:
+    return params.get("data", Data)
+
+
 def test_prepare_fills_quotas_and_stops_reading(project: Path, base_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
-    data = params.get("data", Data)
-    read = []
+    data, read = read_data(), []
 
     def texts() -> Iterator[Text]:
         for i in range(10_000):

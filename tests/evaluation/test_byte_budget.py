@@ -91,3 +91,4 @@ def test_window_bytes_are_those_of_the_windows_cache(name: str) -> None:
         assert equal_window(base, measured + 1, SINKS) == size + 1
         assert StateSize.by_window(base, SINKS).most_within(measured) == size
         assert StateSize.by_window(base, SINKS).most_within(measured - 1) == size - 1
+    assert window_bytes(base, 1, 255) > window_bytes(base, 1, 254), "as long as the base's context"

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 import infini
+from architectures import IN_TURN, WIDE
 from infini.errors import InputError
 from infini.evaluation.cost import cache_after, state_bytes
 from infini.evaluation.losses import BATCH_TOKENS
@@ -204,6 +205,18 @@ def test_text_within_the_window_has_no_gain(model: PreTrainedModel, tokenizer: T
     assert table["nats"].nunique() == table["state_bytes"].nunique() == 1
     assert table["gain"].tolist() == pytest.approx([0, math.nan, 0], nan_ok=True)
     assert table[["nats_se", "ppl_se", "gain_se"]].isna().all(axis=None)  # one text
+
+
+def test_baseline_holds_a_text_whole_where_the_model_does(tokenizer: Tokenizer) -> None:
+    config = Gemma3TextConfig(**WIDE | IN_TURN | {"vocab_size": 300, "sliding_window": 64})
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(config).eval()
+    model = infini.retrofit(base, "window", window=40, sinks=4, retained=6, update="none")
+    ids = tokenizer(sentence(90, 1)).input_ids
+    texts = [tokenizer.decode(ids[start : start + 40]) for start in (0, 20, 40)]
+    table = infini.evaluate(model, texts, tokenizer=tokenizer)
+    assert table.loc["model", "gain"] == pytest.approx(0, abs=1e-5)
+    assert table.loc["baseline", "state_bytes"] == table.loc["model", "state_bytes"]
 
 
 def test_special_token_begins_a_text(model: PreTrainedModel, tokenizer: Tokenizer) -> None:

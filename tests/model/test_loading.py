@@ -74,8 +74,8 @@ def test_load_rejects_what_does_not_fit(
         with pytest.raises(InputError, match=message):
             infini.load(tmp_path, base)
 
-    rejected("infini_config.json: incomplete: no base.model", {"format": 3})
-    rejected("incomplete: no base.dtype", {"format": 3, "base": {"model": 1, "revision": 2}})
+    rejected("infini_config.json: incomplete: no base.model", {"format": 4})
+    rejected("incomplete: no base.dtype", {"format": 4, "base": {"model": 1, "revision": 2}})
     rejected("incomplete: no method", {k: v for k, v in config.items() if k != "method"})
     rejected("infini_config.json: model is not an option of method", config | {"model": "x"})
     rejected("infini_config.json: depth is not an option of method", config | {"depth": 2})

@@ -37,7 +37,7 @@ def test_save_pretrained_writes_added_tensors_config_and_card(
     assert (base["model"], base["revision"]) == (str(base_folder), None)
     assert len(config.pop("sha256")) == 64
     assert config == {
-        "format": 3,
+        "format": 4,
         "method": "replace",
         "layers": [1],
         "segment_length": L,
@@ -100,9 +100,9 @@ def test_load_rejects_tensors_that_do_not_fit_and_leaves_the_base(
 @pytest.mark.parametrize(
     ("recorded", "message"),
     [
-        (2, "format must be 3, got 2: an earlier version of infini wrote it, save the model again"),
-        (4, "format must be 3, got 4$"),
-        (None, "format must be 3, got None$"),
+        (3, "format must be 4, got 3: an earlier version of infini wrote it, save the model again"),
+        (5, "format must be 4, got 5$"),
+        (None, "format must be 4, got None$"),
     ],
 )
 def test_load_rejects_other_formats_in_one_line(

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 import infini
-from architectures import REFUSED, WINDOWED, text, tiny
+from architectures import GROUPED, REFUSED, WINDOWED, text, tiny
 from infini.errors import InputError
 from infini.memory.eviction import block_layout
 from infini.model.architectures import CACHE, cache_of
@@ -69,10 +69,12 @@ def trained(name: str, options: dict[str, Any]) -> PreTrainedModel:
 
 @torch.no_grad()
 def test_window_equals_base_on_short_texts_bit_for_bit(name: str, options: dict[str, Any]) -> None:
-    base, tokens = tiny(name), text(2, W + S)
+    base = tiny(name)
+    own = 5 if name in (*HYBRID, "mistral_5", "cohere2") else W + S
+    tokens = text(2, min(W + S, own))
     expected = base(tokens).logits
     mask = torch.ones_like(tokens)
-    mask[0, :4] = 0
+    mask[0, :3] = 0
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     padded = base(tokens, attention_mask=mask, position_ids=positions).logits
     longer = base(text(1, 40)).logits
@@ -122,6 +124,40 @@ def test_layers_with_a_window_of_their_own_keep_it(name: str, window: int) -> No
     torch.testing.assert_close(chunks, expected, **CLOSE)
     held = [len(state.keys[0, 0]) for _, state in sorted(cache_of(second).states.items())]
     assert held == [4 if kind == "sliding_attention" else window - 1 for kind in kinds]
+
+
+@pytest.mark.parametrize("name", [*HYBRID, "mistral_5"])
+@torch.no_grad()
+def test_window_state_is_constant_beyond_the_bases_own_window(name: str) -> None:
+    model = infini.retrofit(tiny(name), "window", window=20, sinks=S)
+    sizes = [cache_of(model(text(1, length))).nbytes for length in (5, 6, 20 + S, 60)]
+    tokens = text(1, 60).nbytes  # what a cache notes of each token is on the CPU
+    assert sizes[0] < sizes[1]
+    assert max(sizes[1:]) - min(sizes[1:]) < tokens
+
+
+@pytest.mark.parametrize("name", ["llama", *HYBRID, "mistral_5"])
+@torch.no_grad()
+def test_padding_between_calls_does_not_count(name: str) -> None:
+    model, tokens = infini.retrofit(tiny(name), "window", window=30, sinks=S), text(1, 14)
+    expected = model(tokens).logits
+    first = torch.cat([tokens[:, :6], torch.zeros(1, 4, dtype=torch.int64)], 1)
+    mask = torch.tensor([[1] * 6 + [0] * 4 + [1] * 8])
+    cache = cache_of(model(first, attention_mask=mask[:, :10]))
+    second = model(tokens[:, 6:], attention_mask=mask, **{CACHE: cache}).logits
+    torch.testing.assert_close(second, expected[:, 6:], **CLOSE)
+
+
+def test_base_that_does_not_tell_its_sliding_windows_is_refused() -> None:
+    config = Qwen2MoeConfig(
+        **GROUPED, moe_intermediate_size=8, shared_expert_intermediate_size=8, num_experts=4,
+        use_sliding_window=True, sliding_window=20, max_window_layers=1,
+    )  # fmt: skip
+    model = Qwen2MoeForCausalLM(config).eval()
+    message = r"has sliding windows that infini does not see .*: use method=\"parallel\"$"
+    with pytest.raises(InputError, match=message):
+        infini.retrofit(model, "window", window=40)
+    assert model(text(1, 5)).logits.isfinite().all()
 
 
 def test_every_layer_has_a_memory_where_all_have_a_window_of_their_own() -> None:

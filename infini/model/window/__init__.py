@@ -1,1 +1,1 @@
-"""Window retrofit: every layer attends to sinks and a sliding window, with a memory behind it."""
+"""Window retrofit: layers attend to sinks and a sliding window, with a memory behind it."""

@@ -1,7 +1,8 @@
 """Cache of a window model: the state between two calls, as a Hugging Face cache.
 
-A short text, of up to W + S tokens, is held as the base's own keys and values. Once it is longer,
-the cache holds sinks, window and memory of every layer, of constant size.
+A short text, of up to W + S tokens and within the base's own sliding windows, is held as the base's
+own keys and values. Once it is longer, the cache holds sinks, window and memory of every layer, of
+constant size.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from infini.model.cache import MemoryCache
 class WindowCache(MemoryCache):
     """State of a window model between two calls; a call advances it in place."""
 
-    file_format = "infini-window-6"
+    file_format = "infini-window-7"
 
     def __init__(self, fingerprint: str, dtype: str | None = None):
         super().__init__(fingerprint, dtype)

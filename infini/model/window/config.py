@@ -10,7 +10,7 @@ from infini.model.retrofit_config import RetrofitConfig
 
 @dataclass(frozen=True)
 class WindowConfig(RetrofitConfig):
-    """A sliding window with sinks in every layer, and the memory of what has left the window.
+    """A sliding window with sinks, and the memory of what has left the window.
 
     `layers`: decoder layers with a memory; None: all but those with a sliding window of the base's
     own, or all if every layer has one; []: none, a plain sliding window. In a base where some

@@ -35,6 +35,8 @@ class WindowDecoder(StatefulDecoder):
     cache_type = WindowCache
     # Number of positions of a base that adds learned ones to its embedding; None: other bases
     learned_positions: int | None
+    # Smallest sliding window of the base's own, in tokens; None: it has none
+    own_sliding_window: int | None
 
     # Not compiled itself; the base's passes inside it are
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
@@ -92,10 +94,7 @@ class WindowDecoder(StatefulDecoder):
         cache: WindowCache | None = self.prepare_cache(kwargs, use_cache, inputs, attention_mask)
         token_mask = as_token_mask(mask, batch, tokens)
         all_pinned = self.pinned_positions(pinned, token_mask, cache)
-        past = torch.zeros(batch, dtype=torch.int64) if cache is None else cache.token_counts
-        longest = int((past + packing.lengths).max())
-        config = self.retrofit_config
-        if longest <= config.window + config.sinks and not (cache and cache.states):
+        if self._fits_base(tokens, packing.lengths, cache):
             out = self._forward_base(inputs, mask, cache, kwargs)
         else:
             out = self._forward_window(inputs, packing, cache, all_pinned, kwargs)
@@ -106,6 +105,21 @@ class WindowDecoder(StatefulDecoder):
         setattr(out, CACHE, cache)
         return out if return_dict is not False else as_tuple(out)
 
+    def _fits_base(self, tokens: int, lengths: Tensor, cache: WindowCache | None) -> bool:
+        """Return whether the base itself reads the text, with the new tokens.
+
+        Beyond the base's own sliding window it does not: its mask would count padding, and its
+        keys and values would take more bytes than the window's state.
+        """
+        if cache is not None and cache.states:
+            return False
+        columns = tokens if cache is None else cache.token_mask.shape[1] + tokens
+        if self.own_sliding_window is not None and columns > self.own_sliding_window:
+            return False
+        past = 0 if cache is None else cache.token_counts
+        config = self.retrofit_config
+        return int((past + lengths).max()) <= config.window + config.sinks
+
     def _forward_base(
         self,
         inputs: Tensor,
@@ -113,7 +127,7 @@ class WindowDecoder(StatefulDecoder):
         cache: WindowCache | None,
         kwargs: dict[str, Any],
     ) -> Any:
-        """Run the base's own attention on texts that fit into window and sinks."""
+        """Run the base's own attention on texts that fit into its window and ours."""
         token_mask = as_token_mask(mask, *inputs.shape[:2])
         past = 0 if cache is None else cache.token_counts[:, None]
         positions = (token_mask.cumsum(1) - 1 + past).clamp(min=0)  # (B, T)

@@ -1,13 +1,13 @@
 """Put a sliding window with a memory into a pretrained model's attention, and take it out again.
 
-Every layer attends to the first S tokens of a text and to the last W (`infini.memory.window`);
-the chosen layers also have a memory of what has left the window, a matrix
+The layers attend to the first S tokens of a text and to the last W (`infini.memory.window`);
+the chosen ones also have a memory of what has left the window, a matrix
 (`infini.memory.associative`) and retained pairs (`infini.memory.retained`). The design is that of
 Artificial Hippocampus Networks (arXiv 2510.07318). Untrained, the model is the base with sliding
 window attention; on texts of up to W + S tokens its output is the base's, trained or not.
 
-A base may have sliding windows of its own in some of its layers (Gemma 3): those layers hold a
-constant number of tokens already, and stay as they are unless they are chosen.
+Where some layers have a sliding window of the base's own (Gemma 3), those hold a constant number of
+tokens already: they keep their window unless they are chosen.
 """
 
 from dataclasses import replace
@@ -40,7 +40,7 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 def install_window(
     model: PreTrainedModel, config: WindowConfig, policy: RetentionPolicy
 ) -> WindowConfig:
-    """Put a window into every layer of `model` and a memory into the layers of `config`, in place.
+    """Put a window into `model` and a memory into the layers of `config`, in place.
 
     Args:
         model: The base.
@@ -58,6 +58,7 @@ def install_window(
     install_attention(model)
     try:
         attentions = probe_attention(model)
+        _check_sliding_windows(model, attentions.sliding_windows)
         if config.layers is None:
             config = replace(config, layers=_default_layers(attentions))
         _add_layers(model, attentions, config, policy)
@@ -66,9 +67,9 @@ def install_window(
         _remove_layers(model)
         uninstall_attention(model)
         raise
-    model.get_decoder().learned_positions = (
-        context_length(model) if attentions.learned_positions else None
-    )
+    decoder, windows = model.get_decoder(), attentions.sliding_windows
+    decoder.learned_positions = context_length(model) if attentions.learned_positions else None
+    decoder.own_sliding_window = min((w for w in windows if w is not None), default=None)
     return config
 
 
@@ -76,7 +77,7 @@ def uninstall_window(model: PreTrainedModel) -> None:
     """Undo `install_window`, in place."""
     _remove_layers(model)
     uninstall_attention(model)
-    del model.get_decoder().learned_positions
+    del model.get_decoder().learned_positions, model.get_decoder().own_sliding_window
 
 
 def _check_config(model: PreTrainedModel, config: WindowConfig) -> None:
@@ -96,6 +97,21 @@ def _check_config(model: PreTrainedModel, config: WindowConfig) -> None:
     types = getattr(model.config.get_text_config(), "layer_types", None) or ()
     if unknown := sorted(set(types) - set(LAYER_TYPES)):
         raise InputError(f'method="window": {", ".join(unknown)} layers are not supported')
+
+
+def _check_sliding_windows(model: PreTrainedModel, found: list[int | None]) -> None:
+    """Raise InputError where the base masks windows that its attention function is not told."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if not getattr(config, "use_sliding_window", True):
+        window = None
+    types = getattr(config, "layer_types", None) or ["sliding_attention"] * len(found)
+    expected = [window if kind == "sliding_attention" else None for kind in types]
+    if found != expected:
+        raise InputError(
+            f'method="window": {type(model).__name__} has sliding windows that infini does not see '
+            f'({expected} by its config, {found} in its attention): use method="parallel"'
+        )
 
 
 def _default_layers(attentions: BaseAttentions) -> list[int]:

@@ -1,0 +1,1 @@
+../smollm2/import_gguf.py
