@@ -53,9 +53,9 @@ def retrofit(
               some layers have a sliding window of the base's own, those not chosen keep it.
             - `"parallel"`: layer(x) + α · attention(norm(x)), the attention of arXiv 2404.07143.
             - `"replace"`: a copy of the layer whose attention is that of arXiv 2404.07143.
-        layers: Decoder layers that get a memory, counted from 0. "window" by
-            default takes those without a sliding window of their own, or all if every layer has
-            one; "parallel" and "replace" the first. [] ("window"): none, the plain sliding window.
+        layers: Decoder layers that get a memory, counted from 0. None: the first ("parallel",
+            "replace"), or those without a sliding window of the base's own, all if every layer has
+            one ("window"). []: none, the plain sliding window ("window").
         segment_length: Tokens of a segment ("parallel", "replace"; 256), at most the base's
             context.
         **options: Further options of the method, by name.
