@@ -66,9 +66,8 @@ def run_bench(arguments: Namespace) -> None:
     bench_plot(table, saved).savefig(out / PLOT, metadata={"Date": None})
     print(bench_markdown(table))
     print(f"\n{out / TABLE}, {out / PLOT}\n{recommendation(table)}")
-    for budget, row in best_rows(table):
-        call = model_call(row, arguments.sinks, saved)
-        print(f"{show_bytes(budget)}: {call}")
+    for budget, rows in best_first(table):
+        print(f"{show_bytes(budget)}: {model_call(rows.iloc[0], arguments.sinks, saved)}")
 
 
 def bench_markdown(table: pd.DataFrame) -> str:
@@ -96,7 +95,7 @@ def recommendation(table: pd.DataFrame) -> str:
         table: What `infini.bench` returned.
     """
     parts = []
-    for budget, order in _best_first(table):
+    for budget, order in best_first(table):
         best = f"{order['policy'].iloc[0]} for {show_bytes(budget)}"
         if len(order) == 1:
             parts.append(f"{best} (nothing else fits)")
@@ -111,13 +110,8 @@ def recommendation(table: pd.DataFrame) -> str:
     return f"take {'; '.join(parts)}"
 
 
-def best_rows(table: pd.DataFrame) -> list[tuple[int, "pd.Series[Any]"]]:
-    """Return each budget of a table of `infini.bench`, with the row that has the fewest nats."""
-    return [(budget, order.iloc[0]) for budget, order in _best_first(table)]
-
-
-def _best_first(table: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:
-    """Return each budget with its rows, the best first."""
+def best_first(table: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:
+    """Return each budget of a table of `infini.bench` with its rows, the best first."""
     by_budget = table[table["budget"].notna()].groupby("budget")
     return [(int(budget), rows.sort_values("behind", kind="stable")) for budget, rows in by_budget]
 
