@@ -4,10 +4,12 @@ import copy
 
 import torch
 from transformers import (
+    AfmoeConfig,
     AutoModelForCausalLM,
     BloomConfig,
     Cohere2Config,
     CohereConfig,
+    DogeConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GlmConfig,
@@ -51,7 +53,7 @@ CONFIGS = {
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 WIDE = {**GROUPED, "head_dim": 8, "sliding_window": 5}  # a sliding window in some layers
 IN_TURN = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-OWN_WINDOW = ("mistral_5", "gemma2", "gemma3", "cohere2", "gpt_oss")
+OWN_WINDOW = ("mistral_5", "gemma2", "gemma3", "cohere2", "gpt_oss", "afmoe")
 # Supported by method="window"
 WINDOWED = {
     **CONFIGS,
@@ -76,6 +78,15 @@ WINDOWED = {
     "cohere2": Cohere2Config(**WIDE),
     "glm": GlmConfig(**GROUPED, head_dim=8, pad_token_id=0),
     "gpt_oss": GptOssConfig(**WIDE, **IN_TURN, num_local_experts=4, num_experts_per_tok=2),
+    "afmoe": AfmoeConfig(
+        **WIDE,
+        **IN_TURN,
+        moe_intermediate_size=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_shared_experts=1,
+        num_dense_layers=1,
+    ),
     # One layer has no positions
     "smollm3": SmolLM3Config(**GROUPED, pad_token_id=0, no_rope_layers=[1, 0, 1]),
     "llama_yarn": LlamaConfig(
@@ -88,12 +99,14 @@ WINDOWED = {
         },
     ),
 }
-# Rejected by method="window": their attention does not call AttentionInterface
+# Rejected by method="window": their attention does not call AttentionInterface, or computes with
+# the mask (Doge)
 REFUSED = {
     "bloom": BloomConfig(vocab_size=50, hidden_size=16, n_layer=3, n_head=4),
     "gptj": GPTJConfig(
         vocab_size=50, n_embd=16, n_layer=3, n_head=4, n_positions=256, rotary_dim=4
     ),
+    "doge": DogeConfig(**GROUPED),
 }
 # Their attention biases or sliding windows measure distance in columns of the cache
 BY_COLUMN = {

@@ -25,6 +25,8 @@ FINETUNE = {
     "v1": {"epochs": 5, "lr": 1e-5, "documents": 100, "hold_out": False, "patience": None},
     "v2": {"epochs": 50, "lr": 1e-5, "documents": 100, "hold_out": True, "patience": 2},
 }
+# Fewer epochs on a larger base: no early stopping of one epoch of finetuning
+CUT = {"research_log_smollm2": {"epochs", "patience"}}
 STUDY = ROOT / "studies/pythia-70m"
 MODEL, DATASET = "EleutherAI/pythia-70m", "monology/pile-uncopyrighted"
 
@@ -45,8 +47,9 @@ def test_studies_have_the_logs_settings(study: str, version: str) -> None:
     assert (data["document_length"], data["segment_length"]) == (4096, 256)
     assert train_val_sizes(100) == (90, 10)
     assert recipe["layer"].items() >= LAYER.items()
-    assert recipe["distill"].items() >= DISTILL[version].items()
-    assert recipe["finetune"].items() >= FINETUNE[version].items()
+    for key, expected in (("distill", DISTILL[version]), ("finetune", FINETUNE[version])):
+        kept = {name: x for name, x in expected.items() if name not in CUT.get(study, ())}
+        assert recipe[key].items() >= kept.items()
     assert content["adapters"]["v3"]["method"] == "parallel"
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, TextStreamer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.cli.long_text import read_tokens, token_ids
+from infini.corpus.special_tokens import beginning_of_text
 from infini.errors import InputError
 from infini.model.architectures import CACHE
 from infini.model.generation import PINNED, PREFILL_SEGMENTS
@@ -45,8 +46,7 @@ def prompt_frame(tokenizer: Tokenizer, system: str | None = None) -> PromptFrame
     if system is not None and not tokenizer.chat_template:
         raise InputError("--system needs a tokenizer with a chat template")
     if not tokenizer.chat_template:
-        begins = tokenizer.bos_token_id in tokenizer.encode("")
-        return PromptFrame(tokenizer.bos_token if begins else "", "", "")
+        return PromptFrame(tokenizer.decode(beginning_of_text(tokenizer)), "", "")
     messages = [] if system is None else [{"role": "system", "content": system}]
     messages.append({"role": "user", "content": CONTENT})
     try:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.corpus.config import Data
 from infini.corpus.pieces import train_val_sizes
+from infini.corpus.special_tokens import beginning_of_text
 from infini.corpus.splits import SPLITS, Text, split_of
 from infini.errors import InputError
 
@@ -46,15 +47,6 @@ class Prepared(NamedTuple):
     samples: dict[str, list[Piece]]  # by split
     documents: dict[str, list[Piece]]  # by split
     counts: dict[str, dict[str, int]]  # texts, tokens and characters read, by split
-
-
-def beginning_of_text(tokenizer: Tokenizer) -> list[int]:
-    """Return the special token that a tokenizer begins every text with; empty: it adds none.
-
-    A base that was trained with it (Gemma, Llama 3) predicts badly without it.
-    """
-    begin = tokenizer.bos_token_id
-    return [begin] if begin is not None and begin in tokenizer.encode("") else []
 
 
 def encode_text(text: Text, tokenizer: Tokenizer, enough: int) -> EncodedText:

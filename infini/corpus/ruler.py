@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from infini.corpus.haystacks import CODE_WORDS
-from infini.corpus.prepare import beginning_of_text
+from infini.corpus.special_tokens import beginning_of_text
 from infini.errors import InputError
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."

@@ -93,10 +93,11 @@ class StateSize(NamedTuple):
         with sliding_window(base, 1, sinks) as model, torch.no_grad():
             cache = cache_after(model, tokens)
             assert isinstance(cache, WindowCache)
+            layers = window_layers(model)
             further = sum(
                 state.bytes_per_token
                 for index, state in cache.states.items()
-                if window_layers(model)[index].kept_window is None
+                if layers[index].kept_window is None
             )
         return cls(state_bytes(cache).exact, further)
 

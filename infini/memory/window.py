@@ -143,8 +143,10 @@ class ChunkInfo:
     def _with_other_windows(self) -> dict[int, "ChunkInfo"]:
         return {}
 
-    def with_window(self, window: int) -> "ChunkInfo":
-        """Return the same tokens with a window of another size; once per size."""
+    def with_window(self, window: int | None) -> "ChunkInfo":
+        """Return the same tokens with a window of another size, once per size; None: this one."""
+        if window is None:
+            return self
         if window not in self._with_other_windows:
             self._with_other_windows[window] = replace(self, window=window)
         return self._with_other_windows[window]

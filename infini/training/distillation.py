@@ -19,6 +19,7 @@ from infini.evaluation.layer_error import (
     squared_error,
 )
 from infini.model.architectures import vocabulary_size
+from infini.model.forward import memory_mode
 from infini.model.modules import infini_parameters, parameter_groups, segmented_layers
 from infini.model.retrofit import retrofit_with_seed
 from infini.model.segmented.config import ReplaceConfig
@@ -65,7 +66,8 @@ def distill(
     assert config.layers is not None  # params.yaml names one
     (index,) = config.layers
     vocabulary = vocabulary_size(base)
-    train, val = (record_layer(base, index, pieces.within(vocabulary)) for pieces in samples)
+    with processes.autocast():
+        train, val = (record_layer(base, index, pieces.within(vocabulary)) for pieces in samples)
     if not recipe.hold_out:
         train += val
     train = prepared(train)
@@ -84,5 +86,6 @@ def distill(
         validate=(lambda: mean_squared_error(layer, val)) if recipe.hold_out else None,
         patience=recipe.patience,
     )
-    result = fit(task, checkpoint)
+    with memory_mode(model, "off"):  # a sample is one segment: no token reads what it would write
+        result = fit(task, checkpoint)
     return TrainingResult(model, result, len(train), len(val) if recipe.hold_out else 0, checkpoint)

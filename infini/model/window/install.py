@@ -175,10 +175,18 @@ def _check_equals_base(model: PreTrainedModel, learned_positions: bool, sinks: i
     with evaluation_mode(model), torch.autocast(model.device.type, enabled=False):
         expected = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
         kwargs = attention_kwargs(handler, model.device) | {CACHE: None, "use_cache": False}
-        result = decoder(input_ids=input_ids, position_ids=position_ids, **kwargs)
+        try:
+            result = decoder(input_ids=input_ids, position_ids=position_ids, **kwargs)
+        except RuntimeError as problem:  # its attention computes with the mask (Doge)
+            raise _unsupported(model, str(problem)) from problem
     error = (result.last_hidden_state - expected).abs().max() / expected.abs().max()
     if not error < max(1e-3, 30 * torch.finfo(expected.dtype).eps):
-        raise InputError(
-            f'method="window": {type(model).__name__} has an attention that infini does not '
-            f'support (error {error:.2g} on {tokens} tokens): use method="parallel"'
-        )
+        raise _unsupported(model, f"error {error:.2g} on {tokens} tokens")
+
+
+def _unsupported(model: PreTrainedModel, problem: str) -> InputError:
+    """Return the error for a base whose attention is not what its arguments say."""
+    return InputError(
+        f'method="window": {type(model).__name__} has an attention that infini does not support '
+        f'({problem}): use method="parallel"'
+    )

@@ -86,7 +86,7 @@ class WindowLayer(nn.Module):
         Returns:
             The output, (B, T, H, V), and the state after the new tokens.
         """
-        chunk = chunk if self.kept_window is None else chunk.with_window(self.kept_window)
+        chunk = chunk.with_window(self.kept_window)
         state = state or self.empty_state(k, v, chunk)
         joined = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
         read, matrix = self._advance_matrix(q, joined, state, chunk)
@@ -124,7 +124,7 @@ class WindowLayer(nn.Module):
             The state. It retains no pair but a pinned one: scores begin at token W + S, after
             this text.
         """
-        chunk = chunk if self.kept_window is None else chunk.with_window(self.kept_window)
+        chunk = chunk.with_window(self.kept_window)
         if self.rotation is not None:
             k = self.rotation(k, -positions.to(k.device))
         state = self.empty_state(k, v, chunk)
@@ -213,4 +213,4 @@ class WindowHandler:
         out, next_state = layer(q, k, v, self.chunk, state, spec)
         if self.next_states is not None:
             self.next_states[layer.layer_index] = next_state
-        return out, None
+        return out.contiguous(), None  # as transformers' own functions: AFMoE views it
