@@ -25,8 +25,8 @@ FINETUNE = {
     "v1": {"epochs": 5, "lr": 1e-5, "documents": 100, "hold_out": False, "patience": None},
     "v2": {"epochs": 50, "lr": 1e-5, "documents": 100, "hold_out": True, "patience": 2},
 }
-# Fewer epochs on a larger base: no early stopping of one epoch of finetuning
-CUT = {"research_log_smollm2": {"epochs", "patience"}}
+# The larger base has fewer epochs, and fewer documents for finetuning
+CUT = {"research_log_smollm2": {"epochs", "patience", "documents"}}
 STUDY = ROOT / "studies/pythia-70m"
 MODEL, DATASET = "EleutherAI/pythia-70m", "monology/pile-uncopyrighted"
 
