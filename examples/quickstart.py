@@ -96,8 +96,8 @@ print(f"{sum(p.numel() for p in trainable):,} parameters in {len(trainable)} ten
 # gives the untouched base back.
 
 # %%
-model.save_pretrained("my-memory")
-loaded = infini.load("my-memory")
+model.save_pretrained("my-model")
+loaded = infini.load("my-model")
 with torch.no_grad():
     print("same logits:", torch.equal(model(ids).logits, loaded(ids).logits))
 

@@ -41,7 +41,7 @@ def test_readme_code_runs(clone: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "The army of the United States" in capsys.readouterr().out
     assert f"{names['text'].input_ids.shape[1]:,} tokens" in (ROOT / "README.md").read_text()
     assert names["model"].infini_config["retained"] == 32
-    assert (clone / "my-memory/infini.safetensors").is_file()
+    assert (clone / "my-model/infini.safetensors").is_file()
 
 
 def test_command_line_shows_what_evaluate_prints(
@@ -54,8 +54,8 @@ def test_command_line_shows_what_evaluate_prints(
     options = {"window": 64, "sinks": 4, "retained": 32, "update": "gated_delta"}
     written = ", ".join(f"{name}={value!r}" for name, value in options.items())
     assert f'"window", {written})'.replace("'", '"') in (ROOT / "README.md").read_text()
-    infini.retrofit(load_base("data/base"), "window", **options).save_pretrained("my-memory")
-    main(["evaluate", "my-memory", "--file", "examples/message.txt"])
+    infini.retrofit(load_base("data/base"), "window", **options).save_pretrained("my-model")
+    main(["evaluate", "my-model", "--file", "examples/message.txt"])
     shown = re.search(r"^```text\n(1 text,.*?)^```$", COMMAND_LINE.read_text(), re.S | re.M)
     assert shown
     printed, expected = capsys.readouterr().out, shown[1]

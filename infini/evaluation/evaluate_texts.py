@@ -84,7 +84,7 @@ def evaluate(
             not fit it.
 
     Examples:
-        >>> table = infini.evaluate("my-memory", [open(file).read() for file in files])
+        >>> table = infini.evaluate("my-model", [open(file).read() for file in files])
         >>> table.loc["model", ["gain", "gain_se"]]
     """
     named = named_texts(texts)

@@ -36,9 +36,9 @@ def load(
             tensors do not fit.
 
     Examples:
-        >>> model.save_pretrained("my-memory")
-        >>> model = infini.load("my-memory")
-        >>> model = infini.load("my-memory", base="path/to/the/base")  # if it has moved
+        >>> model.save_pretrained("my-model")
+        >>> model = infini.load("my-model")
+        >>> model = infini.load("my-model", base="path/to/the/base")  # if it has moved
     """
     folder = Path(folder)
     saved = read_saved(folder)

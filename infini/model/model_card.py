@@ -22,7 +22,7 @@ USAGE = """\
 import infini
 from transformers import AutoTokenizer
 
-model = infini.load("path/to/this/folder")  # the base is found by its name
+model = infini.load("path/to/this/folder")  # loads its base from {base}
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")  # the base's
 ```
 
@@ -70,7 +70,7 @@ def render_card(config: dict[str, Any], parameters: int, release: Release | None
         f"# Infini-attention for {base}",
         f"{METHOD_SENTENCES[config['method']]} {parameters:,} parameters. This folder has them "
         "alone, not the base.",
-        USAGE,
+        USAGE.format(base=config["base"]["model"]),
         table,
     ]
     if release:

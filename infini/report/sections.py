@@ -93,8 +93,7 @@ def _versions(results: Results) -> ReportSection:
             ReportPlot(
                 "state_bytes",
                 plots.state_bytes_plot(results, styles),
-                "Nats per token by state bytes; a version below the line (the base's window) and "
-                "below its control beats both",
+                "Nats per token by state bytes; the line is the base's window",
             ),
             ReportTable(
                 tables.window_curve_table(figures["base"]), "window", "Sliding windows of the base"
