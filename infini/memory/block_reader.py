@@ -2,7 +2,7 @@
 
 The policy needs the attention weights p of a block before the next block's pairs are known: the
 softmax of q·k over all that a query attends to. The output is read with the same weights. With the
-learned bias b of a retained pair, the sum of its query head's and its own times the query's gate,
+learned bias b of a retained pair, of its query head and its own,
 
     out = (Σ p v + Σ p exp(b) v) / (Σ p + Σ p exp(b)),
 
@@ -13,8 +13,6 @@ Shapes: B batch, H query heads, G key-value heads, r = H / G, D key width, V val
 C tokens of a block, n new ones among them, K retained pairs, T new tokens, P pairs of the call.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -24,19 +22,6 @@ from infini.memory.eviction import BlockLayout, CallPairs
 MAX_BIAS = 60.0  # logits: exp(b) and its products with p stay within float32
 
 
-class Biases(NamedTuple):
-    """Learned bias of retained pairs, in logits: gate · (heads + pairs)."""
-
-    heads: Tensor  # (H,)
-    pairs: Tensor  # (B, G, P)
-    gate: Tensor  # of every query, 0 to 1: (B, H, T)
-
-    @property
-    def largest(self) -> Tensor:
-        """The largest that there can be, a scalar."""
-        return self.heads.abs().max() + self.pairs.abs().max()
-
-
 class BlockReader:
     """Attends block by block, in order; `out` is complete after the last.
 
@@ -44,7 +29,8 @@ class BlockReader:
         q: Scaled queries with positions, (B, H, T, D).
         pairs: All pairs of the call.
         sinks: Scores of the sinks, masked, (B, H, T, S), and their values, (B, G, S, V).
-        biases: Learned bias of the pairs; at most MAX_BIAS.
+        biases: Learned bias of the query heads, (H,), and of all pairs, (B, G, P); at most
+            MAX_BIAS.
         layout: Blocks of the new tokens.
         num_retained: K.
     """
@@ -56,7 +42,7 @@ class BlockReader:
         q: Tensor,
         pairs: CallPairs,
         sinks: tuple[Tensor, Tensor],
-        biases: Biases,
+        biases: tuple[Tensor, Tensor],
         layout: BlockLayout,
         num_retained: int,
     ):
@@ -72,10 +58,8 @@ class BlockReader:
         self.sink_values = keys.new_zeros(*sink_values.shape[:3], columns)
         _fill(self.sink_values, sink_values)
         self.sink_values = self.sink_values.flatten(0, 1)
-        self.has_bias = bool(biases.largest)
-        self.head_bias = biases.heads.to(q.dtype).view(G, -1, 1, 1)
-        self.pair_bias = biases.pairs.to(q.dtype)
-        self.gate = biases.gate.to(q.dtype).unflatten(1, (G, -1))[..., None]  # (B, G, r, T, 1)
+        self.head_factors = biases[0].to(q.dtype).exp().view(G, -1, 1, 1)
+        self.pair_factors = biases[1].to(q.dtype).exp()
         C = layout.block_size
         self.later = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
         self.out = q.new_empty(B, layout.num_new, q.shape[1], self.value_width)
@@ -118,12 +102,9 @@ class BlockReader:
         read = weights[:, :, S + K :] @ window[..., D:]
         read.baddbmm_(weights[:, :, :S], self.sink_values)
         read = read.view(*by_query.shape[:4], -1)
-        biased = weights[:, :, S : S + K]
-        if self.has_bias:
-            bias = self.pair_bias.gather(2, indices)[:, :, None, None] + self.head_bias
-            factors = (self.gate[:, :, :, first:end] * bias).exp_()  # (B, G, r, n, K)
-            biased = biased * factors.reshape(B * G, rows, K)
-        read += (biased @ retained[..., D:]).view_as(read)
+        read.addcmul_(
+            (weights[:, :, S : S + K] @ retained[..., D:]).view_as(read), self.head_factors
+        )
         V = self.value_width
         out = self.out[:, first:end].unflatten(2, (G, -1)).permute(0, 2, 3, 1, 4)
         torch.div(read[..., :V], read[..., V : V + 1], out=out)
@@ -134,11 +115,13 @@ class BlockReader:
         return torch.nn.functional.pad(weights, (0, missing)) if missing else weights
 
     def _retained(self, block: int, indices: Tensor) -> Tensor:
-        """Return keys and values of the retained pairs: (B·G, K, D + C)."""
+        """Return keys and values of the retained pairs, these times exp(b): (B·G, K, D + C)."""
         B, G, K = indices.shape
         P, width = self.pairs.shape[2:]
         rows = indices + P * torch.arange(B * G, device=indices.device).view(B, G, 1)
         pairs = self.pairs.flatten(0, 2).index_select(0, rows.flatten()).view(B * G, K, width)
+        factors = self.pair_factors.gather(2, indices).view(B * G, K, 1)
+        pairs[..., self.key_width :].mul_(factors)
         if self.pinned is not None:
             keys = pairs[..., : self.key_width]
             moved = self.pinned.move_closer(keys.view(B, G, K, self.key_width), block, indices)

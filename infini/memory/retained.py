@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from infini.choices import MemoryMode
 from infini.errors import InputError
-from infini.memory.associative import TokenGate
-from infini.memory.block_reader import MAX_BIAS, Biases, BlockReader
+from infini.memory.block_reader import MAX_BIAS, BlockReader
 from infini.memory.eviction import (
     BlockLayout,
     CallPairs,
@@ -40,15 +39,13 @@ from infini.memory.packing import swap_halves
 from infini.memory.window import Attention, ChunkInfo
 
 MASKED_SCORE = -1e4  # attention score of an empty slot
-GATE_INIT = -2.0  # logit at the start: a query takes an eighth of the bias
 
 
 class RetainedPairs(nn.Module):
     """Retained pairs of a layer: their number, their policy, and a learned bias on their scores.
 
     `bias` shifts the scores of all retained pairs, one scalar per query head. `weight` scores each
-    pair by its value, one vector per key-value head. With a gate, a query takes a share of both,
-    between 0 and 1: a question can find a pair that other queries need not prefer.
+    pair by its value, one vector per key-value head.
 
     Args:
         heads: Query heads, H.
@@ -57,7 +54,6 @@ class RetainedPairs(nn.Module):
         num_retained: Pairs that a key-value head retains, K.
         policy: Selects the pairs; None: `decayed_attention`.
         layer_index: Decoder layer, from 0; passed to the policy.
-        gated: Whether there is a gate.
 
     Raises:
         InputError: A tensor of the policy has a name that torch keeps for itself, such as "keys".
@@ -75,7 +71,6 @@ class RetainedPairs(nn.Module):
         num_retained: int,
         policy: RetentionPolicy | None = None,
         layer_index: int = 0,
-        gated: bool = False,
     ):
         super().__init__()
         self.layer_index = layer_index
@@ -83,7 +78,6 @@ class RetainedPairs(nn.Module):
         self.policy = policy or policy_by_name("decayed_attention")
         self.bias = nn.Parameter(torch.zeros(heads))
         self.weight = nn.Parameter(torch.zeros(kv_heads, widths[1]))
-        self.gate = TokenGate(heads, widths[0], GATE_INIT) if gated else None
         shapes = self.policy.weight_shapes(LayerSize(heads, kv_heads, *widths))
         for name in shapes:
             if not name.isidentifier() or hasattr(nn.ParameterDict(), name):
@@ -104,19 +98,6 @@ class RetainedPairs(nn.Module):
         with torch.autocast(v.device.type, enabled=False):
             v = F.normalize(v.float(), dim=-1) * v.shape[-1] ** 0.5
             return torch.einsum("bgpv,gv->bgp", v, self.weight.float())
-
-    def biases(self, q: Tensor, v: Tensor) -> Biases:
-        """Compute the learned biases.
-
-        Args:
-            q: Queries without positions, (B, H, T, D).
-            v: Values of all pairs, (B, G, P, V).
-        """
-        gate = torch.ones(q.shape[:3], device=q.device)
-        if self.gate is not None:
-            with torch.autocast(q.device.type, enabled=False):
-                gate = self.gate.logits(q.float()).sigmoid()
-        return Biases(self.bias, self.pair_bias(v), gate)
 
     def layer_policy(self, rotate: Rotate | None) -> LayerPolicy:
         """Return the policy with its tensors.
@@ -238,9 +219,9 @@ def _attend(
 ) -> tuple[Tensor, RetainedState]:
     """Attend for samples of one layout."""
     values = torch.cat([state.values, pairs.values], 2)  # (B, G, P, V)
-    biases = retained.biases(q, values)
-    if _can_read_blockwise(q, biases, spec, retained):
-        return _attend_blockwise(q, pairs, (values, biases), state, layout, spec, retained)
+    key_bias = retained.pair_bias(values)  # (B, G, P)
+    if _can_read_blockwise(q, key_bias, spec, retained):
+        return _attend_blockwise(q, pairs, (values, key_bias), state, layout, spec, retained)
     K, N, scale = state.keys.shape[2], layout.num_blocks, spec.scale
     q, sink_q, rotated_keys, sink_keys = _rotated(q, pairs, state, layout, spec.rotate)
     keys = torch.cat([state.keys, pairs.keys], 2)  # (B, G, P, D)
@@ -248,7 +229,7 @@ def _attend(
     selection = select(
         (q * scale, sink_q * scale),
         CallPairs(keys, rotated_keys, values, sink_keys, pinned),
-        biases.pairs,
+        key_bias,
         state,
         layout,
         retained.layer_policy(spec.rotate),
@@ -266,25 +247,27 @@ def _attend(
         by_block = zip(retained_keys.unbind(2), indices.unbind(2), strict=True)
         moved = [pinned.move_closer(keys_, n, index) for n, (keys_, index) in enumerate(by_block)]
         retained_keys = torch.stack(moved, 2)
-    retained_bias = biases.pairs.gather(2, indices.flatten(2)).view(indices.shape)  # (B, G, N, K)
+    retained_bias = key_bias.gather(2, indices.flatten(2)).view(indices.shape)  # (B, G, N, K)
     if retained.mode == "off":
         valid = torch.zeros_like(valid)
     elif retained.mode == "swapped":
         own = retained_keys, retained_values, retained_bias, valid
         retained_keys, retained_values, retained_bias, valid = map(swap_halves, own)
     # Queries are [rotated for window and retained pairs | rotated for sinks]; a key is zero in the
-    # half that is not its own. Three more columns add the bias of the query head, that of the pair,
-    # and MASKED_SCORE in an empty slot. Zeros pad the width to a multiple of 8, for fused kernels.
+    # half that is not its own. Two more columns add the bias of the query head and of the pair
+    # (MASKED_SCORE in an empty slot). Zeros pad the width to a multiple of 8, for fused kernels.
     width = rotated_keys.shape[3]
-    zeros = -(2 * width + 3) % 8
-    gate = biases.gate
-    query_columns = torch.stack([biases.heads[:, None] * gate, gate, torch.ones_like(gate)], -1)
-    extended_q = torch.cat([q, sink_q, F.pad(query_columns, (0, zeros)).to(q.dtype)], -1)
-    pair_columns = _pair_columns(retained_bias, valid, scale, rotated_keys.dtype)
+    zeros = -(2 * width + 2) % 8
+    head_bias = retained.bias[None, :, None, None].expand(*q.shape[:3], 1).to(q.dtype)
+    extended_q = torch.cat([q, sink_q, head_bias, torch.ones_like(head_bias)], -1)
+    extended_q = F.pad(extended_q, (0, zeros))
+    masked = max(MASKED_SCORE / scale, torch.finfo(rotated_keys.dtype).min)
+    own_bias = torch.where(valid, retained_bias / scale, masked)[..., None].to(rotated_keys.dtype)
+    bias_columns = torch.cat([torch.full_like(own_bias, 1 / scale), own_bias], -1)
     extended_keys = (
-        _expand_per_block(F.pad(sink_keys, (width, 3 + zeros)), N),
-        torch.cat([F.pad(retained_keys, (0, width)), F.pad(pair_columns, (0, zeros))], -1),
-        layout.unfold_windows(F.pad(rotated_keys[:, :, K:], (0, width + 3 + zeros))),
+        _expand_per_block(F.pad(sink_keys, (width, 2 + zeros)), N),
+        torch.cat([F.pad(retained_keys, (0, width)), F.pad(bias_columns, (0, zeros))], -1),
+        layout.unfold_windows(F.pad(rotated_keys[:, :, K:], (0, width + 2 + zeros))),
     )  # (B, G, N, S or K or W - 1 + C, ·)
     all_values = (
         _expand_per_block(pairs.sink_values, N),
@@ -302,48 +285,39 @@ def _attend(
     return out, _next_state(selection, state, keys, values)
 
 
-def _pair_columns(bias: Tensor, valid: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """Return the columns of retained pairs that meet [head bias · gate, gate, 1] of a query.
-
-    (B, G, N, K) → (B, G, N, K, 3), divided by the scale that attention multiplies them by.
-    """
-    masked = max(MASKED_SCORE / scale, torch.finfo(dtype).min)
-    empty = torch.zeros_like(bias).masked_fill(~valid, masked)
-    return torch.stack([torch.full_like(bias, 1 / scale), bias / scale, empty], -1).to(dtype)
-
-
 def _can_read_blockwise(
-    q: Tensor, biases: Biases, spec: AttentionSpec, retained: RetainedPairs
+    q: Tensor, key_bias: Tensor, spec: AttentionSpec, retained: RetainedPairs
 ) -> bool:
     """Return whether `BlockReader` computes the same: softmax in full precision, no gradients."""
     if torch.is_grad_enabled() or torch.is_autocast_enabled(q.device.type):
         return False
     if not spec.is_softmax or retained.mode != "own" or q.dtype.itemsize < 4:
         return False
-    return bool(biases.largest <= MAX_BIAS)
+    return bool(retained.bias.abs().max() + key_bias.abs().max() <= MAX_BIAS)
 
 
 def _attend_blockwise(
     q: Tensor,
     pairs: WindowPairs,
-    values_and_biases: tuple[Tensor, Biases],
+    values_and_bias: tuple[Tensor, Tensor],
     state: RetainedState,
     layout: BlockLayout,
     spec: AttentionSpec,
     retained: RetainedPairs,
 ) -> tuple[Tensor, RetainedState]:
     """Attend and select in one pass over the blocks, without gradients."""
-    values, biases = values_and_biases
+    values, key_bias = values_and_bias
     keys = torch.cat([state.keys, pairs.keys], 2)  # (B, G, P, D)
     rotated_q, rotated_keys = _rotated_qk(q, pairs, state, layout, spec.rotate)
     sinks = _sink_scores(q, pairs.sink_keys, layout, spec), pairs.sink_values
     rotated_q = rotated_q * spec.scale
+    biases = retained.bias, key_bias
     K = state.keys.shape[2]
     pinned = _pinned_pairs(keys, pairs, state, layout, spec.rotate)
     call_pairs = CallPairs(keys, rotated_keys, values, pairs.sink_keys, pinned)
     reader = BlockReader(rotated_q, call_pairs, sinks, biases, layout, K)
     layer_policy = retained.layer_policy(spec.rotate)
-    selection = select(reader, call_pairs, biases.pairs, state, layout, layer_policy)
+    selection = select(reader, call_pairs, key_bias, state, layout, layer_policy)
     return reader.out, _next_state(selection, state, keys, values)
 
 

@@ -72,8 +72,6 @@ def retrofit(
               a call pins, `model(input_ids, pinned=mask)`, are among them at any length.
             - `policy`: retention policy that selects these pairs, a registered name or an
               instance of `infini.RetentionPolicy` ("decayed_attention").
-            - `gated_bias`: True: the trained bias on retained pairs is multiplied by a gate that
-              depends on the query (False).
 
             With "parallel" and "replace":
 

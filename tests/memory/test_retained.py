@@ -38,35 +38,30 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     return request.param
 
 
-@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_retained_attention_equals_loop_with_gradients(case: dict[str, int], gated: bool) -> None:
-    length, retained = 101, with_random_bias(case["num_retained"], gated=gated)
-    own = [retained.bias, retained.weight]
-    if retained.gate is not None:
-        own += [retained.gate.weight, retained.gate.bias]
-    learned = [p.detach().clone() for p in own]
+def test_retained_attention_equals_loop_with_gradients(case: dict[str, int]) -> None:
+    length, retained = 101, with_random_bias(case["num_retained"])
+    learned = [p.detach().clone() for p in (retained.bias, retained.weight)]
     leaves = [x.requires_grad_() for x in (*tokens(length), *learned)]
-    gate = (leaves[5], leaves[6]) if gated else None
-    expected, caches = loop(leaves[:3], leaves[3], leaves[4], case, gate=gate)
+    expected, caches = loop(leaves[:3], *leaves[3:], case)
     weights = torch.randn_like(expected)
     expected_gradients = torch.autograd.grad((expected * weights).sum(), leaves, allow_unused=True)
     some = any(own.retained for row in caches for own in row)
-    assert {bool(gradient.any()) for gradient in expected_gradients[3:]} == {some}
+    assert [bool(gradient.any()) for gradient in expected_gradients[3:]] == [some, some]
     for chunks in ([length], [3, 14, 1, 40, length - 58], [1] * length):
         out, state = streamed(leaves[:3], chunks, ReferenceCache(**case), retained)
         torch.testing.assert_close(out, expected, **CLOSE)
-        ours = [*leaves[:3], *own]
+        ours = [*leaves[:3], retained.bias, retained.weight]
         gradients = torch.autograd.grad((out * weights).sum(), ours)
         for gradient, reference in zip(gradients, expected_gradients, strict=True):
             torch.testing.assert_close(gradient, reference, **CLOSE)
         for b in range(B):
             for g in range(G):
-                held, positions = caches[b][g].retained, state.positions[b, g]
-                assert positions[positions >= 0].tolist() == held
-                empty = len(positions) - len(held)
-                torch.testing.assert_close(state.keys[b, g, empty:], leaves[1][b, g, held])
-                torch.testing.assert_close(state.values[b, g, empty:], leaves[2][b, g, held])
+                own, positions = caches[b][g].retained, state.positions[b, g]
+                assert positions[positions >= 0].tolist() == own
+                empty = len(positions) - len(own)
+                torch.testing.assert_close(state.keys[b, g, empty:], leaves[1][b, g, own])
+                torch.testing.assert_close(state.values[b, g, empty:], leaves[2][b, g, own])
                 assert not state.keys[b, g, :empty].any()
 
 
@@ -97,16 +92,15 @@ def not_called(*_: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("rotate", [turn, None])
 @pytest.mark.parametrize("policy", [DecayedAttention, LastQueries, SmallestKeyNorm])
-@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_block_reader_equals_attention_with_gradients(
-    case: dict[str, int], gated: bool, policy: type[RetentionPolicy], rotate: Rotate | None
+    case: dict[str, int], policy: type[RetentionPolicy], rotate: Rotate | None
 ) -> None:
-    length, retained = 101, with_random_bias(case["num_retained"], gated=gated)
+    length, retained = 101, with_random_bias(case["num_retained"])
     retained.policy = policy()
     qkv, reference = tokens(length), ReferenceCache(**case)
     expected, expected_state = streamed(qkv, [length], reference, retained, rotate=rotate)
-    if rotate and policy is DecayedAttention and not gated:
+    if rotate and policy is DecayedAttention:
         by_loop, _ = loop(qkv, retained.bias.detach(), retained.weight.detach(), case)
         torch.testing.assert_close(expected, by_loop, **CLOSE)
     given = {"rotate": rotate, "attention": not_called, "is_softmax": True}

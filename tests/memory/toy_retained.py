@@ -133,14 +133,12 @@ def read_token(
     cache: ReferenceCache,
     bias: Tensor,
     weight: Tensor,
-    gate: Tensor,
     turn_back: Callable[[Tensor, Tensor], Tensor] = turn_back,
 ) -> Tensor:
     """Attention output of the query heads of one key-value head, (r, V), at token t.
 
     qkv: (r, T, D), (T, D), (T, V) of the whole text. bias: (r,), for all retained pairs; weight:
-    (V,), for each by its value; gate: (r,), the query's share of both. The cache
-    observes the token.
+    (V,), for each by its value. The cache observes the token.
     """
     q, k, v = qkv
     cache.pairs = k.detach(), v.detach()
@@ -154,8 +152,7 @@ def read_token(
         dict(zip(distances, weights, strict=True)),
         dict(zip(distances, own_bias.tolist(), strict=True)),
     )
-    biases = gate[:, None] * (bias[:, None] + own_bias)
-    return (scores + biases * is_retained).softmax(-1) @ v[seen]
+    return (scores + (bias[:, None] + own_bias) * is_retained).softmax(-1) @ v[seen]
 
 
 def loop(
@@ -164,27 +161,19 @@ def loop(
     weight: Tensor,
     case: dict[str, Any],
     cache_class: type[ReferenceCache] = ReferenceCache,
-    gate: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, list[list[ReferenceCache]]]:
     """Output, (B, T, H, V), and the cache of every sample's key-value heads after the text.
 
-    case: arguments of the cache. bias: (H,); weight: (G, V); gate: (H, D) and (H,), or none.
+    case: arguments of the cache. bias: (H,); weight: (G, V).
     """
     q, k, v = qkv
-    gates = torch.ones_like(q[..., 0])  # (B, H, T)
-    if gate is not None:
-        unit = q * (D / q.square().sum(-1, keepdim=True)).sqrt()
-        gates = 1 / (1 + torch.exp(-(unit * gate[0][:, None]).sum(-1) - gate[1][:, None]))
-    gates = gates.unflatten(1, (G, H // G))
     caches = [[cache_class(**case, head=g) for g in range(G)] for _ in range(B)]
     for heads in caches:
         for cache in heads:
             cache.heads = heads
     q, bias = q.unflatten(1, (G, H // G)), bias.unflatten(0, (G, H // G))
     rows = [
-        read_token(
-            (q[b, g], k[b, g], v[b, g]), t, caches[b][g], bias[g], weight[g], gates[b, g, :, t]
-        )
+        read_token((q[b, g], k[b, g], v[b, g]), t, caches[b][g], bias[g], weight[g])
         for b in range(B)
         for t in range(q.shape[3])
         for g in range(G)
@@ -193,17 +182,11 @@ def loop(
 
 
 def with_random_bias(
-    num_retained: int,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    gated: bool = False,
+    num_retained: int, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> RetainedPairs:
     """Retained pairs as if trained: a bias of about a logit, so that it decides which stay."""
     torch.manual_seed(seed)
-    retained = RetainedPairs(H, G, (D, V), num_retained, gated=gated)
-    if retained.gate is not None:
-        torch.nn.init.normal_(retained.gate.weight, std=D**-0.5)
-        torch.nn.init.normal_(retained.gate.bias)
+    retained = RetainedPairs(H, G, (D, V), num_retained)
     torch.nn.init.normal_(retained.bias, std=2)
     torch.nn.init.normal_(retained.weight, std=1.2 * V**-0.5)
     return retained.to(dtype)

@@ -20,7 +20,7 @@ from infini.model.window.config import WindowConfig
 VALUES: dict[type[RetrofitConfig], dict[str, Any]] = {
     WindowConfig: {
         "layers": [0, 2], "window": 64, "sinks": 2, "update": "gated_delta", "retained": 32,
-        "policy": "smallest_key", "gated_bias": True,
+        "policy": "smallest_key",
     },
     ParallelConfig: {
         "layers": [1], "segment_length": 16, "update": "linear", "local": "linear",
@@ -34,7 +34,7 @@ VALUES: dict[type[RetrofitConfig], dict[str, Any]] = {
 CONFIGS = pytest.mark.parametrize("config_class", VALUES, ids=lambda cls: cls.__name__)
 PARALLEL = "alpha, layers, local, position, segment_length, segmented, update"
 REPLACE = "init, layers, local, position, segment_length, segmented, update"
-WINDOW = "gated_bias, layers, policy, retained, sinks, update, window"
+WINDOW = "layers, policy, retained, sinks, update, window"
 
 
 @CONFIGS
@@ -73,10 +73,6 @@ def test_config_rejects_unknown_keys(config_class: type[RetrofitConfig]) -> None
          {"method": "window", "segment_length": 8}),
         (r"retained must be 0 with layers=\[\], got 4",
          {"method": "window", "layers": [], "retained": 4}),
-        ("gated_bias must be true or false, got 'yes'",
-         {"method": "window", "retained": 4, "gated_bias": "yes"}),
-        ("gated_bias must be false with retained: 0: there is no bias",
-         {"method": "window", "gated_bias": True}),
         ("policy must be one of .*'decayed_attention'.*, got 'newest'",
          {"method": "window", "policy": "newest"}),
         ("policy must be a registered name or a RetentionPolicy object, got 3",

@@ -22,9 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "parallel": {"method": "parallel", "segment_length": L, "alpha": 1.0},
     "window": {"method": "window", "window": W, "sinks": S, "update": "gated_delta"},
     "retained": {"method": "window", "window": W, "sinks": S, "update": "none", "retained": 3},
-    "gated_bias": {"method": "window", "window": W, "sinks": S, "update": "none", "retained": 3,
-                   "gated_bias": True},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)

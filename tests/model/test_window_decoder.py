@@ -65,8 +65,7 @@ def build(name: str, update: WindowUpdate | None, retained: int, W: int, S: int)
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     layers = [] if update is None else [1] if update == "linear" else [0, 1]
-    gated = update == "linear" and retained > 0
-    rule = {"update": update or "delta", "retained": retained, "gated_bias": gated}
+    rule = {"update": update or "delta", "retained": retained}
     infini.retrofit(model, "window", layers, window=W, sinks=S, **rule)
     for parameter in infini_parameters(model).values():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.5)
@@ -82,11 +81,6 @@ def unit(x: Tensor) -> Tensor:
     return x / x.square().sum(-1, keepdim=True).sqrt()
 
 
-def token_gate(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """Gate of every head, (H,); x: (H, D)."""
-    return torch.sigmoid((unit(x) * D**0.5 * weight).sum(-1) + bias)
-
-
 class Memory:
     """Memory of one layer, token by token: k (G, D), v (G, V), q (H, D)."""
 
@@ -95,7 +89,8 @@ class Memory:
         self.update, self.M = module.update, torch.zeros((), dtype=torch.float64)
 
     def gate(self, name: str, x: Tensor) -> Tensor:
-        return token_gate(self.p[f"{name}.weight"], self.p[f"{name}.bias"], x)[:, None]
+        weight, bias = self.p[f"{name}.weight"], self.p[f"{name}.bias"]
+        return torch.sigmoid((unit(x) * D**0.5 * weight).sum(-1) + bias)[:, None]
 
     def write(self, k: Tensor, v: Tensor) -> None:
         key = unit(torch.einsum("gd,gde->ge", k, self.p["k_map"]))
@@ -143,16 +138,12 @@ def attend(
         else ReferenceCache(W, S, layer.retained.num_retained, CONTEXT)
         for _ in range(G)
     ]
-    gate = None if layer.retained is None else layer.retained.gate
-    turn_back = partial(rotate_back, width=width)
     for t in range(q.shape[1]):
         if memory is not None and t - W >= S:
             memory.write(k[:, t - W], v[:, t - W])
-        share = torch.ones(H) if gate is None else token_gate(gate.weight, gate.bias, q[:, t])
-        by_head = zip(q.chunk(G), bias.chunk(G), weight, share.chunk(G), strict=True)
         parts = [
-            read_token((some, k[g], v[g]), t, caches[g], b, w, own_share, turn_back)
-            for g, (some, b, w, own_share) in enumerate(by_head)
+            read_token((some, k[g], v[g]), t, caches[g], b, w, partial(rotate_back, width=width))
+            for g, (some, b, w) in enumerate(zip(q.chunk(G), bias.chunk(G), weight, strict=True))
         ]
         y = torch.cat(parts)
         out.append((y if memory is None else y + memory.read(q[:, t], G)).flatten())

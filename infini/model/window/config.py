@@ -34,9 +34,6 @@ class WindowConfig(RetrofitConfig):
     # Registered name of the retention policy, which scores the pairs to retain
     policy: str = "decayed_attention"
 
-    # Whether the learned bias on the scores of retained pairs is multiplied by a gate of the query
-    gated_bias: bool = False
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("window", self.window, 1)
@@ -45,9 +42,5 @@ class WindowConfig(RetrofitConfig):
         check_integer("retained", self.retained, 0)
         if not isinstance(self.policy, str):
             raise InputError(f"policy must be the name of a retention policy, got {self.policy!r}")
-        if not isinstance(self.gated_bias, bool):
-            raise InputError(f"gated_bias must be true or false, got {self.gated_bias!r}")
-        if self.gated_bias and not self.retained:
-            raise InputError("gated_bias must be false with retained: 0: there is no bias")
         if self.retained and self.layers == []:
             raise InputError(f"retained must be 0 with layers=[], got {self.retained}")

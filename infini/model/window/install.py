@@ -147,8 +147,7 @@ def _add_layers(
         if index in layers and config.update != "none":
             memory = AssociativeMemory(heads, kv_heads, widths, config.update)
         if index in layers and config.retained:
-            options = config.retained, policy, index, config.gated_bias
-            retained = RetainedPairs(heads, kv_heads, widths, *options)
+            retained = RetainedPairs(heads, kv_heads, widths, config.retained, policy, index)
         if index not in layers and index not in default_layers:
             kept_window = attentions.sliding_windows[index]
         rotation, context = attentions.rotations[index], _longest_text(model)
