@@ -85,12 +85,12 @@ class DocumentTraining:
             for i, (rows, window) in enumerate(zip(order, windows, strict=True))
         ]
 
-    def put_questions(self, text: Pieces, batch: DocumentBatch) -> Pieces:
+    def put_questions(self, batch: DocumentBatch) -> Pieces:
         """Put facts and questions into the batch's documents; their mask is of answers alone."""
         assert self.facts is not None
         assert batch.question_seed is not None
+        text, generator = self.text, torch.Generator().manual_seed(batch.question_seed)
         tokens, mask = text.tokens.clone(), text.mask.clone()
-        generator = torch.Generator().manual_seed(batch.question_seed)
         distance = self.recipe.exact_context(self.segment_length, batch.window)
         for row in batch.rows.tolist():
             real = text.mask[row]
@@ -108,20 +108,7 @@ class DocumentTraining:
         return {}
 
     def validate(self, val: Pieces) -> float:
-        """Return the nats per token of validation documents.
-
-        Where the training asks questions, the nats per token of answers in these documents are
-        added, times `question_weight`.
-        """
-        nats = self.validation_nats(val)
-        if self.recipe.question_share:
-            asked = DocumentBatch(torch.arange(len(val)), question_seed=0)
-            answers = self.validation_nats(self.put_questions(val, asked))
-            nats += self.recipe.question_weight * answers
-        return nats
-
-    def validation_nats(self, val: Pieces) -> float:
-        """Return the nats per scored token of validation documents."""
+        """Return the nats per token of validation documents."""
         return perplexity.score_documents(self.model, val, self.segment_length).mean
 
     def paired_rows(self, rows: Tensor) -> Tensor:
@@ -143,9 +130,7 @@ class DocumentTraining:
 
     def losses(self, batch: DocumentBatch) -> Iterator[Loss]:
         """Yield the losses of a batch, one per chunk."""
-        text = self.text
-        if batch.question_seed is not None:
-            text = self.put_questions(text, batch)
+        text = self.text if batch.question_seed is None else self.put_questions(batch)
         tokens, mask, length = text.tokens, text.mask, text.tokens.shape[1]
         rows, idle = own_rows(batch.rows)
         scored = self.targets(tokens[batch.rows], mask[batch.rows]) != UNSCORED  # (B, T)
@@ -196,7 +181,7 @@ class ControlTraining(DocumentTraining):
     What this training gains is learned from the text, not read from the memory.
     """
 
-    def validation_nats(self, val: Pieces) -> float:
+    def validate(self, val: Pieces) -> float:
         text = val if len(val) > 1 else val + self.text.first(1)  # one document needs another
         score = perplexity.score_documents(self.model, text, self.segment_length, "swapped")
         nats, scored = score.nats[: len(val)], score.scored[: len(val)]

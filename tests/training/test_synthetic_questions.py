@@ -14,7 +14,6 @@ from infini.corpus.haystacks import FactSampler
 from infini.corpus.pieces import Pieces
 from infini.errors import InputError
 from infini.evaluation.config import FullProtocol
-from infini.evaluation.perplexity import score_documents
 from infini.model.base import load_base
 from infini.model.modules import infini_parameters, retained_modules
 from infini.model.retrofit import retrofit
@@ -66,7 +65,7 @@ def test_losses_of_questions_cover_answers_alone(
         DocumentTraining(model, text, L, recipe),
     )
     with_questions = batch(1, 2, question_seed=7)
-    filled = documents.put_questions(documents.text, with_questions)
+    filled = documents.put_questions(with_questions)
     assert torch.equal(filled.tokens[0], text.tokens[0]), "not in this batch"
     changed = filled.tokens != text.tokens
     assert changed[1:].any(1).all()
@@ -83,7 +82,7 @@ def test_losses_of_questions_cover_answers_alone(
         "the batch's seed decides the facts"
     )
     assert not torch.equal(
-        documents.put_questions(documents.text, batch(1, 2, question_seed=8)).tokens, filled.tokens
+        documents.put_questions(batch(1, 2, question_seed=8)).tokens, filled.tokens
     )
     # Batches without questions are as without facts
     (loss,), (same,) = documents.losses(batch(1, 2)), plain.losses(batch(1, 2))
@@ -105,20 +104,6 @@ def test_losses_of_answers_are_cross_entropy_despite_a_teacher(
         one, other = (next(documents.losses(one_batch)) for documents in (with_teacher, alone))
         assert one.items == other.items
         assert torch.equal(one.total, other.total) == same
-
-
-def test_validation_loss_is_of_text_and_weighted_answers(
-    model: PreTrainedModel, facts: FactSampler
-) -> None:
-    val = some_pieces([300, 280], 300)
-    retrofit(model, "window", window=8, sinks=2, retained=4)
-    recipe = window_recipe(question_share=0.5, question_weight=0.25)
-    documents = DocumentTraining(model, val, L, recipe, None, facts)
-    filled = documents.put_questions(val, batch(0, 1, question_seed=0))
-    expected = score_documents(model, val, L).mean + 0.25 * score_documents(model, filled, L).mean
-    assert documents.validate(val) == pytest.approx(expected)
-    plain = DocumentTraining(model, val, L, window_recipe())
-    assert plain.validate(val) == pytest.approx(score_documents(model, val, L).mean)
 
 
 def test_question_weight_scales_the_gradient_of_batches_with_questions_alone(
@@ -170,9 +155,7 @@ def test_questions_lie_beyond_the_exact_context(
     text.tokens.fill_(filler)
     documents = DocumentTraining(model, text, L, recipe, None, facts)
     for seed in range(60):
-        (tokens,) = documents.put_questions(
-            documents.text, batch(0, window=window, question_seed=seed)
-        ).tokens
+        (tokens,) = documents.put_questions(batch(0, window=window, question_seed=seed)).tokens
         first, *_, last = torch.where(tokens != filler)[0].tolist()
         gaps.append(int((tokens[first:last] == filler).sum()))
     assert context <= min(gaps) < 1.2 * context < 100 < max(gaps)
