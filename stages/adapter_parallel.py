@@ -19,9 +19,9 @@ from infini.training.seeds import TrainingResult, TrainingRun, train_seeds
 
 def main(version: str, step: Literal["finetune", "control"] = "finetune") -> None:
     base = params.get("base", Base)
+    processes.set_precision(base.precision)
     length = params.get("data.segment_length", int)
     recipe = params.get(f"adapters.{version}", Adapter)
-    processes.set_precision(recipe.precision or base.precision)
     control = step == "control"
 
     def train(run: TrainingRun) -> TrainingResult:

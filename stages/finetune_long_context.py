@@ -12,9 +12,9 @@ from infini.training.seeds import TrainingResult, TrainingRun, train_seeds
 
 def main(version: str) -> None:
     base = params.get("base", Base)
+    processes.set_precision(base.precision)
     length = params.get("data.segment_length", int)
     recipe = params.get(f"replacements.{version}.finetune", LongRecipe)
-    processes.set_precision(recipe.precision or base.precision)
 
     def train(run: TrainingRun) -> TrainingResult:
         model = load_base(base.model, base.revision).to(processes.device())

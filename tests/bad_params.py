@@ -100,7 +100,6 @@ BAD: list[tuple[Any, Any, str]] = [
     ("adapters.v5.layer.layers", [], " must name at least one layer, got []"),
     ("adapters.v5.layer.update", "forget", " must be one of 'linear', 'delta', 'gated_delta', 'no"),
     ("adapters.v5.layer.retained", -1, " must be ≥ 0, got -1"),
-    ("adapters.v5.precision", "float16", ": Input should be 'float32' or 'bfloat16'"),
     ("adapters.v5.layer.update", "none", "adapters.v5.layer.retained must be ≥ 1 with update: non"),
     ("adapters.v5.objective", "kl", ": Input should be 'cross_entropy' or 'distillation', got 'kl"),
     ("adapters.v5.schedule", "cosine", ": Input should be 'constant' or 'linear', got 'cosine'"),

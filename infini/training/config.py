@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from infini.choices import RETENTION_BLOCK, Objective, Policy, Precision, check_choice
+from infini.choices import RETENTION_BLOCK, Objective, Policy, check_choice
 from infini.errors import InputError, shown
 from infini.model.retrofit_config import RetrofitConfig
 from infini.model.segmented.config import ParallelConfig, ReplaceConfig
@@ -54,8 +54,6 @@ class DocumentRecipe(Recipe):
     # factor of the loss in these batches, the mean over a few answers' tokens; Adam would otherwise
     # scale the steps on plain text down by its much larger gradient
     question_weight: Rate = 1.0
-    # of the products in training; null: base.precision
-    precision: Precision | None = None
     # learning rates over the steps; linear: up during the first fifth, then down to a tenth
     schedule: Literal["constant", "linear"] = "constant"
 
