@@ -8,8 +8,8 @@ process. Any launcher that sets RANK and WORLD_SIZE can start the processes.
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -124,19 +124,6 @@ def set_precision(precision: Precision) -> None:
         if slower > 1:
             log.warning("bfloat16 is %.0f times slower than float32 here: float32 is used", slower)
             _precision = "float32"
-
-
-@contextmanager
-def precision_override(precision: Precision | None) -> Iterator[None]:
-    """Compute the products of `autocast` in another type; None: in the same as before."""
-    global _precision
-    before = _precision
-    if precision is not None:
-        set_precision(precision)
-    try:
-        yield
-    finally:
-        _precision = before
 
 
 def precision() -> Precision:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from infini.choices import RETENTION_BLOCK, Objective, Policy, Precision, check_choice
+from infini.choices import RETENTION_BLOCK, Objective, Policy, check_choice
 from infini.errors import InputError, shown
 from infini.model.retrofit_config import RetrofitConfig
 from infini.model.segmented.config import ParallelConfig, ReplaceConfig
@@ -29,15 +29,11 @@ class Recipe(Section):
     hold_out: bool = True
     # epochs without a lower val loss before training stops; null: never
     patience: Positive | None = None
-    # epoch whose weights are kept; best: of the lowest val loss
-    keep: Literal["best", "last"] = "best"
 
     @model_validator(mode="after")
     def _check_patience(self) -> Self:
         if self.patience is not None and not self.hold_out:
             raise InputError(f"patience must be null with hold_out: false, got {self.patience}")
-        if self.patience is not None and self.keep == "last":
-            raise InputError(f"patience must be null with keep: last, got {self.patience}")
         return self
 
 
@@ -58,8 +54,6 @@ class DocumentRecipe(Recipe):
     # factor of the loss in these batches, the mean over a few answers' tokens; Adam would otherwise
     # scale the steps on plain text down by its much larger gradient
     question_weight: Rate = 1.0
-    # of matrix products in training and its validation; null: base.precision
-    precision: Precision | None = None
     # learning rates over the steps; linear: up during the first fifth, then down to a tenth
     schedule: Literal["constant", "linear"] = "constant"
 

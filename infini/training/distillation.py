@@ -85,7 +85,6 @@ def distill(
         [-(-len(train) // recipe.batch_size)] * recipe.epochs,
         validate=(lambda: mean_squared_error(layer, val)) if recipe.hold_out else None,
         patience=recipe.patience,
-        keep_best=recipe.keep == "best",
     )
     with memory_mode(model, "off"):  # a sample is one segment: no token reads what it would write
         result = fit(task, checkpoint)

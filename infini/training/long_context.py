@@ -293,6 +293,8 @@ def train_on_documents(
     documents = kind(model, train, segment_length, recipe, teacher, facts)
     steps = documents.steps * recipe.epochs
     trained = trained_parameters(model)
+    settings = [run.seed, segment_length, recipe.model_dump(), model.infini_config, kind.__name__]
+    checkpoint = Checkpoint(run.checkpoint_name, fingerprint(settings, inputs, trained))
     task = Task(
         run.title,
         trained,
@@ -302,15 +304,9 @@ def train_on_documents(
         [documents.steps] * recipe.epochs,
         validate=(lambda: documents.validate(val)) if recipe.hold_out else None,
         patience=recipe.patience,
-        keep_best=recipe.keep == "best",
         schedule=partial(linear_schedule, steps)
         if recipe.schedule == "linear"
         else lambda step: 1.0,
     )
-    settings = [run.seed, segment_length, recipe.model_dump(), model.infini_config, kind.__name__]
-    with processes.precision_override(recipe.precision):
-        checkpoint = Checkpoint(run.checkpoint_name, fingerprint(settings, inputs, trained))
-        result = fit(task, checkpoint)
-        precision = recipe.precision and processes.precision()
-    val_size = len(val) if recipe.hold_out else 0
-    return TrainingResult(model, result, len(train), val_size, checkpoint, precision)
+    result = fit(task, checkpoint)
+    return TrainingResult(model, result, len(train), len(val) if recipe.hold_out else 0, checkpoint)

@@ -60,8 +60,6 @@ class Task(Generic[B]):
     validate: Callable[[], float] | None = None
     # epochs without a better validation loss before stopping; None: never
     patience: int | None = None
-    # whether the epoch of the lowest validation loss is kept, not the last
-    keep_best: bool = True
     # factor of every learning rate at a step, which counts from 0
     schedule: Callable[[int], float] = lambda step: 1.0
     # maximum gradient norm
@@ -273,8 +271,7 @@ class _Training(Generic[B]):
         val_loss = task.validate() if task.validate else math.nan
         train_loss = self.epoch.total / self.epoch.count
         row = {"epoch": number, "train_loss": train_loss, "val_loss": val_loss}
-        chosen = task.validate and task.keep_best and fit.curve
-        better = not chosen or val_loss < fit.best["val_loss"]
+        better = not task.validate or not fit.curve or val_loss < fit.best["val_loss"]
         fit.curve.append(row)
         if better:
             fit.best_epoch = number

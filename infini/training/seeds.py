@@ -9,7 +9,6 @@ import pandas as pd
 from transformers import PreTrainedModel
 
 from infini import processes
-from infini.choices import Precision
 from infini.console.stopwatch import Stopwatch
 from infini.evaluation.rounding import write_metrics, write_rounded_csv
 from infini.paths import Version
@@ -47,8 +46,6 @@ class TrainingResult(NamedTuple):
     train_size: int
     val_size: int
     checkpoint: Checkpoint
-    precision: Precision | None = None
-    """Of its products, where the recipe asks for one; float32 if bfloat16 is slow here"""
 
 
 def train_seeds(
@@ -71,7 +68,7 @@ def train_seeds(
     checkpoints: list[Checkpoint] = []
     for seed in seeds:
         run = TrainingRun(Version(name, seed), step)
-        model, fit, train_size, val_size, checkpoint, precision = train(run)
+        model, fit, train_size, val_size, checkpoint = train(run)
         # Called in all processes, as each has a part of a sharded base; the main one writes
         folder = run.version.model_folder(step)
         model.save_pretrained(folder, is_main_process=processes.is_main())
@@ -79,8 +76,6 @@ def train_seeds(
         records[str(seed)] = record = fit.summary(train_size, val_size)
         if val_size and step != "distill":
             record["val_ppl"] = math.exp(min(80.0, record["val_loss"]))
-        if precision is not None:
-            record["bfloat16"] = int(precision == "bfloat16")
         curves.append(fit.table().assign(seed=seed))
         seconds.append(fit.seconds_per_epoch)
         checkpoints.append(checkpoint)

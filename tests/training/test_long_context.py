@@ -1,37 +1,28 @@
 """Training on long documents: losses, gradients through the memory, controls, batches."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from infini import processes
-from infini.choices import Precision
 from infini.evaluation import perplexity
 from infini.evaluation.config import FullProtocol
 from infini.evaluation.losses import cross_entropy, next_token
 from infini.model.architectures import output_head
-from infini.model.base import load_base
 from infini.model.forward import forward_documents, memory_mode
 from infini.model.modules import infini_parameters
 from infini.model.retrofit import retrofit
-from infini.paths import Version
 from infini.training.config import DocumentRecipe, LongRecipe
 from infini.training.long_context import (
     ControlTraining,
     DocumentBatch,
     DocumentTraining,
     linear_schedule,
-    train_on_documents,
 )
-from infini.training.seeds import TrainingRun
 from infini.training.teacher import record_log_probs
-from toy import batch, long_recipe, some_pieces, window_recipe, write_documents
+from toy import batch, long_recipe, some_pieces, window_recipe
 
 L = 16
 WINDOWS = [8, 32, 62]
-RUN = TrainingRun(Version("toy"), "finetune")
 
 
 def contents(batches: list[DocumentBatch]) -> list[tuple[list[int], int | None, int | None]]:
@@ -171,27 +162,3 @@ def test_batches_depend_on_the_seed_alone(model: PreTrainedModel) -> None:
         )
     seeds = [one.question_seed for epoch in first for one in epoch if one.question_seed is not None]
     assert len(set(seeds)) == len(seeds), "no two batches have the same facts"
-
-
-@pytest.mark.parametrize("slow", [False, True])
-def test_precision_of_a_recipe_holds_in_its_training_alone(
-    slow: bool, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_documents([64, 64])
-    monkeypatch.setattr(
-        processes, "_product_seconds", lambda dtype: 1.0 + slow * (dtype == torch.bfloat16)
-    )
-    monkeypatch.setattr(processes, "_precision", "float32")
-
-    def train(precision: Precision | None) -> tuple[Precision | None, float]:
-        model = retrofit(load_base(str(base_folder)), "window", window=8, sinks=2, retained=4)
-        result = train_on_documents(model, window_recipe(precision=precision), L, RUN)
-        assert processes.precision() == "float32"
-        return result.precision, result.fit.best["val_loss"]
-
-    (none, exact), (full, same), (used, rounded) = map(train, (None, "float32", "bfloat16"))
-    assert (none, full, used) == (None, "float32", "float32" if slow else "bfloat16")
-    assert exact == same
-    assert (rounded == exact) == slow
-    assert rounded == pytest.approx(exact, rel=1e-2)

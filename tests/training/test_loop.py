@@ -36,7 +36,6 @@ def quadratic(
     how: Callable[[], None] = lambda: _raise(KeyboardInterrupt),
     patience: int | None = None,
     vals: list[float] | None = None,
-    keep_best: bool = True,
 ) -> tuple[Fit, torch.Tensor]:
     weight = nn.Parameter(torch.tensor([3.0, -2.0]))
     trained = {"w": weight}
@@ -58,7 +57,6 @@ def quadratic(
         [4] * epochs,
         validate=(lambda: next(left)) if vals else None,
         patience=patience,
-        keep_best=keep_best,
     )
     result = fit(task, Checkpoint("quadratic", "key"))
     return result, weight.detach().clone()
@@ -134,14 +132,6 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
     assert (len(result.curve), result.best_epoch, result.stopped_early) == (4, 2, True)
     assert torch.equal(weight, at_two)
     assert result.best["val_loss"] == 1.0
-
-
-def test_keep_last_keeps_the_last_epoch_despite_a_better_one() -> None:
-    _, at_three = quadratic(3)
-    Checkpoint("quadratic", "key").remove()
-    result, weight = quadratic(3, vals=[3.0, 1.0, 2.0], keep_best=False)
-    assert (result.best_epoch, result.best["val_loss"]) == (3, 2.0)
-    assert torch.equal(weight, at_three)
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf, 11.0])

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from transformers import PreTrainedModel
 
-from infini.choices import Precision
 from infini.model.retrofit import retrofit
 from infini.paths import CHECKPOINTS
 from infini.training.checkpoint import Checkpoint
@@ -52,23 +51,6 @@ def test_train_seeds_writes_all_seeds_and_then_removes_checkpoints(
     assert curves.groupby("seed")["train_loss"].sum().to_dict() == {0: 0.0, 6: 9.0}
     times = json.loads(Path("data/times/v1-finetune.json").read_text())
     assert times["seconds_per_epoch"] == 3.5  # of 2 and 5
-
-
-@pytest.mark.parametrize(("precision", "recorded"), [(None, None), ("float32", 0), ("bfloat16", 1)])
-def test_record_says_whether_a_recipe_that_asks_for_bfloat16_got_it(
-    precision: Precision | None,
-    recorded: int | None,
-    model: PreTrainedModel,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    retrofit(model, segment_length=16)
-    curve = [{"epoch": 1, "train_loss": 1.0, "val_loss": 2.0}]
-    result = TrainingResult(model, Fit(curve, 1), 9, 1, Checkpoint("v1", "key"), precision)
-    train_seeds("v1", "finetune", [0], lambda run: result)
-    record = json.loads(Path("reports/training/v1/finetune.json").read_text())["0"]
-    assert record.get("bfloat16") == recorded
 
 
 def test_train_seeds_keeps_checkpoints_when_killed(
