@@ -91,6 +91,6 @@ def test_remote_gives_a_clone_all_results(clone: Clone) -> None:
 
 
 def test_python_code_of_readme_runs(clone: Clone) -> None:
-    code = "\n".join(blocks("README.md", "## Use", "python"))
-    (clone.folder / "snippet.py").write_text(code)
+    retrofit, learned = blocks("README.md", "## Use", "python")
+    (clone.folder / "snippet.py").write_text(f"{retrofit}\n{learned}")
     assert len(clone.run("python snippet.py")) > 20
